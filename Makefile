@@ -1,0 +1,14 @@
+# Each target sets up what it needs; see .ci/setup for what that may install.
+
+.DEFAULT_GOAL := help
+.PHONY: help test demo
+
+help: ## Lists the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+test: ## Checks format, lints and documentation, and runs all tests
+	@.ci/test
+
+demo: ## Shows an edit made with etcdctl reach a running service (DEMO_ONCE=1: and ends)
+	@.ci/setup etcd etcdctl protoc
+	@examples/demo/demo.sh
