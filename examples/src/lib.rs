@@ -1,0 +1,2 @@
+//! Programs that show how a service uses driftless. They live in `src/bin`; this
+//! library is empty.
