@@ -1,0 +1,506 @@
+//! Any format's deserialiser, with the place in the document followed and its words dropped.
+//!
+//! A [`Track`] wraps the deserialiser of a format and everything that it hands out, so that the
+//! target deserialises with [`Failure`] as its error and never sees the format's own error type,
+//! whose text quotes the document. On the way out each level adds where it was. Only names that the
+//! type itself declares are taken from the document, by looking them up in the type's static list:
+//! everything else in a document is a secret, the keys of its maps included.
+//!
+//! Errors cross each level twice, because the format's code runs between ours: *out* of ours it is
+//! an empty error of the format's, with the failure put aside in `aside`; back *in* ours it is the
+//! failure again, and the format's error, which knows line and column by then, is kept in `said`
+//! for the level above.
+
+use std::cell::Cell;
+use std::fmt;
+
+use serde::de::{
+    DeserializeSeed, Deserializer, EnumAccess, Error, MapAccess, SeqAccess, VariantAccess, Visitor,
+};
+
+use super::failure::Failure;
+
+type Aside = Cell<Option<Failure>>;
+type Said<E> = Cell<Option<E>>;
+
+/// A name that the type declares, found in the document.
+type Name = Cell<Option<&'static str>>;
+
+/// Reads from `format`; a failure comes with what the format said last.
+pub(super) fn track<'de, D: Deserializer<'de>, R>(
+    format: D,
+    read: impl FnOnce(Track<'_, D, D::Error>) -> Result<R, Failure>,
+) -> Result<R, (Failure, Option<D::Error>)> {
+    let (aside, said) = (Aside::default(), Cell::new(None));
+    read(Track {
+        inner: format,
+        aside: &aside,
+        said: &said,
+        name: None,
+    })
+    .map_err(|failure| (failure, said.take()))
+}
+
+/// A format's deserialiser.
+pub(super) struct Track<'t, D, E = serde_json::Error> {
+    inner: D,
+    aside: &'t Aside,
+    said: &'t Said<E>,
+    /// Where to put the name that this deserialises, and those to choose from.
+    name: Option<(&'t Name, &'static [&'static str])>,
+}
+
+/// Out of our code into the format's.
+fn leave<E: Error>(aside: &Aside, said: Option<E>, failure: Failure) -> E {
+    aside.set(Some(failure));
+    said.unwrap_or_else(|| E::custom(""))
+}
+
+/// Back into our code.
+fn enter<E>(aside: &Aside, said: &Said<E>, error: E, asked: &'static str) -> Failure {
+    said.set(Some(error));
+    aside.take().unwrap_or_else(|| Failure::by_decoder(asked))
+}
+
+impl<'t, D, E> Track<'t, D, E> {
+    /// Lets the format visit, with the visitor wrapped.
+    fn visit<'de, V: Visitor<'de>>(
+        self,
+        visitor: V,
+        asked: &'static str,
+        names: &'static [&'static str],
+        run: impl FnOnce(D, Visit<'t, V>) -> Result<V::Value, E>,
+    ) -> Result<V::Value, Failure> {
+        let visit = Visit {
+            inner: visitor,
+            aside: self.aside,
+            asked,
+            names,
+            name: self.name,
+        };
+        run(self.inner, visit).map_err(|error| enter(self.aside, self.said, error, asked))
+    }
+}
+
+macro_rules! tracked {
+    ($($method:ident $asked:literal,)*) => {$(
+        fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Failure> {
+            self.visit(visitor, $asked, &[], |format, visit| format.$method(visit))
+        }
+    )*};
+}
+
+impl<'de, D: Deserializer<'de>> Deserializer<'de> for Track<'_, D, D::Error> {
+    type Error = Failure;
+
+    scalars!(tracked);
+
+    tracked! {
+        deserialize_any "another sort of value",
+        deserialize_ignored_any "any value",
+        deserialize_bytes "bytes",
+        deserialize_byte_buf "bytes",
+        deserialize_option "a value or null",
+        deserialize_unit "null",
+        deserialize_seq "a list",
+        deserialize_map "a map",
+    }
+
+    fn deserialize_unit_struct<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, Failure> {
+        self.visit(visitor, "null", &[], |format, visit| {
+            format.deserialize_unit_struct(name, visit)
+        })
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, Failure> {
+        self.visit(visitor, "a value", &[], |format, visit| {
+            format.deserialize_newtype_struct(name, visit)
+        })
+    }
+
+    fn deserialize_tuple<V: Visitor<'de>>(
+        self,
+        len: usize,
+        visitor: V,
+    ) -> Result<V::Value, Failure> {
+        self.visit(visitor, "a list of fixed length", &[], |format, visit| {
+            format.deserialize_tuple(len, visit)
+        })
+    }
+
+    fn deserialize_tuple_struct<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        len: usize,
+        visitor: V,
+    ) -> Result<V::Value, Failure> {
+        self.visit(visitor, "a list of fixed length", &[], |format, visit| {
+            format.deserialize_tuple_struct(name, len, visit)
+        })
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Failure> {
+        self.visit(visitor, "a struct", fields, |format, visit| {
+            format.deserialize_struct(name, fields, visit)
+        })
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        variants: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Failure> {
+        self.visit(visitor, "a variant", variants, |format, visit| {
+            format.deserialize_enum(name, variants, visit)
+        })
+    }
+
+    fn is_human_readable(&self) -> bool {
+        self.inner.is_human_readable()
+    }
+}
+
+/// The target's visitor, as the format sees it.
+struct Visit<'t, V> {
+    inner: V,
+    aside: &'t Aside,
+    asked: &'static str,
+    /// Of the fields or variants within.
+    names: &'static [&'static str],
+    name: Option<(&'t Name, &'static [&'static str])>,
+}
+
+impl<V> Visit<'_, V> {
+    fn note_name(&self, text: &str) {
+        if let Some((name, names)) = self.name {
+            name.set(names.iter().find(|name| **name == text).copied());
+        }
+    }
+}
+
+macro_rules! visited {
+    ($($method:ident $type:ty,)*) => {$(
+        fn $method<E: Error>(self, value: $type) -> Result<V::Value, E> {
+            let visited = self.inner.$method::<Failure>(value);
+            visited.map_err(|failure| leave(self.aside, None, failure.asked(self.asked)))
+        }
+    )*};
+}
+
+macro_rules! visited_text {
+    ($($method:ident $type:ty,)*) => {$(
+        fn $method<E: Error>(self, text: $type) -> Result<V::Value, E> {
+            self.note_name(&text);
+            let visited = self.inner.$method::<Failure>(text);
+            visited.map_err(|failure| leave(self.aside, None, failure.asked(self.asked)))
+        }
+    )*};
+}
+
+macro_rules! visited_nothing {
+    ($($method:ident)*) => {$(
+        fn $method<E: Error>(self) -> Result<V::Value, E> {
+            let visited = self.inner.$method::<Failure>();
+            visited.map_err(|failure| leave(self.aside, None, failure.asked(self.asked)))
+        }
+    )*};
+}
+
+macro_rules! visited_inner {
+    ($($method:ident)*) => {$(
+        fn $method<D: Deserializer<'de>>(self, format: D) -> Result<V::Value, D::Error> {
+            let said = Cell::new(None);
+            let track = Track { inner: format, aside: self.aside, said: &said, name: self.name };
+            let visited = self.inner.$method(track);
+            visited.map_err(|failure| {
+                leave(self.aside, said.take(), failure.asked(self.asked))
+            })
+        }
+    )*};
+}
+
+impl<'de, V: Visitor<'de>> Visitor<'de> for Visit<'_, V> {
+    type Value = V::Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.inner.expecting(f)
+    }
+
+    visited! {
+        visit_bool bool,
+        visit_i8 i8, visit_i16 i16, visit_i32 i32, visit_i64 i64, visit_i128 i128,
+        visit_u8 u8, visit_u16 u16, visit_u32 u32, visit_u64 u64, visit_u128 u128,
+        visit_f32 f32, visit_f64 f64,
+        visit_char char,
+        visit_bytes &[u8], visit_borrowed_bytes &'de [u8], visit_byte_buf Vec<u8>,
+    }
+
+    visited_text! { visit_str &str, visit_borrowed_str &'de str, visit_string String, }
+
+    visited_nothing! { visit_none visit_unit }
+
+    visited_inner! { visit_some visit_newtype_struct }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, access: A) -> Result<V::Value, A::Error> {
+        let said = Cell::new(None);
+        let elements = Elements {
+            inner: access,
+            aside: self.aside,
+            said: &said,
+            index: 0,
+        };
+        let visited = self.inner.visit_seq(elements);
+        visited.map_err(|failure| leave(self.aside, said.take(), failure.asked(self.asked)))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, access: A) -> Result<V::Value, A::Error> {
+        let said = Cell::new(None);
+        let fields = Fields {
+            inner: access,
+            aside: self.aside,
+            said: &said,
+            names: self.names,
+            name: Cell::new(None),
+        };
+        let visited = self.inner.visit_map(fields);
+        visited.map_err(|failure| leave(self.aside, said.take(), failure.asked(self.asked)))
+    }
+
+    fn visit_enum<A: EnumAccess<'de>>(self, access: A) -> Result<V::Value, A::Error> {
+        let said = Cell::new(None);
+        let choice = Choice {
+            inner: access,
+            aside: self.aside,
+            said: &said,
+            names: self.names,
+            name: None,
+        };
+        let visited = self.inner.visit_enum(choice);
+        visited.map_err(|failure| leave(self.aside, said.take(), failure.asked(self.asked)))
+    }
+}
+
+/// Whatever the target wants next of a list, map or variant, as the format sees it.
+struct Seed<'t, S> {
+    inner: S,
+    aside: &'t Aside,
+    name: Option<(&'t Name, &'static [&'static str])>,
+}
+
+impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Seed<'_, S> {
+    type Value = S::Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, format: D) -> Result<S::Value, D::Error> {
+        let said = Cell::new(None);
+        let track = Track {
+            inner: format,
+            aside: self.aside,
+            said: &said,
+            name: self.name,
+        };
+        let made = self.inner.deserialize(track);
+        made.map_err(|failure| leave(self.aside, said.take(), failure))
+    }
+}
+
+/// A list's elements.
+struct Elements<'t, A, E> {
+    inner: A,
+    aside: &'t Aside,
+    said: &'t Said<E>,
+    index: usize,
+}
+
+impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Elements<'_, A, A::Error> {
+    type Error = Failure;
+
+    fn next_element_seed<T: DeserializeSeed<'de>>(
+        &mut self,
+        seed: T,
+    ) -> Result<Option<T::Value>, Failure> {
+        let index = self.index;
+        self.index += 1;
+        let seed = Seed {
+            inner: seed,
+            aside: self.aside,
+            name: None,
+        };
+        let next = self.inner.next_element_seed(seed);
+        next.map_err(|error| {
+            enter(self.aside, self.said, error, "an element").within(&format!("[{index}]"))
+        })
+    }
+
+    fn size_hint(&self) -> Option<usize> {
+        self.inner.size_hint()
+    }
+}
+
+/// What stands for a name that is not the type's but the document's.
+const SOME_ENTRY: &str = "*";
+
+/// A map's entries, or a struct's fields.
+struct Fields<'t, A, E> {
+    inner: A,
+    aside: &'t Aside,
+    said: &'t Said<E>,
+    names: &'static [&'static str],
+    /// Of the field at hand, when the type declares it.
+    name: Name,
+}
+
+impl<'de, A: MapAccess<'de>> MapAccess<'de> for Fields<'_, A, A::Error> {
+    type Error = Failure;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(
+        &mut self,
+        seed: K,
+    ) -> Result<Option<K::Value>, Failure> {
+        self.name.set(None);
+        let seed = Seed {
+            inner: seed,
+            aside: self.aside,
+            name: Some((&self.name, self.names)),
+        };
+        let next = self.inner.next_key_seed(seed);
+        next.map_err(|error| {
+            let failure = enter(self.aside, self.said, error, "a name");
+            if failure.by_decoder {
+                // About the map: it may have ended here.
+                failure
+            } else {
+                failure.within(SOME_ENTRY)
+            }
+        })
+    }
+
+    fn next_value_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<T::Value, Failure> {
+        let seed = Seed {
+            inner: seed,
+            aside: self.aside,
+            name: None,
+        };
+        let next = self.inner.next_value_seed(seed);
+        next.map_err(|error| {
+            enter(self.aside, self.said, error, "a value")
+                .within(self.name.get().unwrap_or(SOME_ENTRY))
+        })
+    }
+
+    fn size_hint(&self) -> Option<usize> {
+        self.inner.size_hint()
+    }
+}
+
+/// A variant: its name before it is known, its content after that.
+struct Choice<'t, A, E> {
+    inner: A,
+    aside: &'t Aside,
+    said: &'t Said<E>,
+    names: &'static [&'static str],
+    name: Option<&'static str>,
+}
+
+impl<'t, A, E> Choice<'t, A, E> {
+    fn seed<S>(&self, seed: S) -> Seed<'t, S> {
+        Seed {
+            inner: seed,
+            aside: self.aside,
+            name: None,
+        }
+    }
+
+    fn visit<V>(&self, visitor: V, fields: &'static [&'static str]) -> Visit<'t, V> {
+        Visit {
+            inner: visitor,
+            aside: self.aside,
+            asked: "a variant's content",
+            names: fields,
+            name: None,
+        }
+    }
+
+    fn failed(aside: &Aside, said: &Said<E>, name: Option<&'static str>, error: E) -> Failure {
+        let failure = enter(aside, said, error, "a variant");
+        match name {
+            Some(name) => failure.within(name),
+            None => failure,
+        }
+    }
+}
+
+impl<'de, 't, A: EnumAccess<'de>> EnumAccess<'de> for Choice<'t, A, A::Error> {
+    type Error = Failure;
+    type Variant = Choice<'t, A::Variant, A::Error>;
+
+    fn variant_seed<T: DeserializeSeed<'de>>(
+        self,
+        seed: T,
+    ) -> Result<(T::Value, Self::Variant), Failure> {
+        let (aside, said) = (self.aside, self.said);
+        let name = Name::default();
+        let seed = Seed {
+            inner: seed,
+            aside,
+            name: Some((&name, self.names)),
+        };
+        match self.inner.variant_seed(seed) {
+            Ok((value, content)) => Ok((
+                value,
+                Choice {
+                    inner: content,
+                    aside,
+                    said,
+                    names: &[],
+                    name: name.get(),
+                },
+            )),
+            Err(error) => Err(Self::failed(aside, said, None, error)),
+        }
+    }
+}
+
+impl<'de, A: VariantAccess<'de>> VariantAccess<'de> for Choice<'_, A, A::Error> {
+    type Error = Failure;
+
+    fn unit_variant(self) -> Result<(), Failure> {
+        let failed = |error| Self::failed(self.aside, self.said, self.name, error);
+        self.inner.unit_variant().map_err(failed)
+    }
+
+    fn newtype_variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<T::Value, Failure> {
+        let seed = self.seed(seed);
+        let failed = |error| Self::failed(self.aside, self.said, self.name, error);
+        self.inner.newtype_variant_seed(seed).map_err(failed)
+    }
+
+    fn tuple_variant<V: Visitor<'de>>(self, len: usize, visitor: V) -> Result<V::Value, Failure> {
+        let visit = self.visit(visitor, &[]);
+        let failed = |error| Self::failed(self.aside, self.said, self.name, error);
+        self.inner.tuple_variant(len, visit).map_err(failed)
+    }
+
+    fn struct_variant<V: Visitor<'de>>(
+        self,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Failure> {
+        let visit = self.visit(visitor, fields);
+        let failed = |error| Self::failed(self.aside, self.said, self.name, error);
+        self.inner.struct_variant(fields, visit).map_err(failed)
+    }
+}
