@@ -1,0 +1,194 @@
+//! Options of a client, validated once. `build()` spawns and dials nothing.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use driftless_proto::v1;
+
+use crate::client::Client;
+use crate::connect::{Connect, Endpoint, Tcp};
+use crate::error::BuildError;
+use crate::transport::Transport;
+
+/// The most bytes that an instance id, a label's name or its value may have, by the contract.
+const MAX_TEXT: usize = 256;
+
+/// The most labels, by the contract.
+const MAX_LABELS: usize = 32;
+
+/// What one range may hold by default, in bytes of keys and values: 256 MiB. Far more than any
+/// configuration, and little enough that a prefix named by mistake does not end the process.
+const DEFAULT_RANGE_LIMIT: usize = 256 * 1024 * 1024;
+
+/// Name and version of this library, for people who look at a server's clients.
+const LIBRARY: &str = concat!("driftless-rust/", env!("CARGO_PKG_VERSION"));
+
+/// Options of a [`Client`].
+///
+/// ```
+/// use driftless_client::Client;
+///
+/// let client = Client::builder()
+///     .endpoint("http://10.0.0.1:7400")
+///     .endpoint("http://10.0.0.2:7400")
+///     .label("service", "shop")
+///     .build()?;
+/// # Ok::<(), driftless_client::BuildError>(())
+/// ```
+#[must_use = "a builder does nothing before `build`"]
+pub struct ClientBuilder {
+    endpoints: Vec<String>,
+    instance: Option<String>,
+    labels: BTreeMap<String, String>,
+    connector: Box<dyn Connect>,
+    range_limit: usize,
+}
+
+impl ClientBuilder {
+    pub(crate) fn new() -> Self {
+        Self {
+            endpoints: Vec::new(),
+            instance: None,
+            labels: BTreeMap::new(),
+            connector: Box::new(Tcp),
+            range_limit: DEFAULT_RANGE_LIMIT,
+        }
+    }
+
+    /// Adds a server, such as `http://127.0.0.1:7400`. At least one is needed. Of several, one is
+    /// chosen at random and kept while it is well.
+    pub fn endpoint(mut self, url: impl Into<String>) -> Self {
+        self.endpoints.push(url.into());
+        self
+    }
+
+    /// Tells this process from others, in the server's list of clients; it should survive
+    /// reconnects. At most 256 bytes. Default: 128 random bits, in hexadecimal.
+    pub fn instance(mut self, id: impl Into<String>) -> Self {
+        self.instance = Some(id.into());
+        self
+    }
+
+    /// Adds a label for people who ask "which services have it?", or replaces the one of that name.
+    /// At most 32, names and values of at most 256 bytes each. Default: none.
+    pub fn label(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.labels.insert(name.into(), value.into());
+        self
+    }
+
+    /// Opens connections with `connector`. Default: TCP.
+    pub fn connector(mut self, connector: impl Connect) -> Self {
+        self.connector = Box::new(connector);
+        self
+    }
+
+    /// The most that one range may hold, in bytes of keys and values, each key counted with an
+    /// overhead of about a hundred. A larger one is refused
+    /// ([`RefusedReason::TooLarge`](crate::RefusedReason::TooLarge)). Default: 256 MiB.
+    pub fn range_limit(mut self, bytes: usize) -> Self {
+        self.range_limit = bytes;
+        self
+    }
+
+    /// Checks the options and makes the client. Spawns nothing and dials nothing: the first watch
+    /// does.
+    ///
+    /// # Errors
+    /// When an option is not valid, or no endpoint was given.
+    pub fn build(self) -> Result<Client, BuildError> {
+        if self.endpoints.is_empty() {
+            return Err(BuildError::NoEndpoint);
+        }
+        let endpoints: Vec<Endpoint> = self
+            .endpoints
+            .iter()
+            .map(|url| Endpoint::parse(url))
+            .collect::<Result<_, _>>()?;
+        let instance = self
+            .instance
+            .unwrap_or_else(|| format!("{:032x}", rand::random::<u128>()));
+        if !(1..=MAX_TEXT).contains(&instance.len()) {
+            return Err(BuildError::Instance {
+                len: instance.len(),
+                max: MAX_TEXT,
+            });
+        }
+        if self.labels.len() > MAX_LABELS {
+            return Err(BuildError::TooManyLabels {
+                count: self.labels.len(),
+                max: MAX_LABELS,
+            });
+        }
+        for (name, value) in &self.labels {
+            if name.is_empty() || name.len() > MAX_TEXT || value.len() > MAX_TEXT {
+                return Err(BuildError::Label {
+                    name: name.chars().take(MAX_TEXT).collect(),
+                    max: MAX_TEXT,
+                });
+            }
+        }
+        let info = v1::ClientInfo {
+            instance,
+            labels: self.labels.into_iter().collect(),
+            library: LIBRARY.to_owned(),
+        };
+        let transport = Transport::new(endpoints, self.connector, info);
+        Ok(Client::new(transport, self.range_limit))
+    }
+}
+
+impl fmt::Debug for ClientBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Endpoints are not validated yet and may hold a password.
+        f.debug_struct("ClientBuilder")
+            .field("endpoints", &self.endpoints.len())
+            .field("instance", &self.instance)
+            .field("labels", &self.labels)
+            .field("range_limit", &self.range_limit)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn builder() -> ClientBuilder {
+        ClientBuilder::new().endpoint("http://h:1")
+    }
+
+    #[test]
+    fn what_the_contract_limits_is_checked() {
+        assert_eq!(
+            ClientBuilder::new().build().err(),
+            Some(BuildError::NoEndpoint)
+        );
+        assert!(builder().instance("i".repeat(256)).build().is_ok());
+        for bad in ["".to_owned(), "i".repeat(257)] {
+            let error = builder().instance(bad).build().err();
+            assert!(matches!(error, Some(BuildError::Instance { .. })));
+        }
+        for (name, value) in [
+            ("", "v"),
+            ("n", &*"v".repeat(257)),
+            (&*"n".repeat(257), "v"),
+        ] {
+            let error = builder().label(name, value).build().err();
+            assert!(matches!(error, Some(BuildError::Label { .. })));
+        }
+        let labelled = |count: usize| {
+            (0..count).fold(builder(), |builder, n| builder.label(n.to_string(), "v"))
+        };
+        assert!(labelled(32).build().is_ok());
+        assert!(matches!(
+            labelled(33).build().err(),
+            Some(BuildError::TooManyLabels { count: 33, .. })
+        ));
+    }
+
+    #[test]
+    fn building_needs_no_runtime() {
+        assert!(tokio::runtime::Handle::try_current().is_err());
+        assert!(builder().build().is_ok());
+    }
+}

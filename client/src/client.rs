@@ -1,0 +1,85 @@
+//! The handle that everything begins with.
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+
+use crate::builder::ClientBuilder;
+use crate::entries::EntriesBuilder;
+use crate::error::BuildError;
+use crate::get::GetBuilder;
+use crate::range::IntoRange;
+use crate::registry::Registry;
+use crate::transport::Transport;
+use crate::watcher::WatchBuilder;
+
+/// Reads configuration from driftless servers. Cheap to clone; clones share connections and
+/// streams.
+///
+/// It holds neither a task nor a socket while nothing is watched. Watchers keep what they need alive
+/// by themselves: they go on when the last `Client` is dropped.
+#[derive(Clone)]
+pub struct Client {
+    transport: Arc<Transport>,
+    registry: Arc<Registry>,
+    range_limit: usize,
+}
+
+impl Client {
+    /// A client of the one server at `endpoint`, such as `http://127.0.0.1:7400`, with the default
+    /// options. Validates and dials nothing.
+    ///
+    /// # Errors
+    /// When the endpoint is no URL that can be dialled.
+    pub fn connect(endpoint: impl AsRef<str>) -> Result<Self, BuildError> {
+        Self::builder().endpoint(endpoint.as_ref()).build()
+    }
+
+    /// Options for a client.
+    pub fn builder() -> ClientBuilder {
+        ClientBuilder::new()
+    }
+
+    pub(crate) fn new(transport: Transport, range_limit: usize) -> Self {
+        let transport = Arc::new(transport);
+        let registry = Registry::new(Arc::clone(&transport), range_limit);
+        Self {
+            transport,
+            registry: Arc::new(registry),
+            range_limit,
+        }
+    }
+
+    /// Watches a value: one key, or everything under a prefix as one struct or map. Await it for a
+    /// [`Watcher`](crate::Watcher) that holds the first good value.
+    pub fn watch<T>(&self, range: impl IntoRange) -> WatchBuilder<T>
+    where
+        T: DeserializeOwned + Send + Sync + 'static,
+    {
+        WatchBuilder::new(Arc::clone(&self.registry), range.into_range())
+    }
+
+    /// Watches keys and their values as they are. Await it for an
+    /// [`EntriesWatcher`](crate::EntriesWatcher) that is in sync.
+    pub fn entries(&self, range: impl IntoRange) -> EntriesBuilder {
+        EntriesBuilder::new(Arc::clone(&self.registry), range.into_range())
+    }
+
+    /// Reads a range once. Await it for its [`Entries`](crate::Entries).
+    pub fn get(&self, range: impl IntoRange) -> GetBuilder {
+        GetBuilder::new(
+            Arc::clone(&self.transport),
+            range.into_range(),
+            self.range_limit,
+        )
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client")
+            .field("transport", &self.transport)
+            .finish_non_exhaustive()
+    }
+}

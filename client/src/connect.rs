@@ -1,0 +1,215 @@
+//! How bytes reach a server: plain TCP, or whatever the caller brings.
+//!
+//! This module opens byte streams and knows nothing of what travels on them.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+
+use crate::error::BuildError;
+
+/// A byte stream to a server.
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+/// A byte stream in the making. Dropping it gives up.
+pub type Connecting = Pin<Box<dyn Future<Output = io::Result<Box<dyn Io>>> + Send>>;
+
+/// Opens byte streams to servers.
+///
+/// The library dials TCP by itself; a connector of one's own is for tests (over
+/// [`tokio::io::duplex`]) and for networks that need more than a host and a port. It is called once
+/// per attempt, and the attempt is dropped after 5 s.
+pub trait Connect: Send + Sync + 'static {
+    /// Opens a stream to `endpoint`.
+    fn connect(&self, endpoint: &Endpoint) -> Connecting;
+}
+
+impl<F> Connect for F
+where
+    F: Fn(&Endpoint) -> Connecting + Send + Sync + 'static,
+{
+    fn connect(&self, endpoint: &Endpoint) -> Connecting {
+        self(endpoint)
+    }
+}
+
+/// Where a server is. Valid by construction.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Endpoint {
+    uri: http::Uri,
+    host: String,
+    port: u16,
+}
+
+impl Endpoint {
+    /// The port of an URL that names none, as everywhere with `http://`.
+    const DEFAULT_PORT: u16 = 80;
+
+    pub(crate) fn parse(url: &str) -> Result<Self, BuildError> {
+        let bad = |problem| BuildError::Endpoint {
+            url: shown(url),
+            problem,
+        };
+        let uri: http::Uri = url.parse().map_err(|_| bad("is not a URL"))?;
+        match uri.scheme_str() {
+            Some("http") => {}
+            Some("https") => return Err(BuildError::TlsUnsupported { url: shown(url) }),
+            Some(_) => return Err(bad("has a scheme other than http")),
+            None => return Err(bad("names no scheme")),
+        }
+        let authority = uri.authority().ok_or_else(|| bad("names no host"))?;
+        if authority.as_str().contains('@') {
+            return Err(bad("holds a user name, which is not supported"));
+        }
+        if !matches!(
+            uri.path_and_query().map(|path| path.as_str()),
+            None | Some("/")
+        ) {
+            return Err(bad("has a path, which is not supported"));
+        }
+        let host = authority.host();
+        let host = host
+            .strip_prefix('[')
+            .and_then(|host| host.strip_suffix(']'))
+            .unwrap_or(host);
+        if host.is_empty() {
+            return Err(bad("names no host"));
+        }
+        let port = match authority.as_str().strip_prefix(authority.host()) {
+            Some("") => Self::DEFAULT_PORT,
+            _ => authority
+                .port_u16()
+                .ok_or_else(|| bad("has no valid port"))?,
+        };
+        let host = host.to_owned();
+        Ok(Self { uri, host, port })
+    }
+
+    /// The host: a name or an address, without the brackets of an IPv6 one.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// The TCP port.
+    pub const fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub(crate) const fn uri(&self) -> &http::Uri {
+        &self.uri
+    }
+}
+
+impl fmt::Display for Endpoint {
+    /// The URL, without the slash at its end.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let authority = self
+            .uri
+            .authority()
+            .map_or("", |authority| authority.as_str());
+        write!(f, "http://{authority}")
+    }
+}
+
+/// The URL without what may be a password: everything before the last `@`.
+fn shown(url: &str) -> String {
+    match url.rsplit_once('@') {
+        Some((_, host)) => format!("...@{host}"),
+        None => url.to_owned(),
+    }
+}
+
+/// Dials TCP.
+///
+/// A host name is looked up on tokio's blocking pool; a look-up that runs cannot be cancelled and
+/// outlives a dropped attempt by as long as the resolver takes. An address is not looked up.
+pub(crate) struct Tcp;
+
+impl Connect for Tcp {
+    fn connect(&self, endpoint: &Endpoint) -> Connecting {
+        let (host, port) = (endpoint.host.clone(), endpoint.port);
+        Box::pin(async move {
+            let stream = TcpStream::connect((host.as_str(), port)).await?;
+            // Requests are small and waited for: they must not sit in the kernel.
+            stream.set_nodelay(true)?;
+            Ok(Box::new(stream) as Box<dyn Io>)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_that_can_be_dialled() {
+        for (url, host, port, shown) in [
+            (
+                "http://127.0.0.1:7400",
+                "127.0.0.1",
+                7400,
+                "http://127.0.0.1:7400",
+            ),
+            ("http://[::1]:7400/", "::1", 7400, "http://[::1]:7400"),
+            ("http://[::1]", "::1", 80, "http://[::1]"),
+            (
+                "http://config.example",
+                "config.example",
+                80,
+                "http://config.example",
+            ),
+            (
+                "HTTP://config.example:1",
+                "config.example",
+                1,
+                "http://config.example:1",
+            ),
+        ] {
+            let endpoint = Endpoint::parse(url).unwrap();
+            assert_eq!((endpoint.host(), endpoint.port()), (host, port), "{url}");
+            assert_eq!(endpoint.to_string(), shown);
+        }
+    }
+
+    #[test]
+    fn endpoints_that_cannot() {
+        for url in [
+            "",
+            "/path",
+            "127.0.0.1:7400",
+            "localhost",
+            "ftp://h:1",
+            "http://",
+            "http://:7400",
+            "http://h:99999",
+            "http://h:",
+            "http://h:1/path",
+            "http://h:1/?q",
+            "http://h h",
+        ] {
+            let error = Endpoint::parse(url).unwrap_err();
+            assert!(
+                matches!(error, BuildError::Endpoint { .. }),
+                "{url}: {error}"
+            );
+        }
+        assert!(matches!(
+            Endpoint::parse("https://h:1"),
+            Err(BuildError::TlsUnsupported { .. })
+        ));
+    }
+
+    #[test]
+    fn a_password_is_not_repeated() {
+        for url in ["http://me:CANARY@h:1", "https://me:CANARY@h:1", "CANARY@"] {
+            let error = Endpoint::parse(url).unwrap_err();
+            assert!(!format!("{error} {error:?}").contains("CANARY"));
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! What can go wrong, and whether trying again helps.
+//!
+//! No error here carries a value, nor the text of a decoder's error: decoders quote what they could
+//! not read.
+
+use std::fmt;
+use std::time::Duration;
+
+use driftless_proto::RangeError;
+
+use crate::decode::Rejection;
+
+/// Why a client cannot be built from these options. Trying again does not help.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// No endpoint was given.
+    #[error("no endpoint was given; name one, such as \"http://127.0.0.1:7400\"")]
+    NoEndpoint,
+    /// An endpoint is no URL that can be dialled.
+    #[error("endpoint \"{url}\" {problem}; it should look like \"http://127.0.0.1:7400\"")]
+    Endpoint {
+        /// The endpoint as it was given, without a password that it may have held.
+        url: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// The endpoint asks for TLS.
+    #[error("endpoint \"{url}\" asks for TLS, which this build does not support; use http://")]
+    TlsUnsupported {
+        /// The endpoint as it was given.
+        url: String,
+    },
+    /// The instance id is empty or longer than the contract allows.
+    #[error("the instance id is {len} bytes long; 1 to {max} are allowed")]
+    Instance {
+        /// Its length in bytes.
+        len: usize,
+        /// The most that is allowed, in bytes.
+        max: usize,
+    },
+    /// There are more labels than the contract allows.
+    #[error("there are {count} labels; at most {max} are allowed")]
+    TooManyLabels {
+        /// How many there are.
+        count: usize,
+        /// The most that are allowed.
+        max: usize,
+    },
+    /// A label's name or value is longer than the contract allows, or its name is empty.
+    #[error("label \"{name}\" is too long or has no name; names and values take up to {max} bytes")]
+    Label {
+        /// The label's name, cut to what is allowed.
+        name: String,
+        /// The most that is allowed, in bytes.
+        max: usize,
+    },
+}
+
+impl BuildError {
+    /// Whether trying again with the same options can succeed: never.
+    pub const fn is_retryable(&self) -> bool {
+        false
+    }
+}
+
+/// A server's refusal to serve a range: asking again is likely to get the same answer until
+/// somebody changes something.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+#[error("{reason}: {message}")]
+pub struct Refused {
+    /// What kind of refusal.
+    pub reason: RefusedReason,
+    /// What the server says about it.
+    pub message: String,
+}
+
+/// The kinds of refusals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum RefusedReason {
+    /// The range lies under no prefix that the server serves.
+    NotServed,
+    /// The request is not valid.
+    Invalid,
+    /// This client may not read the range.
+    Denied,
+    /// The server does not know who this client is.
+    Unauthenticated,
+    /// The two ends do not speak the same version, or the endpoint is no driftless server.
+    Incompatible,
+    /// The range holds more than this client's limit
+    /// ([`ClientBuilder::range_limit`](crate::ClientBuilder::range_limit)).
+    TooLarge,
+}
+
+impl fmt::Display for RefusedReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotServed => "the range is not served",
+            Self::Invalid => "the request is not valid",
+            Self::Denied => "the range may not be read",
+            Self::Unauthenticated => "the server does not know this client",
+            Self::Incompatible => "the endpoint does not speak this version",
+            Self::TooLarge => "the range is too large for this client",
+        })
+    }
+}
+
+/// Why a watch could not begin.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum WatchError {
+    /// What was named is not a range.
+    #[error(transparent)]
+    Range(#[from] RangeError),
+    /// The server refused.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// There was no good value in time, and no default.
+    #[error("no value within {within:?}: {why}")]
+    NoFirstValue {
+        /// How long it was waited for.
+        within: Duration,
+        /// What stood in the way at the end.
+        why: NoValue,
+    },
+    /// The subscription ended while it was waited for.
+    #[error(transparent)]
+    Closed(#[from] Closed),
+}
+
+impl WatchError {
+    /// Whether the same call may succeed later without anybody changing the call.
+    pub const fn is_retryable(&self) -> bool {
+        match self {
+            Self::NoFirstValue { .. } => true,
+            Self::Range(_) | Self::Refused(_) | Self::Closed(_) => false,
+        }
+    }
+}
+
+/// What stands between a watch and its first value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum NoValue {
+    /// No server could be reached, or none has answered in full.
+    NotConnected {
+        /// The last thing that went wrong.
+        last_error: Option<String>,
+    },
+    /// The key does not exist, and the type has nothing to say that with: use `Option`, or give a
+    /// default.
+    Missing,
+    /// The value is there and is no good.
+    Rejected(Rejection),
+}
+
+impl fmt::Display for NoValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotConnected { last_error: None } => f.write_str("no server has answered"),
+            Self::NotConnected {
+                last_error: Some(error),
+            } => write!(f, "no server has answered: {error}"),
+            Self::Missing => f.write_str("the key does not exist"),
+            Self::Rejected(rejection) => write!(f, "the value was refused: {rejection}"),
+        }
+    }
+}
+
+/// A watcher will not see another change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Closed {
+    /// The server took back the right to the range and asked for its copies to be deleted.
+    #[error("the right to read this range was taken back")]
+    Revoked,
+    /// The task that served the watcher is gone, because its runtime was shut down.
+    #[error("the runtime that served this watcher is gone")]
+    Ended,
+}
+
+impl Closed {
+    /// Whether a new watch may succeed without anybody changing something: never.
+    pub const fn is_retryable(&self) -> bool {
+        false
+    }
+}
+
+/// Why a `get` has no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum GetError {
+    /// What was named is not a range.
+    #[error(transparent)]
+    Range(#[from] RangeError),
+    /// The server refused.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// There was no complete answer in time.
+    #[error("no answer within {after:?}")]
+    TimedOut {
+        /// The limit that was set.
+        after: Duration,
+    },
+    /// No server could be reached, or it could not answer now.
+    #[error("no server could answer: {message}")]
+    Unavailable {
+        /// What went wrong.
+        message: String,
+    },
+    /// The answer breaks the contract.
+    #[error("the answer cannot be used: {message}")]
+    BadAnswer {
+        /// What is wrong with it.
+        message: String,
+    },
+}
+
+impl GetError {
+    /// Whether the same call may succeed later without anybody changing the call.
+    pub const fn is_retryable(&self) -> bool {
+        match self {
+            Self::TimedOut { .. } | Self::Unavailable { .. } => true,
+            Self::Range(_) | Self::Refused(_) | Self::BadAnswer { .. } => false,
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! Reading a range once.
+
+use std::fmt;
+use std::future::IntoFuture;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use driftless_proto::apply::Refusal;
+use driftless_proto::v1::{self, watch_response::Frame};
+use driftless_proto::{KeyRange, RangeError};
+
+use crate::entries::Entries;
+use crate::error::{GetError, Refused, RefusedReason};
+use crate::replica::{Applied, Replica};
+use crate::transport::{CallError, Transport};
+
+/// How long an answer may take by default: a server answers from memory.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Options of a single read; await it.
+///
+/// # Cancel safety
+/// Dropping it, or the future that it becomes, at any point ends all that it caused.
+#[must_use = "nothing is read before it is awaited"]
+pub struct GetBuilder {
+    transport: Arc<Transport>,
+    range: Result<KeyRange, RangeError>,
+    limit: usize,
+    timeout: Duration,
+}
+
+impl GetBuilder {
+    pub(crate) const fn new(
+        transport: Arc<Transport>,
+        range: Result<KeyRange, RangeError>,
+        limit: usize,
+    ) -> Self {
+        Self {
+            transport,
+            range,
+            limit,
+            timeout: DEFAULT_TIMEOUT,
+        }
+    }
+
+    /// How long it may take altogether, connecting included. Default: 10 s.
+    pub const fn timeout(mut self, limit: Duration) -> Self {
+        self.timeout = limit;
+        self
+    }
+}
+
+impl IntoFuture for GetBuilder {
+    type Output = Result<Entries, GetError>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
+
+    /// Asks once, on the connection that the client's watchers use, if there is one. A failure is
+    /// returned at once and not retried.
+    ///
+    /// # Cancel safety
+    /// Dropping the future ends the call.
+    ///
+    /// # Panics
+    /// When it is polled outside of a tokio runtime.
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move {
+            let range = self.range?;
+            let after = self.timeout;
+            tokio::time::timeout(after, get(&self.transport, range, self.limit))
+                .await
+                .unwrap_or(Err(GetError::TimedOut { after }))
+        })
+    }
+}
+
+impl fmt::Debug for GetBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GetBuilder")
+            .field("range", &self.range)
+            .field("timeout", &self.timeout)
+            .finish_non_exhaustive()
+    }
+}
+
+async fn get(transport: &Transport, range: KeyRange, limit: usize) -> Result<Entries, GetError> {
+    let connection = transport.connection().await.map_err(failed)?;
+    let request = v1::GetRequest {
+        range: Some((&range).into()),
+        client: Some(transport.info().clone()),
+    };
+    let answer = async {
+        let mut chunks = connection.get(request).await?;
+        let mut replica = Replica::new(range, limit);
+        // One state stands alone: what history it belongs to makes no difference.
+        replica.begin(&v1::Hello::default());
+        while let Some(response) = chunks.next().await? {
+            let chunk = response.snapshot.map(Frame::Snapshot);
+            match chunk.map(|chunk| replica.apply(chunk)) {
+                None | Some(Ok(Applied::Nothing)) => {}
+                Some(Ok(Applied::Changed | Applied::Confirmed)) => {
+                    return Ok(Ok(replica.entries().cloned().unwrap_or_default()));
+                }
+                Some(Err(refusal)) => return Ok(Err(refused(&refusal))),
+            }
+        }
+        Ok::<_, CallError>(Err(GetError::BadAnswer {
+            message: "it ended before it was complete".to_owned(),
+        }))
+    };
+    match answer.await {
+        Ok(answer) => answer,
+        Err(error) => {
+            // The next call is not to find out the same way.
+            if error.lost {
+                connection.retire();
+            }
+            Err(failed(error))
+        }
+    }
+}
+
+fn failed(error: CallError) -> GetError {
+    let CallError {
+        refused, message, ..
+    } = error;
+    match refused {
+        Some(reason) => Refused { reason, message }.into(),
+        None => GetError::Unavailable { message },
+    }
+}
+
+fn refused(refusal: &Refusal) -> GetError {
+    let message = refusal.to_string();
+    match refusal {
+        Refusal::TooLarge { .. } => Refused {
+            reason: RefusedReason::TooLarge,
+            message,
+        }
+        .into(),
+        _ => GetError::BadAnswer { message },
+    }
+}

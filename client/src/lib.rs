@@ -1,0 +1,72 @@
+//! Configuration from etcd, as a typed value that is always current.
+//!
+//! A driftless server watches etcd and pushes what changes; this library holds the state of the
+//! ranges that a process watches, proves with a digest that it is the server's, and shows it as
+//! typed values.
+//!
+//! ```no_run
+//! use driftless_client::Client;
+//!
+//! #[derive(serde::Deserialize)]
+//! struct Limits {
+//!     rps: u32,
+//! }
+//!
+//! # fn serve(_rps: u32) {}
+//! # async fn service() -> Result<(), Box<dyn std::error::Error>> {
+//! let client = Client::connect("http://127.0.0.1:7400")?; // validates; dials nothing yet
+//! let mut limits = client.watch::<Limits>("/config/shop/limits").await?; // holds the first value
+//! loop {
+//!     serve(limits.load().rps); // wait-free, from any thread
+//!     limits.changed().await?; // dropping this future loses nothing
+//! }
+//! // dropping `limits` ends everything that it caused
+//! # }
+//! ```
+//!
+//! # What it promises
+//!
+//! * **The last good value wins.** A value that does not decode or validate is refused, shown in
+//!   [`Status`], reported to the server, and never replaces a good one.
+//! * **It outlives everything.** With the server or etcd gone, readers keep what they have; the
+//!   library reconnects with jittered backoff and resumes with what changed meanwhile.
+//! * **What is dropped is gone.** Watchers of one range share one stream and one task; dropping the
+//!   last ends both at once, whatever they were doing. A [`Client`] that nobody uses holds neither a
+//!   task nor a socket.
+//! * **Values stay private.** They appear in no log, error or `Debug` of this library.
+//!
+//! # What to use
+//!
+//! [`Client::watch`] for a value, [`Client::entries`] for keys and their changes (tools), and
+//! [`Client::get`] for one look. All of them need a tokio runtime with I/O and time enabled.
+
+mod builder;
+mod cell;
+mod client;
+mod connect;
+mod decode;
+mod entries;
+mod error;
+mod get;
+mod range;
+mod registry;
+mod replica;
+mod report;
+mod sink;
+mod status;
+mod subscription;
+mod transport;
+mod watcher;
+
+pub use builder::ClientBuilder;
+pub use cell::Loaded;
+pub use client::Client;
+pub use connect::{Connect, Connecting, Endpoint, Io};
+pub use decode::{Rejection, RejectionKind};
+pub use driftless_proto::{Entry, Key, KeyRange, RangeError, Revision};
+pub use entries::{Entries, EntriesBuilder, EntriesChange, EntriesWatcher, EntryChange};
+pub use error::{BuildError, Closed, GetError, NoValue, Refused, RefusedReason, WatchError};
+pub use get::GetBuilder;
+pub use range::IntoRange;
+pub use status::{RejectedState, State, Status};
+pub use watcher::{Changed, WatchBuilder, Watcher};

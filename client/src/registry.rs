@@ -1,0 +1,147 @@
+//! Which ranges are being watched, so that all watchers of one range cost one stream.
+//!
+//! It refers to subscriptions weakly: it shares them and never keeps one alive.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use driftless_proto::KeyRange;
+
+use crate::subscription::Shared;
+use crate::transport::Transport;
+
+/// The subscriptions of one client.
+pub(crate) struct Registry {
+    transport: Arc<Transport>,
+    range_limit: usize,
+    shared: Mutex<HashMap<KeyRange, Weak<Shared>>>,
+}
+
+impl Registry {
+    pub(crate) fn new(transport: Arc<Transport>, range_limit: usize) -> Self {
+        Self {
+            transport,
+            range_limit,
+            shared: Mutex::default(),
+        }
+    }
+
+    /// The subscription to `range`: the one there is, or a new one.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub(crate) fn subscribe(self: &Arc<Self>, range: KeyRange) -> Arc<Shared> {
+        // Declared before the lock, so dropped after it: dropping the last reference locks too.
+        let found;
+        let mut shared = self.lock();
+        found = shared.get(&range).and_then(Weak::upgrade);
+        if let Some(found) = &found
+            && !found.is_closed()
+        {
+            return Arc::clone(found);
+        }
+        // Either nobody watches the range, or the last watcher is being dropped in this moment, or
+        // the subscription is over. In no case can it be revived; the new one takes its place.
+        let new = Arc::new(Shared::begin(
+            range.clone(),
+            self.range_limit,
+            Arc::clone(&self.transport),
+            Arc::downgrade(self),
+        ));
+        shared.insert(range, Arc::downgrade(&new));
+        new
+    }
+
+    /// Removes a subscription that is being dropped, unless another one has taken its place.
+    pub(crate) fn forget(&self, dropped: &Shared) {
+        let mut shared = self.lock();
+        if let Some(found) = shared.get(dropped.range())
+            // The address is not used again before `dropped` is gone.
+            && std::ptr::eq(found.as_ptr(), dropped)
+        {
+            shared.remove(dropped.range());
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<KeyRange, Weak<Shared>>> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use driftless_proto::v1;
+
+    use super::*;
+    use crate::connect::{Connecting, Endpoint};
+
+    fn registry() -> Arc<Registry> {
+        let nowhere = |_: &Endpoint| Box::pin(std::future::pending()) as Connecting;
+        let endpoint = Endpoint::parse("http://h:1").unwrap();
+        let info = v1::ClientInfo::default();
+        let transport = Transport::new(vec![endpoint], Box::new(nowhere), info);
+        Arc::new(Registry::new(Arc::new(transport), 1))
+    }
+
+    fn tasks() -> usize {
+        tokio::runtime::Handle::current()
+            .metrics()
+            .num_alive_tasks()
+    }
+
+    #[tokio::test]
+    async fn watchers_of_a_range_share_one_subscription_and_one_task() {
+        let (registry, before) = (registry(), tasks());
+        let key = KeyRange::key("/a").unwrap();
+        let one = registry.subscribe(key.clone());
+        let two = registry.subscribe(key.clone());
+        assert!(Arc::ptr_eq(&one, &two));
+        assert_eq!(tasks(), before + 1);
+        let prefix = registry.subscribe(KeyRange::prefix("/a").unwrap());
+        assert!(!Arc::ptr_eq(&one, &prefix));
+        drop((one, prefix));
+        assert_eq!(registry.lock().len(), 1);
+        drop(two);
+        assert!(registry.lock().is_empty());
+    }
+
+    #[tokio::test]
+    async fn one_that_is_being_dropped_does_not_remove_its_successor() {
+        let registry = registry();
+        let key = KeyRange::key("/a").unwrap();
+        let old = registry.subscribe(key.clone());
+        // What another thread does between the last reference's end and its `Drop`.
+        registry.lock().insert(key.clone(), Weak::new());
+        let new = registry.subscribe(key.clone());
+        assert!(!Arc::ptr_eq(&old, &new));
+        drop(old);
+        assert!(Arc::ptr_eq(&new, &registry.subscribe(key)));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn dropping_and_subscribing_at_once_leaves_nothing_behind() {
+        let (registry, before) = (registry(), tasks());
+        let key = KeyRange::key("/a").unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                let handle = tokio::runtime::Handle::current();
+                let (registry, key) = (&registry, &key);
+                scope.spawn(move || {
+                    let _runtime = handle.enter();
+                    for _ in 0..1000 {
+                        let shared = registry.subscribe(key.clone());
+                        assert!(!shared.is_closed());
+                    }
+                });
+            }
+        });
+        assert!(registry.lock().is_empty());
+        tokio::time::timeout(std::time::Duration::from_secs(5), async {
+            while tasks() > before {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .unwrap();
+    }
+}

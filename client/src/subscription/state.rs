@@ -1,0 +1,423 @@
+//! A subscription as a state machine: when to connect, how long to wait, when to give up.
+//!
+//! Pure: no I/O, no clock and no randomness of its own. The task tells it what happened, and when;
+//! it says what to wait for.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// From a call's begin to its first frame. A server answers from memory; what takes longer is stuck.
+const FIRST_FRAME: Duration = Duration::from_secs(10);
+
+/// The progress interval of a server that does not say its own.
+const DEFAULT_PROGRESS: Duration = Duration::from_secs(10);
+
+/// How many progress intervals may pass in silence: two lost in a row are bad luck, three are an
+/// answer.
+const SILENT_INTERVALS: u32 = 3;
+
+/// Bounds of the silence that is put up with, whatever the server says: a garbled interval must
+/// neither make a client reconnect all the time nor wait for hours.
+const SILENCE: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(600);
+
+/// What the first backoff is drawn from.
+const BACKOFF_BASE: Duration = Duration::from_millis(100);
+
+/// What later ones are drawn from at most: how long after its server's return a client is back.
+const BACKOFF_CAP: Duration = Duration::from_secs(5);
+
+/// How long a stream has to be live for the next backoff to start from the base again. Longer than
+/// the cap, so that a stream that ends right after it began does not count as success.
+const STEADY: Duration = Duration::from_secs(10);
+
+/// Where a subscription is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Waits for a connection, which has limits of its own.
+    Connecting,
+    /// Has asked, and waits for the first frame.
+    Asking { until: Instant },
+    /// Has the first frame, and waits for the rest of the answer.
+    Syncing { silence: Duration, until: Instant },
+    /// Holds what the server holds.
+    Live {
+        silence: Duration,
+        until: Instant,
+        since: Instant,
+    },
+    /// Waits before the next attempt.
+    Backoff { until: Instant },
+    /// Was refused, and waits before it asks again.
+    Refused { until: Instant },
+}
+
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// There is a connection, and the question is on its way.
+    Asked,
+    /// The first frame. Zero: the server does not say.
+    Hello { progress_interval: Duration },
+    /// Any other frame.
+    Heard,
+    /// What is held is proven to be what the server holds.
+    InSync,
+    /// The attempt or the stream ended, well or not.
+    Ended { cause: Cause, at_least: Duration },
+    /// The time that the phase waits for is up.
+    Expired,
+}
+
+/// Why an attempt or a stream ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cause {
+    /// Anything that may be better next time: a clean end too.
+    Over,
+    /// What is held differs from what the server holds, and is of no use as a base.
+    Differs,
+    /// The server said no.
+    Refused,
+}
+
+/// The state machine.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    phase: Phase,
+    /// Ends since a stream was last live for [`STEADY`].
+    failures: u32,
+    /// The next question is asked with nothing in hand.
+    fresh: bool,
+    streams: u64,
+    diverged: u64,
+}
+
+impl Machine {
+    pub(crate) const fn new() -> Self {
+        Self {
+            phase: Phase::Connecting,
+            failures: 0,
+            fresh: false,
+            streams: 0,
+            diverged: 0,
+        }
+    }
+
+    pub(crate) const fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// When [`Event::Expired`] is due. `None` while connecting, which ends by itself.
+    pub(crate) const fn deadline(&self) -> Option<Instant> {
+        match self.phase {
+            Phase::Connecting => None,
+            Phase::Asking { until }
+            | Phase::Syncing { until, .. }
+            | Phase::Live { until, .. }
+            | Phase::Backoff { until }
+            | Phase::Refused { until } => Some(until),
+        }
+    }
+
+    /// Whether the question must not say what is held.
+    pub(crate) const fn fresh(&self) -> bool {
+        self.fresh
+    }
+
+    /// Streams that were begun after the first.
+    pub(crate) const fn reconnects(&self) -> u64 {
+        self.streams.saturating_sub(1)
+    }
+
+    /// How often what was held differed from what the server held.
+    pub(crate) const fn diverged(&self) -> u64 {
+        self.diverged
+    }
+
+    /// Moves on. `jitter` is a random number, at least 0 and below 1.
+    pub(crate) fn step(&mut self, event: Event, now: Instant, jitter: f64) {
+        self.phase = match (self.phase, event) {
+            (Phase::Connecting, Event::Asked) => Phase::Asking {
+                until: now + FIRST_FRAME,
+            },
+            (Phase::Asking { .. }, Event::Hello { progress_interval }) => {
+                self.streams += 1;
+                let interval = if progress_interval.is_zero() {
+                    DEFAULT_PROGRESS
+                } else {
+                    progress_interval
+                };
+                let silence = (interval * SILENT_INTERVALS).clamp(*SILENCE.start(), *SILENCE.end());
+                Phase::Syncing {
+                    silence,
+                    until: now + silence,
+                }
+            }
+            (Phase::Syncing { silence, .. }, Event::Heard) => Phase::Syncing {
+                silence,
+                until: now + silence,
+            },
+            (Phase::Syncing { silence, .. }, Event::InSync) => {
+                self.fresh = false;
+                Phase::Live {
+                    silence,
+                    until: now + silence,
+                    since: now,
+                }
+            }
+            (Phase::Live { silence, since, .. }, Event::Heard | Event::InSync) => Phase::Live {
+                silence,
+                until: now + silence,
+                since,
+            },
+            (Phase::Backoff { .. } | Phase::Refused { .. }, Event::Expired) => Phase::Connecting,
+            (
+                Phase::Connecting
+                | Phase::Asking { .. }
+                | Phase::Syncing { .. }
+                | Phase::Live { .. },
+                Event::Expired,
+            ) => self.ended(Cause::Over, Duration::ZERO, now, jitter),
+            (
+                Phase::Connecting
+                | Phase::Asking { .. }
+                | Phase::Syncing { .. }
+                | Phase::Live { .. },
+                Event::Ended { cause, at_least },
+            ) => self.ended(cause, at_least, now, jitter),
+            // Frames before there is a stream, a second hello, and the like: the task does not let
+            // them through.
+            (phase, _) => phase,
+        };
+    }
+
+    fn ended(&mut self, cause: Cause, at_least: Duration, now: Instant, jitter: f64) -> Phase {
+        if let Phase::Live { since, .. } = self.phase
+            && now.duration_since(since) >= STEADY
+        {
+            self.failures = 0;
+        }
+        let doublings = self.failures.min(16);
+        let ceiling = BACKOFF_CAP.min(BACKOFF_BASE * 2_u32.pow(doublings));
+        self.failures = self.failures.saturating_add(1);
+        match cause {
+            Cause::Over => {}
+            Cause::Differs => {
+                self.fresh = true;
+                self.diverged += 1;
+            }
+            Cause::Refused => {
+                // Never at once: a refusal rarely changes by itself.
+                let wait = BACKOFF_CAP.mul_f64(0.5 + jitter / 2.0);
+                return Phase::Refused {
+                    until: now + at_least.max(wait),
+                };
+            }
+        }
+        // On top of what the server asks for: all its clients were told the same.
+        Phase::Backoff {
+            until: now + at_least + ceiling.mul_f64(jitter),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ZERO: Duration = Duration::ZERO;
+
+    fn secs(secs: u64) -> Duration {
+        Duration::from_secs(secs)
+    }
+
+    fn hello(progress_interval: Duration) -> Event {
+        Event::Hello { progress_interval }
+    }
+
+    fn ended(cause: Cause) -> Event {
+        Event::Ended {
+            cause,
+            at_least: ZERO,
+        }
+    }
+
+    /// A machine that went through these events at one moment.
+    fn after(now: Instant, events: &[Event]) -> Machine {
+        let mut machine = Machine::new();
+        for event in events {
+            machine.step(*event, now, 0.5);
+        }
+        machine
+    }
+
+    /// Waits of a machine in backoff.
+    fn wait(machine: &Machine, now: Instant) -> Duration {
+        assert!(matches!(
+            machine.phase(),
+            Phase::Backoff { .. } | Phase::Refused { .. }
+        ));
+        machine.deadline().unwrap() - now
+    }
+
+    #[test]
+    fn the_way_to_live() {
+        let now = Instant::now();
+        let silence = secs(6);
+        let steps = [
+            (
+                Event::Asked,
+                Phase::Asking {
+                    until: now + secs(10),
+                },
+            ),
+            (
+                hello(secs(2)),
+                Phase::Syncing {
+                    silence,
+                    until: now + silence,
+                },
+            ),
+            (
+                Event::Heard,
+                Phase::Syncing {
+                    silence,
+                    until: now + silence,
+                },
+            ),
+            (
+                Event::InSync,
+                Phase::Live {
+                    silence,
+                    until: now + silence,
+                    since: now,
+                },
+            ),
+        ];
+        let mut machine = Machine::new();
+        for (event, phase) in steps {
+            machine.step(event, now, 0.0);
+            assert_eq!(machine.phase(), phase, "after {event:?}");
+        }
+        machine.step(Event::Heard, now + secs(1), 0.0);
+        assert_eq!(machine.deadline(), Some(now + secs(7)), "a frame buys time");
+        assert_eq!(machine.reconnects(), 0);
+    }
+
+    #[test]
+    fn silence_is_bounded_whatever_the_server_says() {
+        let now = Instant::now();
+        for (interval, silence) in [
+            (ZERO, secs(30)),
+            (Duration::from_millis(1), secs(1)),
+            (secs(10), secs(30)),
+            (secs(4_000_000), secs(600)),
+        ] {
+            let machine = after(now, &[Event::Asked, hello(interval)]);
+            assert_eq!(machine.deadline(), Some(now + silence), "{interval:?}");
+        }
+    }
+
+    #[test]
+    fn every_phase_of_an_attempt_can_expire_and_end() {
+        let now = Instant::now();
+        let way = [Event::Asked, hello(secs(1)), Event::InSync];
+        for length in 0..=way.len() {
+            for end in [Event::Expired, ended(Cause::Over)] {
+                let mut machine = after(now, &way[..length]);
+                machine.step(end, now, 0.5);
+                assert_eq!(wait(&machine, now), Duration::from_millis(50));
+                machine.step(Event::Expired, now, 0.5);
+                assert_eq!(machine.phase(), Phase::Connecting);
+                assert!(!machine.fresh());
+            }
+        }
+    }
+
+    #[test]
+    fn backoff_doubles_to_its_cap_with_full_jitter() {
+        let now = Instant::now();
+        let mut machine = Machine::new();
+        for ceiling in [100, 200, 400, 800, 1600, 3200, 5000, 5000, 5000] {
+            machine.step(ended(Cause::Over), now, 0.0);
+            assert_eq!(wait(&machine, now), ZERO, "jitter is full");
+            let mut twin = Machine {
+                phase: Phase::Connecting,
+                failures: machine.failures - 1,
+                ..Machine::new()
+            };
+            twin.step(ended(Cause::Over), now, 0.999_999);
+            let most = wait(&twin, now);
+            let ceiling = Duration::from_millis(ceiling);
+            assert!(most < ceiling && most > ceiling.mul_f64(0.99), "{most:?}");
+            machine.step(Event::Expired, now, 0.0);
+        }
+    }
+
+    #[test]
+    fn only_a_steady_stream_resets_the_backoff() {
+        for (live_for, expected) in [(ZERO, 1600), (secs(9), 1600), (secs(10), 100)] {
+            let now = Instant::now();
+            let mut machine = Machine {
+                failures: 4,
+                ..Machine::new()
+            };
+            for event in [Event::Asked, hello(secs(60)), Event::InSync] {
+                machine.step(event, now, 0.0);
+            }
+            let then = now + live_for;
+            machine.step(ended(Cause::Over), then, 0.5);
+            assert_eq!(
+                wait(&machine, then),
+                Duration::from_millis(expected / 2),
+                "live for {live_for:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_server_can_ask_for_more_and_not_for_less() {
+        let now = Instant::now();
+        for (cause, least, expected) in [
+            (Cause::Over, secs(20), Duration::from_millis(20_050)),
+            (Cause::Refused, secs(20), secs(20)),
+            (Cause::Refused, secs(1), Duration::from_millis(3750)),
+        ] {
+            let mut machine = Machine::new();
+            let at_least = least;
+            machine.step(Event::Ended { cause, at_least }, now, 0.5);
+            assert_eq!(wait(&machine, now), expected, "{cause:?}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_is_retried_near_the_cap_and_never_at_once() {
+        let now = Instant::now();
+        for (jitter, millis) in [(0.0, 2500), (0.5, 3750)] {
+            let mut machine = Machine::new();
+            machine.step(ended(Cause::Refused), now, jitter);
+            assert!(matches!(machine.phase(), Phase::Refused { .. }));
+            assert_eq!(wait(&machine, now), Duration::from_millis(millis));
+            machine.step(Event::Expired, now, jitter);
+            assert_eq!(machine.phase(), Phase::Connecting);
+        }
+    }
+
+    #[test]
+    fn divergence_starts_with_nothing_in_hand_until_in_sync_again() {
+        let now = Instant::now();
+        let mut machine = after(now, &[Event::Asked, hello(secs(1)), Event::InSync]);
+        machine.step(ended(Cause::Differs), now, 0.0);
+        assert!(machine.fresh());
+        machine.step(Event::Expired, now, 0.0);
+        machine.step(Event::Asked, now, 0.0);
+        machine.step(ended(Cause::Over), now, 0.0);
+        assert!(machine.fresh(), "an attempt that failed changes nothing");
+        for event in [Event::Expired, Event::Asked, hello(secs(1)), Event::InSync] {
+            machine.step(event, now, 0.0);
+        }
+        assert!(!machine.fresh());
+        assert_eq!((machine.diverged(), machine.reconnects()), (1, 1));
+    }
+}

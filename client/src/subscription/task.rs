@@ -1,0 +1,507 @@
+//! The one task of a subscription: drives the state machine, drains the stream, shows states.
+//!
+//! It never waits for whoever reads: states are published as they are, and a reader that was away
+//! finds the latest. It ends when its subscription is dropped, or when the server takes the right
+//! to the range back.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use driftless_proto::apply::Refusal;
+use driftless_proto::v1::{self, watch_response::Frame};
+use driftless_proto::{KeyRange, Revision};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::state::{Cause, Event, Machine, Phase};
+use crate::entries::Entries;
+use crate::error::{Closed, Refused, RefusedReason};
+use crate::replica::{Applied, Replica};
+use crate::report::Slot;
+use crate::sink::{Numbered, Sinks};
+use crate::status::{State, Status};
+use crate::transport::{CallError, Connection, Frames, Transport, pause};
+
+/// Drives one subscription.
+pub(crate) struct Task {
+    range: KeyRange,
+    transport: Arc<Transport>,
+    sinks: Arc<Sinks>,
+    entries: watch::Sender<Option<Entries>>,
+    status: watch::Sender<Status>,
+    machine: Machine,
+    replica: Replica,
+    /// Number of the state that is held; 0 before the first.
+    number: u64,
+    /// Kept while waiting for the next attempt, when it is still good.
+    connection: Option<Arc<Connection>>,
+    /// Where the outcome of the stream at hand is reported.
+    slot: Option<Slot>,
+    clock: Clock,
+}
+
+/// Why a stream or an attempt ended.
+struct End {
+    cause: Cause,
+    at_least: Duration,
+    message: String,
+    refused: Option<RefusedReason>,
+    /// The connection, or the server at its other end, is not to be used for the next attempt.
+    leave: bool,
+    /// The server took back the right to the range.
+    purge: bool,
+}
+
+/// Relates the server's clock to ours.
+#[derive(Clone, Copy, Default)]
+struct Clock {
+    /// When the hello arrived, and what the server's clock said in it.
+    origin: Option<(Instant, u64)>,
+    /// The newest contact with etcd that the server told of, on its clock. Counts as proof once the
+    /// state is known to be the server's.
+    contact: u64,
+}
+
+impl Clock {
+    fn begin(&mut self, hello: &v1::Hello, now: Instant) {
+        // A server that tells no time leaves both at 0.
+        self.origin = (hello.clock_ms != 0).then_some((now, hello.clock_ms));
+        self.contact = hello.contact_ms;
+    }
+
+    fn heard(&mut self, contact_ms: u64) {
+        self.contact = self.contact.max(contact_ms);
+    }
+
+    /// When, on our clock, etcd was last proven to be there; at most now.
+    fn proven(&self, now: Instant) -> Option<Instant> {
+        let (arrived, clock) = self.origin?;
+        if self.contact <= clock {
+            let before = Duration::from_millis(clock - self.contact);
+            arrived.checked_sub(before)
+        } else {
+            let after = Duration::from_millis(self.contact - clock);
+            arrived.checked_add(after).map(|proven| proven.min(now))
+        }
+    }
+}
+
+impl Task {
+    pub(crate) fn new(
+        range: KeyRange,
+        limit: usize,
+        transport: Arc<Transport>,
+        sinks: Arc<Sinks>,
+        entries: watch::Sender<Option<Entries>>,
+        status: watch::Sender<Status>,
+    ) -> Self {
+        Self {
+            replica: Replica::new(range.clone(), limit),
+            range,
+            transport,
+            sinks,
+            entries,
+            status,
+            machine: Machine::new(),
+            number: 0,
+            connection: None,
+            slot: None,
+            clock: Clock::default(),
+        }
+    }
+
+    /// Runs until it is dropped, or until the right to the range is taken back.
+    pub(crate) async fn run(mut self) {
+        loop {
+            let end = self.attempt().await;
+            self.slot = None;
+            if end.leave
+                && let Some(connection) = self.connection.take()
+            {
+                connection.retire();
+            }
+            if end.purge {
+                tracing::warn!(range = %self.range, "the right to read the range was taken back");
+                self.entries.send_replace(None);
+                self.close(Closed::Revoked);
+                return;
+            }
+            self.step(Event::Ended {
+                cause: end.cause,
+                at_least: end.at_least,
+            });
+            self.tell(&end);
+            if let Some(until) = self.machine.deadline() {
+                self.serving(tokio::time::sleep_until(until)).await;
+            }
+            self.step(Event::Expired);
+            self.show_phase();
+        }
+    }
+
+    /// One attempt: connects, asks, and follows the stream to its end.
+    async fn attempt(&mut self) -> End {
+        let usable = self.connection.take().filter(|held| held.is_usable());
+        let connection = match usable {
+            Some(connection) => connection,
+            None => match self.serving(self.transport.connection()).await {
+                Ok(connection) => connection,
+                Err(error) => return End::failed(error),
+            },
+        };
+        self.connection = Some(Arc::clone(&connection));
+        let request = self.request();
+        self.step(Event::Asked);
+        let asked = self.limited(connection.watch(request)).await;
+        let mut frames = match asked {
+            Some(Ok(frames)) => frames,
+            Some(Err(error)) => return End::failed(error),
+            None => return End::silent(),
+        };
+        match self.follow(&connection, &mut frames).await {
+            Ok(never) => match never {},
+            Err(end) => end,
+        }
+    }
+
+    /// Follows a stream to its end.
+    async fn follow(
+        &mut self,
+        connection: &Arc<Connection>,
+        frames: &mut Frames,
+    ) -> Result<std::convert::Infallible, End> {
+        let hello = match self.next(frames).await? {
+            Some(Frame::Hello(hello)) => hello,
+            // A server that wants to be left alone may say only that.
+            Some(Frame::Goodbye(goodbye)) => return Err(End::goodbye(&goodbye)),
+            _ => return Err(End::malformed("the first frame is not a hello")),
+        };
+        self.replica.begin(&hello);
+        self.clock.begin(&hello, Instant::now());
+        self.step(Event::Hello {
+            progress_interval: Duration::from_millis(hello.progress_interval_ms.into()),
+        });
+        let report_interval = Duration::from_millis(hello.report_interval_ms.into());
+        self.slot = Some(
+            connection
+                .reports()
+                .slot(hello.watch_id.clone(), report_interval),
+        );
+        self.show_connected(connection);
+        loop {
+            match self.next(frames).await? {
+                Some(Frame::Hello(_)) => return Err(End::malformed("a second hello came")),
+                Some(Frame::Goodbye(goodbye)) => return Err(End::goodbye(&goodbye)),
+                Some(frame) => self.apply(frame)?,
+                // Of a kind that is newer than this library: a sign of life.
+                None => self.step(Event::Heard),
+            }
+        }
+    }
+
+    /// The next frame; `None` for one of an unknown kind.
+    async fn next(&self, frames: &mut Frames) -> Result<Option<Frame>, End> {
+        match self.limited(frames.next()).await {
+            Some(Ok(Some(response))) => Ok(response.frame),
+            Some(Ok(None)) => Err(End::clean()),
+            Some(Err(error)) => Err(End::failed(error)),
+            None => Err(End::silent()),
+        }
+    }
+
+    /// Applies a frame, and shows what it made.
+    fn apply(&mut self, frame: Frame) -> Result<(), End> {
+        match &frame {
+            Frame::Diff(diff) => self.clock.heard(diff.contact_ms),
+            Frame::Current(current) => self.clock.heard(current.contact_ms),
+            Frame::Progress(progress) => self.clock.heard(progress.contact_ms),
+            Frame::Snapshot(_) | Frame::Hello(_) | Frame::Goodbye(_) => {}
+        }
+        let applied = self
+            .replica
+            .apply(frame)
+            .map_err(|refusal| End::refused(&refusal))?;
+        match applied {
+            Applied::Nothing => {
+                self.step(Event::Heard);
+                return Ok(());
+            }
+            Applied::Confirmed => {
+                let held = self.replica.entries();
+                // Nobody is woken for a revision in which nothing changed.
+                self.entries.send_if_modified(|shown| {
+                    shown.clone_from(&held.cloned());
+                    false
+                });
+            }
+            Applied::Changed => {
+                self.number += 1;
+                self.entries.send_replace(self.replica.entries().cloned());
+            }
+        }
+        let was_live = matches!(self.machine.phase(), Phase::Live { .. });
+        self.step(Event::InSync);
+        self.show_phase();
+        if applied == Applied::Changed || !was_live {
+            self.show_sinks();
+        }
+        Ok(())
+    }
+
+    /// What to ask for.
+    fn request(&self) -> v1::WatchRequest {
+        let have = if self.machine.fresh() {
+            None
+        } else {
+            self.replica.have()
+        };
+        v1::WatchRequest {
+            range: Some((&self.range).into()),
+            outcome: have.is_some().then(|| self.outcome()),
+            have,
+            client: Some(self.transport.info().clone()),
+            features: vec![v1::Feature::ValueDeltas.into()],
+        }
+    }
+
+    /// What became of the state that is held.
+    fn outcome(&self) -> v1::Outcome {
+        let outcome = self.sinks.show(self.numbered());
+        let held = self
+            .replica
+            .entries()
+            .map_or(Revision::NONE, Entries::revision);
+        let diverged = self.machine.diverged();
+        match outcome {
+            None => v1::Outcome {
+                applied_revision: held.get(),
+                rejection: None,
+                diverged,
+            },
+            Some(outcome) => v1::Outcome {
+                applied_revision: outcome.accepted.get(),
+                rejection: outcome.rejected.map(|rejected| v1::Rejection {
+                    revision: rejected.revision.get(),
+                    kind: rejected.rejection.kind().as_str().to_owned(),
+                    key: rejected
+                        .rejection
+                        .key()
+                        .map_or_else(Default::default, |key| key.as_bytes().clone()),
+                    path: rejected.rejection.path().to_owned(),
+                }),
+                diverged,
+            },
+        }
+    }
+
+    fn numbered(&self) -> Option<Numbered<'_>> {
+        let number = self.number;
+        let entries = self.replica.entries()?;
+        Some(Numbered { number, entries })
+    }
+
+    /// Shows the state that is held to all sinks that have not seen it.
+    fn show_sinks(&self) {
+        let outcome = self.outcome();
+        if let Some(slot) = &self.slot {
+            slot.set(outcome);
+        }
+    }
+
+    /// Does the work, and serves watchers that come meanwhile.
+    async fn serving<F: Future>(&self, work: F) -> F::Output {
+        let mut work = std::pin::pin!(work);
+        loop {
+            tokio::select! {
+                biased;
+                () = self.sinks.added() => self.show_sinks(),
+                output = &mut work => return output,
+            }
+        }
+    }
+
+    /// The same, for as long as the phase allows; `None` when that is over.
+    async fn limited<F: Future>(&self, work: F) -> Option<F::Output> {
+        match self.machine.deadline() {
+            Some(until) => {
+                let work = tokio::time::timeout_at(until, work);
+                self.serving(work).await.ok()
+            }
+            None => Some(self.serving(work).await),
+        }
+    }
+
+    fn step(&mut self, event: Event) {
+        self.machine.step(event, Instant::now(), rand::random());
+    }
+
+    /// Shows the phase in the status. Wakes nobody when only the revision moved.
+    fn show_phase(&self) {
+        let now = Instant::now();
+        let state = match self.machine.phase() {
+            Phase::Connecting | Phase::Asking { .. } => State::Connecting,
+            Phase::Syncing { .. } => State::Syncing,
+            Phase::Live { .. } => State::Live,
+            Phase::Backoff { .. } => State::Backoff,
+            Phase::Refused { .. } => State::Refused,
+        };
+        let revision = self.replica.entries().map(Entries::revision);
+        self.status.send_if_modified(|status| {
+            status.revision = revision.unwrap_or(status.revision);
+            let mut changed = status.state != state;
+            if changed {
+                status.state = state;
+                status.since = now.into_std();
+            }
+            if state == State::Live {
+                let proven = self.clock.proven(now).map(Instant::into_std);
+                status.proven = proven.or(status.proven);
+                // Over, once a server serves.
+                changed |= status.refused.take().is_some();
+            }
+            changed
+        });
+    }
+
+    fn show_connected(&self, connection: &Connection) {
+        self.status.send_modify(|status| {
+            status.endpoint = Some(connection.endpoint().to_string());
+            status.reconnects = self.machine.reconnects();
+        });
+        self.show_phase();
+    }
+
+    /// Says why a stream or an attempt ended, in the status and in the log.
+    fn tell(&self, end: &End) {
+        let range = &self.range;
+        let wait = self
+            .machine
+            .deadline()
+            .map(|until| until.saturating_duration_since(Instant::now()));
+        let refused = end.refused.map(|reason| Refused {
+            reason,
+            message: end.message.clone(),
+        });
+        // Once for each run of refusals, not at every retry.
+        let news = self.status.borrow().refused != refused;
+        match (&refused, end.cause) {
+            (Some(refused), _) if news => {
+                tracing::warn!(%range, %refused, ?wait, "a range is refused; asking again");
+            }
+            (_, Cause::Differs) => {
+                tracing::warn!(%range, why = %end.message, ?wait, "a state cannot be trusted; fetching it anew");
+            }
+            _ => tracing::debug!(%range, why = %end.message, ?wait, "a stream ended"),
+        }
+        self.status.send_modify(|status| {
+            status.last_error = Some(end.message.clone());
+            status.diverged = self.machine.diverged();
+            // Of a server that cannot be reached it is not known whether it still refuses.
+            if refused.is_some() {
+                status.refused = refused;
+            }
+        });
+        self.show_phase();
+    }
+
+    /// Ends the subscription for its handles.
+    fn close(&self, reason: Closed) {
+        self.sinks.close(reason);
+        self.status.send_if_modified(|status| {
+            let changed = status.state != State::Closed;
+            if changed {
+                status.state = State::Closed;
+                status.since = Instant::now().into_std();
+            }
+            changed
+        });
+    }
+}
+
+impl Drop for Task {
+    /// However it ends (its runtime may be going), nobody is left waiting.
+    fn drop(&mut self) {
+        self.close(Closed::Ended);
+    }
+}
+
+impl End {
+    fn over(message: impl Into<String>) -> Self {
+        Self {
+            cause: Cause::Over,
+            at_least: Duration::ZERO,
+            message: message.into(),
+            refused: None,
+            leave: false,
+            purge: false,
+        }
+    }
+
+    fn clean() -> Self {
+        Self::over("the server ended the stream")
+    }
+
+    /// Nothing came for too long: the connection may be up and lead nowhere.
+    fn silent() -> Self {
+        Self {
+            leave: true,
+            ..Self::over("the server fell silent")
+        }
+    }
+
+    fn malformed(what: &str) -> Self {
+        Self::over(format!("the server broke the contract: {what}"))
+    }
+
+    fn failed(error: CallError) -> Self {
+        Self {
+            cause: match error.refused {
+                Some(_) => Cause::Refused,
+                None => Cause::Over,
+            },
+            at_least: error.at_least,
+            refused: error.refused,
+            // Another server may do better than one that cannot answer now.
+            leave: error.refused.is_none(),
+            ..Self::over(error.message)
+        }
+    }
+
+    fn refused(refusal: &Refusal) -> Self {
+        let over = Self::over(refusal.to_string());
+        match refusal {
+            Refusal::TooLarge { .. } => Self {
+                cause: Cause::Refused,
+                refused: Some(RefusedReason::TooLarge),
+                ..over
+            },
+            _ if refusal.keeps_state() => over,
+            _ => Self {
+                cause: Cause::Differs,
+                ..over
+            },
+        }
+    }
+
+    fn goodbye(goodbye: &v1::Goodbye) -> Self {
+        use v1::goodbye::Reason;
+        let reason = goodbye.reason();
+        let (message, leave) = match reason {
+            Reason::Unspecified => ("the server said goodbye", true),
+            Reason::Drain => ("the server is shutting down", true),
+            Reason::Rebalance => ("the server spreads its load", true),
+            Reason::Stalled => ("the server found this client too slow", false),
+            Reason::Revoked => ("the right to read the range was taken back", false),
+            Reason::History => ("etcd's history was replaced", false),
+        };
+        let revoked = reason == Reason::Revoked;
+        Self {
+            cause: if revoked { Cause::Refused } else { Cause::Over },
+            at_least: pause(goodbye.retry_after_ms),
+            refused: revoked.then_some(RefusedReason::Denied),
+            leave,
+            purge: goodbye.purge,
+            ..Self::over(message)
+        }
+    }
+}
