@@ -1,0 +1,346 @@
+//! A connection to one endpoint, and the reads that a source makes on it.
+//!
+//! One client an endpoint: etcd-client does not avoid an endpoint that is dead, so the source fails
+//! over itself. Each read has a time limit, because an etcd that is stopped rather than dead keeps
+//! its connections open. Together with its siblings this is the only place that names etcd-client.
+
+use std::future::Future;
+use std::time::Duration;
+
+use driftless_proto::{Entry, Key, KeyRange, MAX_VALUE_BYTES, Revision};
+use etcd_client::proto::{PbKeyValue, PbTxnOpResponse};
+use etcd_client::{Client, ConnectOptions, GetOptions, KvClient, Txn, TxnOp, WatchClient};
+
+use super::history::{Probe, Sighting};
+use super::transactions::Disordered;
+use super::version::orders_progress;
+
+/// To connect to an endpoint. Endpoints are near; the next one is worth trying soon.
+const CONNECT_WITHIN: Duration = Duration::from_secs(2);
+
+/// To answer a small read. etcd needs milliseconds; without a leader it may wait for an election,
+/// which takes one to two seconds with default settings.
+pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(3);
+
+/// Between pings on an idle connection. etcd closes connections that ping more often than every 5 s.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+
+/// To answer a ping.
+const PONG_WITHIN: Duration = Duration::from_secs(5);
+
+/// Largest message that is taken from etcd. Room for several values of the largest size, since
+/// etcd may put the events of many transactions into one message.
+const MAX_MESSAGE_BYTES: usize = 4 * MAX_VALUE_BYTES;
+
+/// Longest key that the protocol can carry: a message has room for one beside a chunk of values.
+const MAX_KEY_BYTES: usize = driftless_proto::MAX_CHUNK_BYTES;
+
+/// Why something on a connection did not work.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error("no answer to {what} within {} s", within.as_secs_f32())]
+    Silent {
+        what: &'static str,
+        within: Duration,
+    },
+    #[error("{0}")]
+    Etcd(String),
+    #[error("etcd has compacted the revision that was asked for")]
+    Compacted,
+    #[error("etcd's answer is larger than {MAX_MESSAGE_BYTES} bytes")]
+    TooLarge,
+    #[error("the watch was ended: {0}")]
+    Ended(String),
+    #[error("another cluster answers on the same connection")]
+    OtherCluster,
+    #[error("etcd went back in revision on the same connection")]
+    WentBack,
+    #[error("etcd has been silent for {} s", silence.as_secs_f32())]
+    Quiet { silence: Duration },
+    #[error(transparent)]
+    Disordered(#[from] Disordered),
+    #[error("etcd broke its contract: {0}")]
+    Malformed(&'static str),
+}
+
+impl From<etcd_client::Error> for Error {
+    fn from(error: etcd_client::Error) -> Self {
+        let etcd_client::Error::GRpcStatus(status) = &error else {
+            return Self::Etcd(with_root_cause(&error.to_string(), &error));
+        };
+        // A compacted read and a message over the limit share a code, so the text has to tell.
+        let message = status.message();
+        if message.contains("revision has been compacted") {
+            Self::Compacted
+        } else if message.contains("message length too large") {
+            Self::TooLarge
+        } else {
+            Self::Etcd(format!(
+                "{:?}: {}",
+                status.code(),
+                with_root_cause(message, status)
+            ))
+        }
+    }
+}
+
+/// A message and what is at the bottom of it: a transport's error says nothing by itself.
+fn with_root_cause(message: &str, error: &(dyn std::error::Error + 'static)) -> String {
+    let mut root = error;
+    while let Some(source) = root.source() {
+        root = source;
+    }
+    if std::ptr::addr_eq(root, error) {
+        return message.to_owned();
+    }
+    format!("{message}: {root}")
+}
+
+/// Waits for an answer, but not for ever.
+pub(super) async fn within<T, E: Into<Error>>(
+    within: Duration,
+    what: &'static str,
+    answer: impl Future<Output = Result<T, E>>,
+) -> Result<T, Error> {
+    match tokio::time::timeout(within, answer).await {
+        Ok(answer) => answer.map_err(Into::into),
+        Err(_) => Err(Error::Silent { what, within }),
+    }
+}
+
+/// The range in etcd's terms.
+#[derive(Clone, Debug)]
+pub(super) struct Bounds {
+    pub(super) start: Vec<u8>,
+    /// Exclusive; `None` for a single key.
+    pub(super) end: Option<Vec<u8>>,
+}
+
+impl Bounds {
+    pub(super) fn of(range: &KeyRange) -> Self {
+        let start = range.start().as_ref().to_vec();
+        let end = match range {
+            KeyRange::Key(_) => None,
+            KeyRange::Prefix(_) => Some(end_of_prefix(&start)),
+        };
+        Self { start, end }
+    }
+}
+
+/// The first key behind all those with this prefix; etcd's sign for "no end" when there is none.
+fn end_of_prefix(prefix: &[u8]) -> Vec<u8> {
+    let mut end = prefix.to_vec();
+    while let Some(last) = end.pop() {
+        if last < u8::MAX {
+            end.push(last + 1);
+            return end;
+        }
+    }
+    vec![0]
+}
+
+/// One endpoint, connected. Dropping it closes the connection, and with it all that etcd holds for
+/// it.
+#[derive(Clone)]
+pub(super) struct Connection {
+    pub(super) kv: KvClient,
+    pub(super) watch: WatchClient,
+    /// Whether an answer to a manual progress request is ordered after the events.
+    pub(super) orders_progress: bool,
+    pub(super) cluster: u64,
+}
+
+impl Connection {
+    /// Connects, and sees what etcd says of itself and under the keys to probe.
+    pub(super) async fn open(
+        endpoint: &str,
+        bounds: &Bounds,
+        probes: Vec<Probe>,
+    ) -> Result<(Self, Sighting), Error> {
+        let options = ConnectOptions::new()
+            .with_connect_timeout(CONNECT_WITHIN)
+            .with_keep_alive(PING_INTERVAL, PONG_WITHIN)
+            // etcd counts pings on a connection without streams as an attack.
+            .with_keep_alive_while_idle(false)
+            // A member that lost the others ends its watches instead of going quiet.
+            .with_require_leader(true);
+        let mut client = within(
+            CONNECT_WITHIN,
+            "connect",
+            Client::connect([endpoint], Some(options)),
+        )
+        .await?;
+        let mut kv = client
+            .kv_client()
+            .max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let watch = client
+            .watch_client()
+            .max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let mut sighting = probe(&mut kv, bounds, probes).await?;
+        // After the read, so that the member has applied all that was known anywhere before it.
+        let status = within(ANSWER_WITHIN, "status", client.status()).await?;
+        sighting.applied = status.raft_applied_index();
+        let connection = Self {
+            kv,
+            watch,
+            orders_progress: orders_progress(status.version()),
+            cluster: sighting.cluster,
+        };
+        Ok((connection, sighting))
+    }
+
+    /// etcd's revision now, by a linearizable read.
+    pub(super) async fn revision(mut self, bounds: Bounds) -> Result<Revision, Error> {
+        let options = GetOptions::new().with_count_only();
+        let read = self.kv.get(bounds.start, Some(options));
+        let response = within(ANSWER_WITHIN, "read", read).await?;
+        self.header(response.header())
+    }
+
+    /// etcd's revision now, by a linearizable read, and whether the range, which had `keys` keys at
+    /// `since`, is the same still.
+    ///
+    /// Proven like this: no key there is newer, so none was put; and there are as many as before,
+    /// so none went. etcd looks at each key for that but sends none.
+    pub(super) async fn unchanged(
+        mut self,
+        bounds: Bounds,
+        since: Revision,
+        keys: i64,
+    ) -> Result<(Revision, bool), Error> {
+        let options = GetOptions::new()
+            .with_min_mod_revision(since.next().get())
+            .with_keys_only()
+            .with_limit(1);
+        let options = match bounds.end {
+            Some(end) => options.with_range(end),
+            None => options,
+        };
+        let read = self.kv.get(bounds.start, Some(options));
+        let response = within(ANSWER_WITHIN, "read", read).await?;
+        let revision = self.header(response.header())?;
+        Ok((
+            revision,
+            response.kvs().is_empty() && response.count() == keys,
+        ))
+    }
+
+    /// The revision in a header, which must be this cluster's.
+    pub(super) fn header(
+        &self,
+        header: Option<&etcd_client::ResponseHeader>,
+    ) -> Result<Revision, Error> {
+        let header = header.ok_or(Error::Malformed("a response has no header"))?;
+        if header.cluster_id() != self.cluster {
+            return Err(Error::OtherCluster);
+        }
+        Ok(Revision::new(header.revision()))
+    }
+}
+
+/// Reads the keys to probe at one revision, by a linearizable read.
+async fn probe(kv: &mut KvClient, bounds: &Bounds, probes: Vec<Probe>) -> Result<Sighting, Error> {
+    // Not without any read, or etcd answers without asking the others.
+    let first = TxnOp::get(
+        bounds.start.as_slice(),
+        Some(GetOptions::new().with_count_only()),
+    );
+    let reads = probes.into_iter().map(|probe| {
+        let options = probe.key_only.then(|| GetOptions::new().with_keys_only());
+        TxnOp::get(probe.key.as_ref(), options)
+    });
+    let reads: Vec<TxnOp> = std::iter::once(first).chain(reads).collect();
+    let response = within(ANSWER_WITHIN, "read", kv.txn(Txn::new().and_then(reads))).await?;
+    let header = response
+        .header()
+        .ok_or(Error::Malformed("a response has no header"))?;
+    let (cluster, revision) = (header.cluster_id(), Revision::new(header.revision()));
+    let entries =
+        response
+            .0
+            .responses
+            .into_iter()
+            .skip(1)
+            .map(|response| match response.response {
+                Some(PbTxnOpResponse::ResponseRange(mut range)) => {
+                    range.kvs.pop().and_then(|kv| entry(kv).ok())
+                }
+                _ => None,
+            });
+    Ok(Sighting {
+        cluster,
+        revision,
+        applied: 0,
+        entries: entries.collect(),
+    })
+}
+
+/// As the protocol names it.
+///
+/// # Errors
+/// With what came in, when it cannot be served: a key or a value over the bounds.
+pub(super) fn entry(kv: PbKeyValue) -> Result<Entry, PbKeyValue> {
+    if kv.key.len() > MAX_KEY_BYTES || kv.value.len() > MAX_VALUE_BYTES {
+        return Err(kv);
+    }
+    let mut kv = kv;
+    let Some(key) = Key::new(std::mem::take(&mut kv.key)) else {
+        return Err(kv);
+    };
+    Ok(Entry {
+        key,
+        value: kv.value.into(),
+        create_revision: Revision::new(kv.create_revision),
+        mod_revision: Revision::new(kv.mod_revision),
+        version: kv.version,
+    })
+}
+
+/// `None` for one that cannot be served.
+pub(super) fn key(key: Vec<u8>) -> Option<Key> {
+    if key.len() > MAX_KEY_BYTES {
+        None
+    } else {
+        Key::new(key)
+    }
+}
+
+/// Says that a key is not served, by its beginning.
+pub(super) fn not_served(kv: &PbKeyValue) {
+    /// Enough to find it.
+    const SHOWN: usize = 100;
+    let beginning = Key::new(kv.key.iter().copied().take(SHOWN).collect::<Vec<_>>());
+    tracing::error!(
+        key = beginning.map(tracing::field::display),
+        key_bytes = kv.key.len(),
+        value_bytes = kv.value.len(),
+        max_key_bytes = MAX_KEY_BYTES,
+        max_value_bytes = MAX_VALUE_BYTES,
+        "a key is not served: it or its value is too long; the name is cut off",
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_ends_before_the_next_key_behind_it() {
+        assert_eq!(end_of_prefix(b"/a/"), b"/a0");
+        assert_eq!(end_of_prefix(b"a\xff\xff"), b"b");
+        assert_eq!(end_of_prefix(b"\xff"), b"\0", "no end");
+    }
+
+    #[test]
+    fn what_is_over_the_bounds_is_not_served() {
+        let kv = |key: usize, value: usize| PbKeyValue {
+            key: vec![b'k'; key],
+            value: vec![b'v'; value],
+            ..Default::default()
+        };
+        assert!(entry(kv(MAX_KEY_BYTES, MAX_VALUE_BYTES)).is_ok());
+        assert!(entry(kv(MAX_KEY_BYTES + 1, 0)).is_err());
+        assert!(entry(kv(1, MAX_VALUE_BYTES + 1)).is_err());
+        assert!(entry(kv(0, 0)).is_err());
+    }
+}

@@ -1,0 +1,637 @@
+//! The etcd source against a real etcd: what it says is what etcd holds, across restarts,
+//! compaction, silence and restores, and nothing of it stays behind at etcd.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+#[path = "common/etcd.rs"]
+mod etcd;
+#[path = "common/proxy.rs"]
+mod proxy;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use driftless_proto::apply::Edit;
+use driftless_proto::{Entry, Key, KeyRange, Revision};
+use driftless_server::metrics::Metrics;
+use driftless_server::source::etcd::{EtcdConfig, EtcdSource};
+use driftless_server::source::{CatchUp, History, Source, State, Update};
+use etcd_client::{Client, GetOptions, Txn, TxnOp};
+
+use etcd::{DEADLINE, Etcd, eventually, free_port};
+use proxy::Proxy;
+
+/// Short, so that silence is noticed soon; still long for an etcd that is only busy.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
+
+/// A source under test, and what its consumer would hold.
+struct Subject {
+    source: EtcdSource,
+    catch_up: CatchUp,
+    metrics: Metrics,
+    held: BTreeMap<Key, Entry>,
+    revision: Revision,
+}
+
+impl Subject {
+    fn new(endpoints: &[String]) -> Self {
+        let config = EtcdConfig {
+            progress_interval: PROGRESS_INTERVAL,
+            ..EtcdConfig::new(endpoints)
+        };
+        let metrics = Metrics::new();
+        let (catch_up, questions) = CatchUp::channel();
+        let range = KeyRange::prefix("/c/").unwrap();
+        let source = EtcdSource::new(range, config, metrics.clone(), questions).unwrap();
+        Self {
+            source,
+            catch_up,
+            metrics,
+            held: BTreeMap::new(),
+            revision: Revision::NONE,
+        }
+    }
+
+    /// The next update, applied, with the rules that each of them has to keep.
+    async fn next(&mut self) -> Update {
+        let update = tokio::time::timeout(DEADLINE, self.source.next()).await;
+        let update = update.expect("an update in time");
+        match &update {
+            Update::State(state) => {
+                assert!(
+                    state.entries.is_sorted_by(|a, b| a.key < b.key),
+                    "ascending, once"
+                );
+                assert!(
+                    state
+                        .entries
+                        .iter()
+                        .all(|entry| entry.mod_revision <= state.revision)
+                );
+                if state.history == History::Continues {
+                    assert!(state.revision >= self.revision);
+                }
+                self.revision = state.revision;
+                let entries = state.entries.iter().cloned();
+                self.held = entries.map(|entry| (entry.key.clone(), entry)).collect();
+            }
+            Update::Changes { revision, changes } => {
+                assert!(
+                    *revision > self.revision,
+                    "{revision} after {}",
+                    self.revision
+                );
+                assert!(!changes.is_empty());
+                assert!(
+                    changes.is_sorted_by(|a, b| a.key() < b.key()),
+                    "ascending, once"
+                );
+                self.revision = *revision;
+                for change in changes {
+                    match change.clone() {
+                        Edit::Put(entry) => {
+                            assert_eq!(entry.mod_revision, *revision);
+                            self.held.insert(entry.key.clone(), entry);
+                        }
+                        Edit::Delete { key, mod_revision } => {
+                            assert_eq!(mod_revision, *revision);
+                            self.held.remove(&key);
+                        }
+                    }
+                }
+            }
+            Update::Progress { revision } => {
+                assert!(*revision >= self.revision);
+                self.revision = *revision;
+            }
+            Update::Contact | Update::Lost { .. } => {}
+        }
+        update
+    }
+
+    /// The next update that is more than a sign of life.
+    async fn news(&mut self) -> Update {
+        loop {
+            match self.next().await {
+                Update::Progress { .. } | Update::Contact => {}
+                news => return news,
+            }
+        }
+    }
+
+    async fn state(&mut self) -> State {
+        match self.news().await {
+            Update::State(state) => state,
+            other => panic!("no state but {other:?}"),
+        }
+    }
+
+    async fn changes(&mut self) -> Vec<Edit> {
+        match self.news().await {
+            Update::Changes { changes, .. } => changes,
+            other => panic!("no changes but {other:?}"),
+        }
+    }
+
+    async fn lost(&mut self) -> String {
+        match self.news().await {
+            Update::Lost { reason } => reason,
+            other => panic!("not lost but {other:?}"),
+        }
+    }
+
+    /// Until it holds what it should.
+    async fn until(&mut self, what: &str, is_so: impl Fn(&Self) -> bool) {
+        let start = Instant::now();
+        while !is_so(self) {
+            assert!(
+                start.elapsed() < DEADLINE,
+                "not within {DEADLINE:?}: {what}"
+            );
+            self.next().await;
+        }
+    }
+
+    /// Runs until the future is done, which gets told everything that is said meanwhile.
+    async fn during<T>(&mut self, future: impl Future<Output = T>) -> T {
+        let mut future = std::pin::pin!(future);
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut future => return done,
+                _ = self.next() => {}
+            }
+        }
+    }
+
+    fn value(&self, key: &str) -> Option<&[u8]> {
+        self.held.get(key.as_bytes()).map(|entry| &entry.value[..])
+    }
+}
+
+/// What etcd holds under the prefix.
+async fn held_by(client: &Client) -> BTreeMap<Key, Entry> {
+    let options = GetOptions::new().with_prefix();
+    let mut client = client.kv_client().max_decoding_message_size(usize::MAX);
+    let response = client.get("/c/", Some(options)).await.unwrap();
+    let entries = response.kvs().iter().map(|kv| Entry {
+        key: Key::new(kv.key().to_vec()).unwrap(),
+        value: kv.value().to_vec().into(),
+        create_revision: Revision::new(kv.create_revision()),
+        mod_revision: Revision::new(kv.mod_revision()),
+        version: kv.version(),
+    });
+    entries.map(|entry| (entry.key.clone(), entry)).collect()
+}
+
+async fn put(client: &mut Client, key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) -> Revision {
+    let response = client.put(key, value, None).await.unwrap();
+    Revision::new(response.header().unwrap().revision())
+}
+
+async fn delete(client: &mut Client, key: &str) -> Revision {
+    let response = client.delete(key, None).await.unwrap();
+    Revision::new(response.header().unwrap().revision())
+}
+
+async fn txn(client: &mut Client, ops: Vec<TxnOp>) {
+    let response = client.txn(Txn::new().and_then(ops)).await.unwrap();
+    assert!(response.succeeded());
+}
+
+#[tokio::test]
+async fn lists_everything_at_one_revision_and_nothing_else() {
+    let etcd = Etcd::started().await;
+    let mut client = etcd.client().await;
+    for batch in 0..25 {
+        let puts = (0..100).map(|n| TxnOp::put(format!("/c/{batch:02}/{n:02}"), "value", None));
+        txn(&mut client, puts.collect()).await;
+    }
+    put(&mut client, "/b/outside", "x").await;
+    let last = put(&mut client, "/c0", "just behind the prefix").await;
+    let mut subject = Subject::new(&[etcd.endpoint()]);
+    let state = subject.state().await;
+    assert_eq!(state.revision, last);
+    assert_eq!(state.history, History::Continues);
+    assert_eq!(state.entries.len(), 2_500);
+    assert_eq!(subject.held, held_by(&client).await);
+    assert_eq!(subject.metrics.etcd_lists.get(), 1);
+}
+
+#[tokio::test]
+async fn says_each_transaction_at_once() {
+    let etcd = Etcd::started().await;
+    let mut client = etcd.client().await;
+    let mut subject = Subject::new(&[etcd.endpoint()]);
+    assert!(subject.state().await.entries.is_empty());
+
+    put(&mut client, "/c/a", "1").await;
+    assert!(matches!(&subject.changes().await[..], [Edit::Put(entry)] if entry.version == 1));
+    put(&mut client, "/c/a", "2").await;
+    assert!(matches!(&subject.changes().await[..], [Edit::Put(entry)] if entry.version == 2));
+    delete(&mut client, "/c/a").await;
+    assert!(matches!(
+        &subject.changes().await[..],
+        [Edit::Delete { .. }]
+    ));
+    put(&mut client, "/c/a", "3").await;
+    assert!(matches!(&subject.changes().await[..], [Edit::Put(entry)] if entry.version == 1));
+
+    put(&mut client, "/outside", "x").await;
+    let mut ops: Vec<TxnOp> = (0..99)
+        .map(|n| TxnOp::put(format!("/c/many/{n:02}"), [0_u8, 255], None))
+        .collect();
+    ops.push(TxnOp::delete("/c/a", None));
+    txn(&mut client, ops).await;
+    assert_eq!(subject.changes().await.len(), 100);
+    assert_eq!(subject.held, held_by(&client).await);
+
+    let all = client.delete("/c/", Some(etcd_client::DeleteOptions::new().with_prefix()));
+    assert_eq!(all.await.unwrap().deleted(), 99);
+    assert_eq!(subject.changes().await.len(), 99);
+    assert!(subject.held.is_empty());
+    assert_eq!(subject.metrics.etcd_lists.get(), 1);
+    assert_eq!(subject.metrics.etcd_watches.get(), 1);
+}
+
+#[tokio::test]
+async fn waits_for_an_etcd_that_is_not_there_yet() {
+    let mut etcd = Etcd::prepared();
+    let mut subject = Subject::new(&[etcd.endpoint()]);
+    let reason = subject.lost().await;
+    assert!(reason.starts_with("http://127.0.0.1:"), "{reason}");
+    let catch_up = subject.catch_up.clone();
+    let answer = subject.during(catch_up.revision()).await;
+    assert_eq!(answer, None, "nobody is there to answer");
+    let (state, ()) = tokio::join!(subject.state(), etcd.start());
+    assert!(state.entries.is_empty());
+    assert_eq!(
+        subject.metrics.etcd_lost.get(),
+        1,
+        "lost once, not once per attempt"
+    );
+}
+
+#[tokio::test]
+async fn the_next_endpoint_is_tried_when_one_is_dead() {
+    let etcd = Etcd::started().await;
+    let dead = format!("http://127.0.0.1:{}", free_port());
+    let mut subject = Subject::new(&[dead, etcd.endpoint()]);
+    subject.lost().await;
+    subject.state().await;
+}
+
+#[tokio::test]
+async fn a_restart_of_etcd_costs_no_list() {
+    let mut etcd = Etcd::started().await;
+    let mut client = etcd.client().await;
+    put(&mut client, "/c/a", "1").await;
+    let mut subject = Subject::new(&[etcd.endpoint()]);
+    subject.state().await;
+    etcd.kill();
+    subject.lost().await;
+    etcd.start().await;
+    let mut client = etcd.client().await;
+    put(&mut client, "/c/b", "2").await;
+    put(&mut client, "/c/b", "3").await;
+    let ops = vec![TxnOp::delete("/c/a", None), TxnOp::put("/c/c", "4", None)];
+    txn(&mut client, ops).await;
+    assert_eq!(subject.changes().await.len(), 1);
+    assert_eq!(subject.changes().await.len(), 1);
+    assert_eq!(subject.changes().await.len(), 2);
+    assert_eq!(subject.held, held_by(&client).await);
+    assert_eq!(subject.metrics.etcd_lists.get(), 1);
+    assert_eq!(subject.metrics.etcd_watches.get(), 2);
+    assert_eq!(subject.metrics.etcd_lost.get(), 1);
+    assert_eq!(etcd.watches().await, (1, 1));
+}
+
+#[tokio::test]
+async fn compacted_while_away_leads_to_a_state() {
+    let etcd = Etcd::started().await;
+    let mut client = etcd.client().await;
+    put(&mut client, "/c/a", "1").await;
+    put(&mut client, "/c/b", "1").await;
+    let proxy = Proxy::to(etcd.port()).await;
+    let mut subject = Subject::new(&[proxy.endpoint()]);
+    subject.state().await;
+    proxy.cut();
+    subject.lost().await;
+    delete(&mut client, "/c/a").await;
+    put(&mut client, "/c/b", "2").await;
+    let last = put(&mut client, "/c/d", "2").await;
+    client.compact(last.get(), None).await.unwrap();
+    proxy.heal();
+    let state = subject.state().await;
+    assert_eq!(state.history, History::Continues);
+    assert_eq!(state.revision, last);
+    assert_eq!(subject.held, held_by(&client).await);
+    assert_eq!(subject.metrics.etcd_lists.get(), 2);
+    put(&mut client, "/c/d", "3").await;
+    subject.changes().await;
+}
+
+/// etcd (before 3.4.36 and 3.5.18) lets a watch begin at the revision that it was compacted at,
+/// and has forgotten the deletes of that revision.
+#[tokio::test]
+async fn a_delete_at_the_compacted_revision_is_not_lost() {
+    let etcd = Etcd::started().await;
+    let mut client = etcd.client().await;
+    put(&mut client, "/c/a", "1").await;
+    let proxy = Proxy::to(etcd.port()).await;
+    let mut subject = Subject::new(&[proxy.endpoint()]);
+    subject.state().await;
+    proxy.cut();
+    subject.lost().await;
+    let gone = delete(&mut client, "/c/a").await;
+    let physical = etcd_client::CompactionOptions::new().with_physical();
+    client.compact(gone.get(), Some(physical)).await.unwrap();
+    proxy.heal();
+    subject
+        .until("the key is gone", |subject| subject.held.is_empty())
+        .await;
+}
+
+#[tokio::test]
+async fn an_etcd_that_is_stopped_is_noticed() {
+    let etcd = Etcd::started().await;
+    let mut subject = Subject::new(&[etcd.endpoint()]);
+    subject.state().await;
+    etcd.pause();
+    let start = Instant::now();
+    subject.lost().await;
+    assert!(
+        start.elapsed() < PROGRESS_INTERVAL * 20,
+        "{:?}",
+        start.elapsed()
+    );
+    etcd.resume();
+    let mut client = etcd.client().await;
+    put(&mut client, "/c/a", "1").await;
+    subject.changes().await;
+    assert_eq!(subject.metrics.etcd_lists.get(), 1);
+    // The watch that went silent does not stay.
+    subject
+        .during(eventually("one watch", async || {
+            etcd.watches().await == (1, 1)
+        }))
+        .await;
+}
+
+#[tokio::test]
+async fn an_older_backup_is_another_history() {
+    let mut etcd = Etcd::started().await;
+    let mut client = etcd.client().await;
+    put(&mut client, "/c/a", "1").await;
+    etcd.kill();
+    let backup = etcd.backup();
+    etcd.start().await;
+    let mut client = etcd.client().await;
+    put(&mut client, "/c/a", "2").await;
+    let known = put(&mut client, "/c/b", "2").await;
+    let mut subject = Subject::new(&[etcd.endpoint()]);
+    let before = subject.state().await;
+    assert_eq!(before.revision, known);
+
+    etcd.kill();
+    subject.lost().await;
+    etcd.replace_data(&backup.path().join("data"));
+    etcd.start().await;
+    let after = subject.state().await;
+    assert_eq!(after.history, History::Replaced);
+    assert_eq!(
+        after.epoch, before.epoch,
+        "etcd keeps its id: the epoch cannot tell"
+    );
+    assert!(after.revision < known);
+    assert_eq!(subject.value("/c/a"), Some(&b"1"[..]));
+    assert_eq!(subject.metrics.etcd_history_replaced.get(), 1);
+    let mut client = etcd.client().await;
+    put(&mut client, "/c/a", "3").await;
+    subject.changes().await;
+    assert_eq!(subject.held, held_by(&client).await);
+}
+
+#[tokio::test]
+async fn a_backup_that_grew_past_what_was_known_is_another_history() {
+    let mut etcd = Etcd::started().await;
+    let mut client = etcd.client().await;
+    put(&mut client, "/c/a", "1").await;
+    etcd.kill();
+    let backup = etcd.backup();
+    etcd.start().await;
+    let mut client = etcd.client().await;
+    put(&mut client, "/c/a", "2").await;
+    let proxy = Proxy::to(etcd.port()).await;
+    let mut subject = Subject::new(&[proxy.endpoint()]);
+    let before = subject.state().await;
+    proxy.cut();
+    subject.lost().await;
+    etcd.kill();
+    etcd.replace_data(&backup.path().join("data"));
+    etcd.start().await;
+    let mut client = etcd.client().await;
+    // The same key at the same revision and version, and then well past it.
+    assert_eq!(put(&mut client, "/c/a", "3").await, before.revision);
+    for _ in 0..20 {
+        put(&mut client, "/outside", "x").await;
+    }
+    proxy.heal();
+    let after = subject.state().await;
+    assert_eq!(after.history, History::Replaced);
+    assert!(after.revision > before.revision);
+    assert_eq!(subject.value("/c/a"), Some(&b"3"[..]));
+}
+
+#[tokio::test]
+async fn another_cluster_is_another_epoch() {
+    let (first, second) = (Etcd::started().await, Etcd::started().await);
+    put(&mut second.client().await, "/c/b", "2").await;
+    let proxy = Proxy::to(first.port()).await;
+    let mut subject = Subject::new(&[proxy.endpoint(), second.endpoint()]);
+    let before = subject.state().await;
+    proxy.cut();
+    subject.lost().await;
+    let after = subject.state().await;
+    assert_eq!(after.history, History::Replaced);
+    assert_ne!(after.epoch, before.epoch);
+    assert_eq!(subject.held.len(), 1);
+}
+
+#[tokio::test]
+async fn large_values_are_listed_and_watched() {
+    let etcd = Etcd::started().await;
+    let mut client = etcd.client().await;
+    let value = |n: u8| vec![n; 1024 * 1024];
+    for n in 0..50 {
+        put(&mut client, format!("/c/{n:02}"), value(n)).await;
+    }
+    let mut subject = Subject::new(&[etcd.endpoint()]);
+    assert_eq!(subject.state().await.entries.len(), 50);
+    for n in 50..60 {
+        put(&mut client, format!("/c/{n:02}"), value(n)).await;
+    }
+    subject
+        .until("all values", |subject| subject.held.len() == 60)
+        .await;
+    assert!(subject.held == held_by(&client).await);
+    assert_eq!(subject.metrics.etcd_lists.get(), 1);
+}
+
+#[tokio::test]
+async fn a_transaction_stays_whole_when_etcd_sends_it_in_fragments() {
+    let etcd = Etcd::started().await;
+    let mut client = etcd.client().await;
+    let proxy = Proxy::to(etcd.port()).await;
+    let mut subject = Subject::new(&[proxy.endpoint()]);
+    subject.state().await;
+    proxy.cut();
+    subject.lost().await;
+    // Two halves of a MiB in each transaction, and fragments of 1.5 MiB when the watch catches up.
+    for n in 0..12_u8 {
+        let half = |side: &str| TxnOp::put(format!("/c/{side}"), vec![n; 500_000], None);
+        txn(&mut client, vec![half("left"), half("right")]).await;
+    }
+    proxy.heal();
+    for n in 0..12_u8 {
+        let changes = subject.changes().await;
+        assert_eq!(changes.len(), 2, "transaction {n}");
+        assert_eq!(subject.value("/c/left").unwrap()[0], n);
+        assert_eq!(subject.value("/c/right").unwrap()[0], n);
+    }
+    assert_eq!(subject.metrics.etcd_lists.get(), 1);
+}
+
+#[tokio::test]
+async fn keys_that_cannot_be_served_are_left_out() {
+    let etcd = Etcd::started().await;
+    let mut client = etcd.client().await;
+    let long = |end: &str| format!("/c/{}{end}", "k".repeat(1024 * 1024));
+    put(&mut client, long("a"), "x").await;
+    put(&mut client, "/c/z", "1").await;
+    let mut subject = Subject::new(&[etcd.endpoint()]);
+    assert_eq!(subject.state().await.entries.len(), 1);
+    put(&mut client, long("b"), "x").await;
+    let ops = vec![
+        TxnOp::delete(long("a"), None),
+        TxnOp::put("/c/z", "2", None),
+    ];
+    txn(&mut client, ops).await;
+    assert_eq!(subject.changes().await.len(), 1);
+    // They count all the same where the number of keys proves that nothing changed.
+    let outside = put(&mut client, "/outside", "x").await;
+    let catch_up = subject.catch_up.clone();
+    assert_eq!(subject.during(catch_up.revision()).await, Some(outside));
+    subject
+        .until("the revision", |subject| subject.revision >= outside)
+        .await;
+    assert_eq!(subject.metrics.etcd_lists.get(), 1);
+}
+
+#[tokio::test]
+async fn a_question_brings_an_idle_prefix_to_the_revision_of_etcd() {
+    let etcd = Etcd::started().await;
+    let mut client = etcd.client().await;
+    let mut subject = Subject::new(&[etcd.endpoint()]);
+    subject.state().await;
+    for _ in 0..20 {
+        put(&mut client, "/c/a", "x").await;
+        let outside = put(&mut client, "/outside", "x").await;
+        let (one, other) = (subject.catch_up.clone(), subject.catch_up.clone());
+        let both = async { tokio::join!(one.revision(), other.revision()) };
+        let (one, other) = subject.during(both).await;
+        assert!(one >= Some(outside) && other >= Some(outside));
+        subject
+            .until("the revision", |subject| Some(subject.revision) >= one)
+            .await;
+    }
+    assert_eq!(subject.held, held_by(&client).await);
+    assert_eq!(subject.metrics.etcd_lists.get(), 1, "no list was needed");
+}
+
+#[tokio::test]
+async fn an_idle_prefix_moves_on_by_itself() {
+    let etcd = Etcd::started().await;
+    let mut client = etcd.client().await;
+    let mut subject = Subject::new(&[etcd.endpoint()]);
+    subject.state().await;
+    let outside = put(&mut client, "/outside", "x").await;
+    subject
+        .until("the revision", |subject| subject.revision >= outside)
+        .await;
+    assert_eq!(subject.metrics.etcd_lists.get(), 1);
+}
+
+#[tokio::test]
+async fn a_dropped_source_leaves_nothing_at_etcd() {
+    let etcd = Etcd::started().await;
+    assert_eq!(etcd.watches().await, (0, 0));
+    for _ in 0..10 {
+        let mut subject = Subject::new(&[etcd.endpoint()]);
+        subject.state().await;
+        subject
+            .during(eventually("one watch", async || {
+                etcd.watches().await == (1, 1)
+            }))
+            .await;
+        drop(subject);
+        eventually("no watch", async || etcd.watches().await == (0, 0)).await;
+    }
+}
+
+/// Dropped at any await of its first updates: while it connects, lists, begins to watch, watches.
+#[tokio::test]
+async fn a_source_dropped_at_any_moment_leaves_nothing_at_etcd() {
+    let etcd = Etcd::started().await;
+    put(&mut etcd.client().await, "/c/a", "1").await;
+    let mut watched = 0;
+    for polls in 0.. {
+        let mut subject = Subject::new(&[etcd.endpoint()]);
+        let mut polled = 0;
+        let updates = async {
+            loop {
+                subject.next().await;
+            }
+        };
+        let mut updates = std::pin::pin!(updates);
+        let some_polls = std::future::poll_fn(|cx| {
+            polled += 1;
+            if polled > polls {
+                return std::task::Poll::Ready(());
+            }
+            let _: std::task::Poll<()> = updates.as_mut().poll(cx);
+            std::task::Poll::Pending
+        });
+        // When nothing more wakes it, it watches. Some more rounds for polls that differ.
+        let some_polls = tokio::time::timeout(Duration::from_millis(50), some_polls);
+        watched += usize::from(some_polls.await.is_err());
+        if watched == 5 {
+            break;
+        }
+    }
+    eventually("no watch", async || etcd.watches().await == (0, 0)).await;
+}
+
+#[tokio::test]
+async fn reconnects_leave_nothing_behind() {
+    let etcd = Etcd::started().await;
+    let mut client = etcd.client().await;
+    let proxy = Proxy::to(etcd.port()).await;
+    let mut subject = Subject::new(&[proxy.endpoint()]);
+    subject.state().await;
+    for n in 0..5 {
+        proxy.cut();
+        subject.lost().await;
+        put(&mut client, "/c/a", n.to_string()).await;
+        proxy.heal();
+        assert_eq!(subject.changes().await.len(), 1);
+    }
+    subject
+        .during(eventually("one watch", async || {
+            etcd.watches().await == (1, 1)
+        }))
+        .await;
+    assert_eq!(subject.metrics.etcd_lists.get(), 1);
+    assert_eq!(subject.metrics.etcd_lost.get(), 5);
+    drop(subject);
+    eventually("no watch", async || etcd.watches().await == (0, 0)).await;
+}
