@@ -1,0 +1,623 @@
+//! The rule of application, against a model: whatever a server sends and however it is cut, a
+//! client's state is the server's at the client's revision, or the frame is refused and nothing
+//! moved.
+
+mod frames;
+
+use bytes::Bytes;
+use driftless_proto::apply::{Refusal, Step};
+use driftless_proto::v1::{self, change::Change, delta_op::Op};
+use driftless_proto::{Key, KeyRange, Revision};
+use proptest::prelude::*;
+use proptest::sample::Index;
+
+use frames::{Client, Cuts, History, State, digest, epoch, key, snapshot};
+
+const KEYS: [&[u8]; 6] = [b"/r/", b"/r/a", b"/r/a/b", b"/r/b", b"/r/\xff", b"/r/c"];
+
+/// More than the tests' states.
+const LIMIT: usize = 1 << 20;
+
+fn client() -> Client {
+    Client::new(KeyRange::prefix("/r/").expect("is one"), LIMIT)
+}
+
+fn cuts() -> impl Strategy<Value = Cuts> {
+    prop::collection::vec((0..12_u8, any::<bool>()), 0..8).prop_map(Cuts::new)
+}
+
+fn value() -> impl Strategy<Value = Bytes> {
+    // Few letters, so that patches have something to copy.
+    prop::collection::vec(prop::sample::select(b"ab".to_vec()), 0..32).prop_map(Bytes::from)
+}
+
+fn transaction() -> impl Strategy<Value = Vec<(Key, Option<Bytes>)>> {
+    let one = (
+        prop::sample::select(KEYS.to_vec()).prop_map(key),
+        prop::option::weighted(0.7, value()),
+    );
+    prop::collection::vec(one, 0..4)
+}
+
+/// What happens next. An index chooses one of the history's states.
+#[derive(Clone, Debug)]
+enum Event {
+    Write(Vec<(Key, Option<Bytes>)>),
+    /// Every change from the client's state on, as on a live stream.
+    Follow {
+        patches: bool,
+        cuts: Cuts,
+    },
+    /// One change, whichever: a replay, a gap, or the next.
+    Replay {
+        at: Index,
+        patches: bool,
+        cuts: Cuts,
+    },
+    /// Several in one, whichever.
+    Conflated {
+        from: Index,
+        to: Index,
+        cuts: Cuts,
+    },
+    Snapshot {
+        at: Index,
+        reset: bool,
+        cuts: Cuts,
+    },
+    Progress(Option<Index>),
+    Current(Option<Index>),
+    Begin {
+        epoch: u64,
+    },
+    /// etcd is restored from a backup: what follows is another history with the same revisions.
+    Restore(Index),
+    /// A frame in which something is wrong.
+    Broken {
+        frame: Box<Event>,
+        how: u8,
+        at: Index,
+        item: Index,
+    },
+}
+
+fn frame() -> impl Strategy<Value = Event> {
+    let at = any::<Index>;
+    prop_oneof![
+        2 => (at(), any::<bool>(), cuts())
+            .prop_map(|(at, patches, cuts)| Event::Replay { at, patches, cuts }),
+        1 => (at(), at(), cuts())
+            .prop_map(|(from, to, cuts)| Event::Conflated { from, to, cuts }),
+        1 => (at(), any::<bool>(), cuts())
+            .prop_map(|(at, reset, cuts)| Event::Snapshot { at, reset, cuts }),
+    ]
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let at = any::<Index>;
+    prop_oneof![
+        6 => transaction().prop_map(Event::Write),
+        4 => (any::<bool>(), cuts()).prop_map(|(patches, cuts)| Event::Follow { patches, cuts }),
+        4 => frame(),
+        2 => prop::option::weighted(0.5, at()).prop_map(Event::Progress),
+        1 => prop::option::weighted(0.5, at()).prop_map(Event::Current),
+        1 => prop::sample::select(vec![0, 0, 0, 1]).prop_map(|epoch| Event::Begin { epoch }),
+        1 => at().prop_map(Event::Restore),
+        3 => (frame(), any::<u8>(), at(), at()).prop_map(|(frame, how, at, item)| Event::Broken {
+            frame: Box::new(frame), how, at, item,
+        }),
+    ]
+}
+
+/// The chunks of one frame.
+enum Frame {
+    Diff(Vec<v1::Diff>),
+    Snapshot(Vec<v1::Snapshot>),
+}
+
+struct World {
+    history: History,
+    client: Client,
+    stream: u64,
+    /// The epoch of what the client holds.
+    held: Option<u64>,
+    /// The client is of a history that a restore took back.
+    astray: bool,
+}
+
+impl World {
+    fn new() -> Self {
+        let mut client = client();
+        client.begin(epoch(0));
+        Self {
+            history: History::new(),
+            client,
+            stream: 0,
+            held: None,
+            astray: false,
+        }
+    }
+
+    fn revision(&self) -> Revision {
+        self.client.applier.revision()
+    }
+
+    /// The frame that an event asks for, where the history has one.
+    fn build(&self, event: &Event) -> Option<Frame> {
+        let states = &self.history.states;
+        match event {
+            Event::Replay { at, patches, cuts } if states.len() > 1 => {
+                let from = at.index(states.len() - 1);
+                Some(Frame::Diff(self.history.diff(
+                    from,
+                    from + 1,
+                    *patches,
+                    cuts.clone(),
+                )))
+            }
+            Event::Conflated { from, to, cuts } if states.len() > 1 => {
+                let from = from.index(states.len() - 1);
+                let to = from + 1 + to.index(states.len() - 1 - from);
+                Some(Frame::Diff(self.history.diff(
+                    from,
+                    to,
+                    false,
+                    cuts.clone(),
+                )))
+            }
+            Event::Snapshot { at, reset, cuts } => {
+                let (revision, state) = &states[at.index(states.len())];
+                Some(Frame::Snapshot(snapshot(
+                    *revision,
+                    state,
+                    *reset,
+                    cuts.clone(),
+                )))
+            }
+            _ => None,
+        }
+    }
+
+    /// What a frame that is as it should be leads to, for a client of this history.
+    fn expected(&self, frame: &Frame) -> &'static str {
+        let ours = self.held == Some(self.stream);
+        let held = self.revision().get();
+        match frame {
+            Frame::Diff(_) if !ours => "nothing held",
+            Frame::Diff(chunks) if chunks[0].from > held => "gap",
+            Frame::Diff(chunks) if chunks[0].to <= held => "skipped",
+            Frame::Diff(_) => "edit",
+            Frame::Snapshot(chunks) if ours && !chunks[0].reset && chunks[0].revision < held => {
+                "went back"
+            }
+            Frame::Snapshot(_) => "replace",
+        }
+    }
+
+    /// Feeds the chunks until one is refused. What each makes is checked, because a broken frame
+    /// may end early and be followed by something else.
+    fn deliver(&mut self, frame: Frame) -> Result<Result<Step, Refusal>, TestCaseError> {
+        let mut result = Ok(Step::Incomplete);
+        match frame {
+            Frame::Diff(chunks) => {
+                for chunk in chunks {
+                    result = self.client.diff(vec![chunk]);
+                    self.check(&result)?;
+                    if result.is_err() {
+                        break;
+                    }
+                }
+            }
+            Frame::Snapshot(chunks) => {
+                for chunk in chunks {
+                    result = self.client.snapshot(vec![chunk]);
+                    self.check(&result)?;
+                    if result.is_err() {
+                        break;
+                    }
+                }
+            }
+        }
+        if matches!(result, Err(_) | Ok(Step::Incomplete)) {
+            self.client.reconnect();
+        }
+        Ok(result)
+    }
+
+    /// What was taken is the server's state, whatever the client was before.
+    fn check(&mut self, result: &Result<Step, Refusal>) -> Result<(), TestCaseError> {
+        if let Ok(Step::Replace { .. }) = result {
+            self.held = Some(self.stream);
+        }
+        if let Ok(Step::Edit { .. } | Step::Replace { .. }) = result {
+            self.astray = false;
+            prop_assert!(&self.client.state == self.history.at(self.revision()));
+        }
+        if !self.astray {
+            let held = self.held.is_some();
+            prop_assert!(!held || &self.client.state == self.history.at(self.revision()));
+        }
+        Ok(())
+    }
+
+    fn confirm(&mut self, at: Option<Index>, progress: bool) -> Result<(), TestCaseError> {
+        let states = &self.history.states;
+        let revision = at.map_or(self.history.revision, |at| states[at.index(states.len())].0);
+        let state = self.history.at(Revision::new(revision)).clone();
+        let (ours, held) = (self.held == Some(self.stream), self.revision());
+        let expected = if !ours {
+            "nothing held"
+        } else if progress && revision < held.get() {
+            "skipped"
+        } else if state == self.client.state {
+            "confirm"
+        } else {
+            "diverged"
+        };
+        let result = if progress {
+            self.client.progress(revision, digest(&state))
+        } else {
+            self.client.current(revision, digest(&state))
+        };
+        prop_assert_eq!(name(&result), expected);
+        if let Ok(Step::Confirm { revision: at }) = result {
+            prop_assert_eq!(at, held.max(Revision::new(revision)));
+        }
+        self.check(&result)
+    }
+
+    fn step(&mut self, event: Event) -> Result<(), TestCaseError> {
+        match event {
+            Event::Write(changes) => self.history.write(&changes),
+            Event::Follow { patches, cuts } => {
+                let states = &self.history.states;
+                let first = states.partition_point(|(at, _)| *at <= self.revision().get());
+                for from in first - 1..states.len() - 1 {
+                    let frame =
+                        Frame::Diff(self.history.diff(from, from + 1, patches, cuts.clone()));
+                    self.honest(frame)?;
+                }
+            }
+            Event::Replay { .. } | Event::Conflated { .. } | Event::Snapshot { .. } => {
+                if let Some(frame) = self.build(&event) {
+                    self.honest(frame)?;
+                }
+            }
+            Event::Progress(at) => self.confirm(at, true)?,
+            Event::Current(at) => self.confirm(at, false)?,
+            Event::Begin { epoch: number } => {
+                self.stream = number;
+                self.client.begin(epoch(number));
+            }
+            Event::Restore(at) => {
+                let at = at.index(self.history.states.len());
+                self.history.states.truncate(at + 1);
+                self.history.revision = self.history.states[at].0;
+                // Even when the states are equal now, the client may skip what it should not.
+                self.astray |= self.revision().get() > self.history.revision;
+            }
+            Event::Broken {
+                frame,
+                how,
+                at,
+                item,
+            } => {
+                if let Some(mut frame) = self.build(&frame) {
+                    match &mut frame {
+                        Frame::Diff(chunks) => break_diff(chunks, how, at, item),
+                        Frame::Snapshot(chunks) => break_snapshot(chunks, how, at, item),
+                    }
+                    let _ = self.deliver(frame)?; // Checked chunk by chunk.
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn honest(&mut self, frame: Frame) -> Result<(), TestCaseError> {
+        let expected = self.expected(&frame);
+        let astray = self.astray;
+        let result = self.deliver(frame)?;
+        if !astray {
+            prop_assert_eq!(name(&result), expected);
+        }
+        Ok(())
+    }
+}
+
+fn name(result: &Result<Step, Refusal>) -> &'static str {
+    match result {
+        Ok(Step::Incomplete) => "incomplete",
+        Ok(Step::Skipped) => "skipped",
+        Ok(Step::Confirm { .. }) => "confirm",
+        Ok(Step::Replace { .. }) => "replace",
+        Ok(Step::Edit { .. }) => "edit",
+        Err(Refusal::Gap { .. }) => "gap",
+        Err(Refusal::Diverged { .. }) => "diverged",
+        Err(Refusal::WentBack { .. }) => "went back",
+        Err(Refusal::NothingHeld { .. }) => "nothing held",
+        Err(_) => "refused",
+    }
+}
+
+/// Loses, repeats, swaps or cuts off chunks; `false` when it is about what is in one.
+fn break_chunks<C: Clone>(chunks: &mut Vec<C>, how: u8, at: usize) -> bool {
+    match how % 12 {
+        0 => drop(chunks.remove(at)),
+        1 => chunks.insert(at, chunks[at].clone()),
+        2 => {
+            let other = (at + 1) % chunks.len();
+            chunks.swap(at, other);
+        }
+        3 => chunks.truncate(at),
+        _ => return false,
+    }
+    true
+}
+
+/// Changes what is in an entry or a piece of one.
+fn break_entry(entry: &mut v1::Entry, how: u8) {
+    match how % 12 {
+        4 => entry.key = Bytes::from_static(b"/r/a"),
+        5 => entry.key = Bytes::from_static(b"/foreign"),
+        6 => entry.value = [&entry.value[..], b"x"].concat().into(),
+        7 => entry.mod_revision += 1,
+        8 => entry.offset += 1,
+        9 => entry.total += 1,
+        10 => entry.value = entry.value.slice(..entry.value.len() / 2),
+        _ => entry.key = Bytes::new(),
+    }
+}
+
+fn break_diff(chunks: &mut Vec<v1::Diff>, how: u8, at: Index, item: Index) {
+    let at = at.index(chunks.len());
+    if break_chunks(chunks, how, at) {
+        return;
+    }
+    let chunk = &mut chunks[at];
+    if chunk.changes.is_empty() {
+        chunk.more = !chunk.more;
+        return;
+    }
+    let item = item.index(chunk.changes.len());
+    match &mut chunk.changes[item].change {
+        Some(Change::Put(entry)) => break_entry(entry, how),
+        Some(Change::Patch(patch)) => match how % 3 {
+            0 => patch.base_mod_revision += 1,
+            1 => patch.length += 1,
+            _ => patch.ops.push(v1::DeltaOp {
+                op: Some(Op::Insert(Bytes::from_static(b"x"))),
+            }),
+        },
+        Some(Change::Delete(delete)) => delete.key = Bytes::from_static(b"/r/a"),
+        None => {}
+    }
+}
+
+fn break_snapshot(chunks: &mut Vec<v1::Snapshot>, how: u8, at: Index, item: Index) {
+    let at = at.index(chunks.len());
+    if break_chunks(chunks, how, at) {
+        return;
+    }
+    let chunk = &mut chunks[at];
+    if chunk.entries.is_empty() {
+        chunk.more = !chunk.more;
+        return;
+    }
+    let item = item.index(chunk.entries.len());
+    break_entry(&mut chunk.entries[item], how);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 768, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_client_holds_what_the_server_holds_or_refuses(
+        events in prop::collection::vec(event(), 1..48)
+    ) {
+        let mut world = World::new();
+        // Most histories start with something.
+        world.step(Event::Write(vec![(key(b"/r/a"), Some(Bytes::from_static(b"abab")))]))?;
+        for event in events {
+            world.step(event)?;
+        }
+        // Whatever happened, a reset mends it.
+        world.client.reconnect();
+        let (_, state) = world.history.states[world.history.states.len() - 1].clone();
+        let result = world.deliver(Frame::Snapshot(snapshot(
+            world.history.revision, &state, true, Cuts::none(),
+        )))?;
+        prop_assert_eq!(name(&result), "replace");
+        prop_assert!(world.client.state == state);
+    }
+
+    /// However a state is cut, it arrives whole and at once.
+    #[test]
+    fn cuts_do_not_matter(transactions in prop::collection::vec(transaction(), 1..6), cuts in cuts()) {
+        let mut history = History::new();
+        for changes in &transactions {
+            history.write(changes);
+        }
+        let last = history.states.len() - 1;
+        let (revision, state) = history.states[last].clone();
+        let mut one = client();
+        one.begin(epoch(0));
+        let whole = one.snapshot(snapshot(revision, &state, false, Cuts::none()));
+        let mut other = client();
+        other.begin(epoch(0));
+        let cut = other.snapshot(snapshot(revision, &state, false, cuts.clone()));
+        prop_assert_eq!(name(&whole), "replace");
+        prop_assert_eq!(whole, cut);
+        if last > 0 {
+            let mut one = client();
+            one.begin(epoch(0));
+            let _ = one.snapshot(snapshot(0, &State::new(), false, Cuts::none()));
+            let result = one.diff(history.diff(0, last, false, cuts));
+            prop_assert_eq!(name(&result), "edit");
+            prop_assert!(one.state == state);
+        }
+    }
+}
+
+// Frames that no server would send.
+
+fn bytes() -> impl Strategy<Value = Bytes> {
+    prop_oneof![
+        prop::sample::select(vec!["/r/", "/r/a", "/r/b", "/x", "", "/r/a/b"])
+            .prop_map(Bytes::from_static_str),
+        prop::collection::vec(any::<u8>(), 0..6).prop_map(Bytes::from),
+    ]
+}
+
+trait FromStaticStr {
+    fn from_static_str(text: &'static str) -> Self;
+}
+
+impl FromStaticStr for Bytes {
+    fn from_static_str(text: &'static str) -> Self {
+        Self::from_static(text.as_bytes())
+    }
+}
+
+fn number() -> impl Strategy<Value = i64> {
+    prop_oneof![8 => 0..6_i64, 1 => prop::sample::select(vec![i64::MIN, -1, i64::MAX])]
+}
+
+fn size() -> impl Strategy<Value = u64> {
+    prop_oneof![8 => 0..8_u64, 1 => prop::sample::select(vec![1 << 24, (1 << 24) + 1, u64::MAX])]
+}
+
+fn any_digest() -> impl Strategy<Value = Bytes> {
+    // That of nothing is often right.
+    prop_oneof![
+        4 => Just(Bytes::from_static(&[0; 16])),
+        1 => Just(Bytes::new()),
+        1 => prop::collection::vec(any::<u8>(), 16).prop_map(Bytes::from),
+    ]
+}
+
+fn any_entry() -> impl Strategy<Value = v1::Entry> {
+    (bytes(), bytes(), number(), number(), size(), size()).prop_map(
+        |(key, value, mod_revision, version, offset, total)| v1::Entry {
+            key,
+            value,
+            create_revision: version,
+            mod_revision,
+            version,
+            offset,
+            total,
+        },
+    )
+}
+
+fn any_change() -> impl Strategy<Value = v1::Change> {
+    let op = prop_oneof![
+        (size(), size()).prop_map(|(offset, length)| Some(Op::Copy(v1::Copy { offset, length }))),
+        bytes().prop_map(|bytes| Some(Op::Insert(bytes))),
+        Just(None),
+    ];
+    let ops = prop::collection::vec(op.prop_map(|op| v1::DeltaOp { op }), 0..3);
+    let patch =
+        (bytes(), number(), size(), ops).prop_map(|(key, revision, length, ops)| v1::Patch {
+            key,
+            base_mod_revision: revision,
+            create_revision: revision,
+            mod_revision: revision,
+            version: 1,
+            length,
+            ops,
+        });
+    let delete = (bytes(), number());
+    prop_oneof![
+        any_entry().prop_map(|entry| Some(Change::Put(entry))),
+        patch.prop_map(|patch| Some(Change::Patch(patch))),
+        delete
+            .prop_map(|(key, mod_revision)| Some(Change::Delete(v1::Delete { key, mod_revision }))),
+        Just(None),
+    ]
+    .prop_map(|change| v1::Change { change })
+}
+
+#[derive(Clone, Debug)]
+enum Odd {
+    Begin(u64),
+    Snapshot(v1::Snapshot),
+    /// With a digest that is right for the entries at hand, as far as they can be applied.
+    Diff(v1::Diff),
+    Progress(i64, Bytes),
+    Current(i64, Bytes),
+}
+
+fn odd() -> impl Strategy<Value = Odd> {
+    let snapshot = (
+        number(),
+        prop::collection::vec(any_entry(), 0..3),
+        any::<bool>(),
+        any_digest(),
+        any::<bool>(),
+    )
+        .prop_map(|(revision, entries, more, digest, reset)| v1::Snapshot {
+            revision,
+            entries,
+            more,
+            digest,
+            reset,
+            epoch: Bytes::new(),
+        });
+    let diff = (
+        (number(), number()),
+        prop::collection::vec(any_change(), 0..3),
+        any::<bool>(),
+        any_digest(),
+    )
+        .prop_map(|((from, to), changes, more, digest)| v1::Diff {
+            from,
+            to,
+            changes,
+            more,
+            digest,
+            conflated: more,
+            contact_ms: 0,
+        });
+    prop_oneof![
+        1 => (0..2_u64).prop_map(Odd::Begin),
+        4 => snapshot.prop_map(Odd::Snapshot),
+        4 => diff.prop_map(Odd::Diff),
+        1 => (number(), any_digest()).prop_map(|(at, digest)| Odd::Progress(at, digest)),
+        1 => (number(), any_digest()).prop_map(|(at, digest)| Odd::Current(at, digest)),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1024, ..ProptestConfig::default() })]
+
+    /// Nothing that can be written as a frame panics, or brings in what was not asked for. That
+    /// nothing moves on a refusal is checked where frames are fed.
+    #[test]
+    fn any_frame_is_answered(frames in prop::collection::vec(odd(), 1..24), limit in 0..2048_usize) {
+        let range = KeyRange::prefix("/r/").expect("is one");
+        let mut client = Client::new(range.clone(), limit);
+        let mut empty = true;
+        client.begin(epoch(0));
+        for frame in frames {
+            let result = match frame {
+                Odd::Begin(number) => {
+                    client.begin(epoch(number));
+                    continue;
+                }
+                Odd::Snapshot(chunk) => client.snapshot(vec![chunk]),
+                Odd::Diff(chunk) => client.diff(vec![chunk]),
+                Odd::Progress(at, digest) => client.progress(at, digest),
+                Odd::Current(at, digest) => client.current(at, digest),
+            };
+            if let Ok(Step::Replace { .. } | Step::Confirm { .. }) = result {
+                empty = false;
+            }
+            prop_assert!(empty || client.applier.have(Bytes::new()).is_some());
+            prop_assert!(client.state.keys().all(|key| range.contains(key.as_ref())));
+            if result.is_err() {
+                client.reconnect();
+            }
+        }
+    }
+}
