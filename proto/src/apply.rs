@@ -1,0 +1,704 @@
+//! The rule of application: what a frame does to the state that a client holds, or why it is
+//! refused.
+//!
+//! [`Applier`] puts chunks together, decides, and proves the digest *before* anything is published.
+//! It holds no entries of its own once a frame is complete: the caller does, and shows them through
+//! [`Lookup`]. So it is pure, works over any map, and is all that a client in another language has
+//! to build anew.
+
+use std::collections::BTreeMap;
+
+use bytes::BytesMut;
+
+use crate::delta::{self, DeltaError};
+use crate::digest::Digest;
+use crate::{Entry, Epoch, Key, KeyRange, MAX_VALUE_BYTES, Revision, v1};
+
+/// The entries that the caller holds.
+pub trait Lookup {
+    /// What is held under `key`.
+    fn entry(&self, key: &Key) -> Option<&Entry>;
+}
+
+impl Lookup for BTreeMap<Key, Entry> {
+    fn entry(&self, key: &Key) -> Option<&Entry> {
+        self.get(key)
+    }
+}
+
+/// One key's change, ready to be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Edit {
+    /// The key has this entry now.
+    Put(Entry),
+    /// The key is gone.
+    Delete {
+        /// Which key; the caller may not have it.
+        key: Key,
+        /// When it went.
+        mod_revision: Revision,
+    },
+}
+
+impl Edit {
+    /// The key that changes.
+    pub const fn key(&self) -> &Key {
+        match self {
+            Self::Put(entry) => &entry.key,
+            Self::Delete { key, .. } => key,
+        }
+    }
+}
+
+/// What a frame asks the caller to do, at once and whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use = "the position has moved already: not making the edits would be drift"]
+pub enum Step {
+    /// Nothing yet: more chunks follow.
+    Incomplete,
+    /// Nothing: the caller has this already.
+    Skipped,
+    /// The state is proven to be the same at this revision.
+    Confirm {
+        /// The revision that the caller is at now.
+        revision: Revision,
+    },
+    /// Put these entries, in ascending order of keys, in place of everything that is held.
+    Replace {
+        /// The revision that the caller is at now.
+        revision: Revision,
+        /// The whole state.
+        entries: Vec<Entry>,
+        /// The history went back or was replaced: the revision may be lower than it was.
+        reset: bool,
+    },
+    /// Make these edits, in ascending order of keys, all at once.
+    Edit {
+        /// The revision that the caller is at now.
+        revision: Revision,
+        /// Each key at most once.
+        edits: Vec<Edit>,
+        /// Several transactions in one.
+        conflated: bool,
+    },
+}
+
+/// Why a frame is not applied. The state that is held stays as it was, and stays good.
+///
+/// In every case the stream is of no further use. [`Refusal::keeps_state`] says whether the next
+/// one may build on what is held.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// A diff starts after the revision that is held: something in between is missing.
+    #[error("a diff starts at revision {from}, but {held} is held: a change is missing")]
+    Gap {
+        /// Where the diff starts.
+        from: Revision,
+        /// What is held.
+        held: Revision,
+    },
+    /// The digests differ: the two ends do not hold the same.
+    #[error("the digest at revision {at} differs from the server's")]
+    Diverged {
+        /// The revision of the frame.
+        at: Revision,
+    },
+    /// A snapshot that is no reset is older than what is held.
+    #[error("a snapshot at revision {to} is older than {held}, which is held, and is no reset")]
+    WentBack {
+        /// The snapshot's revision.
+        to: Revision,
+        /// What is held.
+        held: Revision,
+    },
+    /// The frame builds on a state that is not held.
+    #[error("a {frame} came before any snapshot of this history")]
+    NothingHeld {
+        /// What kind of frame.
+        frame: &'static str,
+    },
+    /// A key that was not asked for.
+    #[error("key {key} is not in the range that was asked for")]
+    Foreign {
+        /// The key.
+        key: Key,
+    },
+    /// A patch refers to a value that is not held.
+    #[error("a patch of {key} refers to revision {base}, which is not held")]
+    PatchBase {
+        /// The key.
+        key: Key,
+        /// The revision that the patch refers to.
+        base: Revision,
+    },
+    /// A patch cannot be applied.
+    #[error("a patch of {key} cannot be applied: {source}")]
+    Patch {
+        /// The key.
+        key: Key,
+        /// Why.
+        source: DeltaError,
+    },
+    /// More than the caller is prepared to hold.
+    #[error("the range is larger than the limit of {limit} bytes")]
+    TooLarge {
+        /// The limit that the caller set, in bytes of keys and values.
+        limit: usize,
+    },
+    /// The frame breaks the contract.
+    #[error("the server broke the contract: {what}")]
+    Malformed {
+        /// How.
+        what: &'static str,
+    },
+}
+
+impl Refusal {
+    /// Whether the next stream may resume from what is held. Where not, it starts with nothing, so
+    /// that it gets a snapshot.
+    pub const fn keeps_state(&self) -> bool {
+        matches!(self, Self::Gap { .. } | Self::TooLarge { .. })
+    }
+}
+
+/// What an entry costs besides its key and value, in bytes: keeps a flood of tiny ones within the
+/// limit too. A generous estimate of a map node.
+const ENTRY_OVERHEAD: usize = 128;
+
+/// Applies the frames of one stream after the other to the state that its owner holds.
+#[derive(Debug)]
+pub struct Applier {
+    range: KeyRange,
+    limit: usize,
+    /// What is held. `None` before the first snapshot.
+    held: Option<Held>,
+    /// The epoch of the stream at hand.
+    stream: Option<Epoch>,
+    partial: Option<Partial>,
+}
+
+#[derive(Clone, Debug)]
+struct Held {
+    epoch: Epoch,
+    revision: Revision,
+    digest: Digest,
+    /// What the entries cost together.
+    bytes: usize,
+}
+
+/// Chunks that have arrived of a frame that is not complete.
+#[derive(Debug)]
+enum Partial {
+    Snapshot(Staged<v1::Snapshot>),
+    Diff(Staged<v1::Diff>),
+}
+
+/// The head of the first chunk, and what the chunks so far hold.
+#[derive(Debug)]
+struct Staged<H> {
+    head: H,
+    edits: BTreeMap<Key, Edit>,
+    piece: Option<Piece>,
+    /// What the entries cost. No more than a state may.
+    put: usize,
+    /// What the deletions cost. No more than a state may either, and apart: a diff may take all of
+    /// one state away and bring another.
+    deleted: usize,
+}
+
+/// A value of which some pieces have arrived.
+#[derive(Debug)]
+struct Piece {
+    first: v1::Entry,
+    value: Hidden,
+}
+
+/// Part of a value: not for `Debug`.
+struct Hidden(BytesMut);
+
+impl std::fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "<{} bytes>", self.0.len())
+    }
+}
+
+impl Applier {
+    /// For `range`, with nothing held yet. `limit` bounds what one state may hold in bytes of keys
+    /// and values; a server that sends more is refused before it is kept.
+    pub const fn new(range: KeyRange, limit: usize) -> Self {
+        Self {
+            range,
+            limit,
+            held: None,
+            stream: None,
+            partial: None,
+        }
+    }
+
+    /// Takes over a state that was held before, say from a disk: its entries must be those that the
+    /// caller will show.
+    pub fn resume<'a>(
+        &mut self,
+        epoch: Epoch,
+        revision: Revision,
+        entries: impl IntoIterator<Item = &'a Entry>,
+    ) {
+        let mut held = Held {
+            epoch,
+            revision,
+            digest: Digest::EMPTY,
+            bytes: 0,
+        };
+        for entry in entries {
+            held.digest += Digest::of(entry);
+            held.bytes = held.bytes.saturating_add(cost(entry));
+        }
+        self.held = Some(held);
+    }
+
+    /// The revision that is held; [`Revision::NONE`] when nothing is.
+    pub fn revision(&self) -> Revision {
+        self.held
+            .as_ref()
+            .map_or(Revision::NONE, |held| held.revision)
+    }
+
+    /// The digest of what is held.
+    pub fn digest(&self) -> Digest {
+        self.held.as_ref().map_or(Digest::EMPTY, |held| held.digest)
+    }
+
+    /// What to tell a server that the client has. `None` when nothing is held.
+    pub fn have(&self, token: bytes::Bytes) -> Option<v1::Have> {
+        self.held.as_ref().map(|held| v1::Have {
+            epoch: held.epoch.as_bytes().clone(),
+            revision: held.revision.get(),
+            digest: held.digest.to_bytes(),
+            token,
+        })
+    }
+
+    /// A new stream has begun, in this epoch. What was left of the last one is dropped.
+    pub fn begin(&mut self, epoch: Epoch) {
+        self.partial = None;
+        self.stream = Some(epoch);
+    }
+
+    /// What is held, when the stream at hand may build on it.
+    fn base(&self, frame: &'static str) -> Result<&Held, Refusal> {
+        let held = self
+            .held
+            .as_ref()
+            .filter(|held| self.stream.as_ref() == Some(&held.epoch));
+        held.ok_or(Refusal::NothingHeld { frame })
+    }
+
+    /// Refuses a frame that comes between the chunks of another.
+    const fn not_within_chunks(&self) -> Result<(), Refusal> {
+        match self.partial {
+            None => Ok(()),
+            Some(_) => Err(Refusal::Malformed {
+                what: "a frame came between the chunks of another",
+            }),
+        }
+    }
+
+    /// "You have it all."
+    ///
+    /// # Errors
+    /// When the digests differ, or nothing is held.
+    pub fn current(&mut self, current: &v1::Current) -> Result<Step, Refusal> {
+        self.confirm("current", Revision::new(current.revision), &current.digest)
+    }
+
+    /// "Nothing changed up to here."
+    ///
+    /// # Errors
+    /// When the digests differ, or nothing is held.
+    pub fn progress(&mut self, progress: &v1::Progress) -> Result<Step, Refusal> {
+        let to = Revision::new(progress.revision);
+        // A server that is behind the one before it: proves that the stream is alive, no more.
+        if to < self.base("progress")?.revision {
+            self.not_within_chunks()?;
+            return Ok(Step::Skipped);
+        }
+        self.confirm("progress", to, &progress.digest)
+    }
+
+    fn confirm(
+        &mut self,
+        frame: &'static str,
+        to: Revision,
+        digest: &[u8],
+    ) -> Result<Step, Refusal> {
+        self.not_within_chunks()?;
+        let held = self.base(frame)?;
+        if wire_digest(digest)? != held.digest {
+            return Err(Refusal::Diverged { at: to });
+        }
+        let revision = held.revision.max(to);
+        let held = Held {
+            revision,
+            ..held.clone()
+        };
+        self.held = Some(held);
+        Ok(Step::Confirm { revision })
+    }
+
+    /// A chunk of a snapshot.
+    ///
+    /// # Errors
+    /// When it breaks the contract, is older than what is held and no reset, or its digest is wrong.
+    pub fn snapshot(&mut self, mut chunk: v1::Snapshot) -> Result<Step, Refusal> {
+        let entries = std::mem::take(&mut chunk.entries);
+        let more = chunk.more;
+        let to = Revision::new(chunk.revision);
+        let epoch = self.stream.clone().ok_or(Refusal::Malformed {
+            what: "no hello came first",
+        })?;
+        let digest = chunk.digest.clone();
+        let mut staged = match self.partial.take() {
+            None => Staged::new(chunk),
+            Some(Partial::Snapshot(staged))
+                if (staged.head.revision, staged.head.reset) == (chunk.revision, chunk.reset) =>
+            {
+                staged
+            }
+            Some(_) => {
+                return Err(Refusal::Malformed {
+                    what: "chunks of two frames are mixed",
+                });
+            }
+        };
+        if let Some(held) = &self.held
+            && held.epoch == epoch
+            && to < held.revision
+            && !staged.head.reset
+        {
+            return Err(Refusal::WentBack {
+                to,
+                held: held.revision,
+            });
+        }
+        for entry in entries {
+            if let Some(entry) = staged.piece(&self.range, self.limit, entry)? {
+                let last = staged.edits.last_key_value();
+                if last.is_some_and(|(last, _)| *last >= entry.key) {
+                    return Err(Refusal::Malformed {
+                        what: "a snapshot's keys are not in order",
+                    });
+                }
+                staged.insert(Edit::Put(entry))?;
+            }
+        }
+        if more {
+            self.partial = Some(Partial::Snapshot(staged));
+            return Ok(Step::Incomplete);
+        }
+        let reset = staged.head.reset;
+        let entries: Vec<Entry> = staged
+            .finish()?
+            .filter_map(|edit| match edit {
+                Edit::Put(entry) => Some(entry),
+                Edit::Delete { .. } => None,
+            })
+            .collect();
+        let made: Digest = entries.iter().collect();
+        if made != wire_digest(&digest)? {
+            return Err(Refusal::Diverged { at: to });
+        }
+        self.held = Some(Held {
+            epoch,
+            revision: to,
+            digest: made,
+            bytes: entries.iter().map(cost).sum(),
+        });
+        Ok(Step::Replace {
+            revision: to,
+            entries,
+            reset,
+        })
+    }
+
+    /// A chunk of a diff, over the entries that are held.
+    ///
+    /// # Errors
+    /// When something is missing before it, it breaks the contract, or its digest is wrong.
+    pub fn diff(&mut self, mut chunk: v1::Diff, entries: &impl Lookup) -> Result<Step, Refusal> {
+        let changes = std::mem::take(&mut chunk.changes);
+        let more = chunk.more;
+        let (from, to) = (Revision::new(chunk.from), Revision::new(chunk.to));
+        let digest = chunk.digest.clone();
+        let conflated = chunk.conflated;
+        let held = self.base("diff")?.clone();
+        let mut staged = match self.partial.take() {
+            None => Staged::new(chunk),
+            Some(Partial::Diff(staged))
+                if (staged.head.from, staged.head.to) == (chunk.from, chunk.to) =>
+            {
+                staged
+            }
+            Some(_) => {
+                return Err(Refusal::Malformed {
+                    what: "chunks of two frames are mixed",
+                });
+            }
+        };
+        if from >= to {
+            return Err(Refusal::Malformed {
+                what: "a diff does not move forward",
+            });
+        }
+        if from > held.revision {
+            return Err(Refusal::Gap {
+                from,
+                held: held.revision,
+            });
+        }
+        // What is held already is put together all the same, so that its chunks are recognised.
+        let skip = to <= held.revision;
+        if !skip {
+            for change in changes {
+                staged.change(&self.range, self.limit, change, entries)?;
+            }
+        }
+        if more {
+            self.partial = Some(Partial::Diff(staged));
+            return Ok(Step::Incomplete);
+        }
+        if skip {
+            return Ok(Step::Skipped);
+        }
+        let edits: Vec<Edit> = staged.finish()?.collect();
+        let mut made = held.digest;
+        let mut bytes = held.bytes;
+        for edit in &edits {
+            if let Some(old) = entries.entry(edit.key()) {
+                made -= Digest::of(old);
+                bytes = bytes.saturating_sub(cost(old));
+            }
+            if let Edit::Put(entry) = edit {
+                made += Digest::of(entry);
+                bytes = bytes.saturating_add(cost(entry));
+            }
+        }
+        if bytes > self.limit {
+            return Err(Refusal::TooLarge { limit: self.limit });
+        }
+        if made != wire_digest(&digest)? {
+            return Err(Refusal::Diverged { at: to });
+        }
+        self.held = Some(Held {
+            revision: to,
+            digest: made,
+            bytes,
+            ..held
+        });
+        Ok(Step::Edit {
+            revision: to,
+            edits,
+            conflated,
+        })
+    }
+}
+
+impl<H> Staged<H> {
+    const fn new(head: H) -> Self {
+        Self {
+            head,
+            edits: BTreeMap::new(),
+            piece: None,
+            put: 0,
+            deleted: 0,
+        }
+    }
+
+    fn change(
+        &mut self,
+        range: &KeyRange,
+        limit: usize,
+        change: v1::Change,
+        entries: &impl Lookup,
+    ) -> Result<(), Refusal> {
+        use v1::change::Change;
+        match change.change {
+            Some(Change::Put(entry)) => match self.piece(range, limit, entry)? {
+                Some(entry) => self.insert(Edit::Put(entry)),
+                None => Ok(()),
+            },
+            Some(Change::Patch(patch)) => {
+                self.no_piece()?;
+                let key = ranged(range, patch.key)?;
+                let base = Revision::new(patch.base_mod_revision);
+                let old = entries.entry(&key).filter(|old| old.mod_revision == base);
+                let Some(old) = old else {
+                    return Err(Refusal::PatchBase { key, base });
+                };
+                let value = match delta::apply(&old.value, &patch.ops, patch.length) {
+                    Ok(value) => value,
+                    Err(source) => return Err(Refusal::Patch { key, source }),
+                };
+                charge(&mut self.put, limit, key.as_ref().len() + value.len())?;
+                self.insert(Edit::Put(Entry {
+                    key,
+                    value,
+                    create_revision: Revision::new(patch.create_revision),
+                    mod_revision: Revision::new(patch.mod_revision),
+                    version: patch.version,
+                }))
+            }
+            Some(Change::Delete(delete)) => {
+                self.no_piece()?;
+                let key = ranged(range, delete.key)?;
+                charge(&mut self.deleted, limit, key.as_ref().len())?;
+                self.insert(Edit::Delete {
+                    key,
+                    mod_revision: Revision::new(delete.mod_revision),
+                })
+            }
+            None => Err(Refusal::Malformed {
+                what: "a change is of an unknown kind",
+            }),
+        }
+    }
+
+    /// Takes one piece of an entry; the entry when it is complete.
+    fn piece(
+        &mut self,
+        range: &KeyRange,
+        limit: usize,
+        piece: v1::Entry,
+    ) -> Result<Option<Entry>, Refusal> {
+        const BAD_PIECE: Refusal = Refusal::Malformed {
+            what: "the pieces of a value do not fit together",
+        };
+        charge(&mut self.put, limit, piece.key.len() + piece.value.len())?;
+        if piece.total == 0 {
+            self.no_piece()?;
+            if piece.offset != 0 {
+                return Err(BAD_PIECE);
+            }
+            return whole(range, piece).map(Some);
+        }
+        if piece.total > MAX_VALUE_BYTES as u64 {
+            return Err(Refusal::Malformed {
+                what: "a value is longer than any may be",
+            });
+        }
+        let mut pending = match self.piece.take() {
+            None if piece.offset == 0 => {
+                ranged(range, piece.key.clone())?;
+                // Grows with what arrives, not by what is claimed.
+                Piece {
+                    first: v1::Entry {
+                        value: Default::default(),
+                        ..piece.clone()
+                    },
+                    value: Hidden(BytesMut::new()),
+                }
+            }
+            Some(pending) if continues(&pending, &piece) => pending,
+            _ => return Err(BAD_PIECE),
+        };
+        pending.value.0.extend_from_slice(&piece.value);
+        let arrived = pending.value.0.len() as u64;
+        if arrived > piece.total || piece.value.is_empty() {
+            return Err(BAD_PIECE);
+        }
+        if arrived < piece.total {
+            self.piece = Some(pending);
+            return Ok(None);
+        }
+        whole(
+            range,
+            v1::Entry {
+                value: pending.value.0.freeze(),
+                ..pending.first
+            },
+        )
+        .map(Some)
+    }
+
+    fn insert(&mut self, edit: Edit) -> Result<(), Refusal> {
+        match self.edits.insert(edit.key().clone(), edit) {
+            None => Ok(()),
+            Some(_) => Err(Refusal::Malformed {
+                what: "a key appears twice in one frame",
+            }),
+        }
+    }
+
+    const fn no_piece(&self) -> Result<(), Refusal> {
+        match self.piece {
+            None => Ok(()),
+            Some(_) => Err(Refusal::Malformed {
+                what: "a value is cut off",
+            }),
+        }
+    }
+
+    fn finish(self) -> Result<impl Iterator<Item = Edit>, Refusal> {
+        self.no_piece()?;
+        Ok(self.edits.into_values())
+    }
+}
+
+/// What an entry costs its holder, in bytes.
+fn cost(entry: &Entry) -> usize {
+    entry.key.as_ref().len() + entry.value.len() + ENTRY_OVERHEAD
+}
+
+fn charge(count: &mut usize, limit: usize, bytes: usize) -> Result<(), Refusal> {
+    *count = count.saturating_add(bytes).saturating_add(ENTRY_OVERHEAD);
+    if *count > limit {
+        Err(Refusal::TooLarge { limit })
+    } else {
+        Ok(())
+    }
+}
+
+/// Whether `piece` is the next one of the value that is pending.
+fn continues(pending: &Piece, piece: &v1::Entry) -> bool {
+    let first = &pending.first;
+    (
+        &first.key,
+        first.create_revision,
+        first.mod_revision,
+        first.version,
+        first.total,
+    ) == (
+        &piece.key,
+        piece.create_revision,
+        piece.mod_revision,
+        piece.version,
+        piece.total,
+    ) && piece.offset == pending.value.0.len() as u64
+}
+
+fn ranged(range: &KeyRange, key: bytes::Bytes) -> Result<Key, Refusal> {
+    let key = Key::new(key).ok_or(Refusal::Malformed {
+        what: "a key is empty",
+    })?;
+    if range.contains(key.as_ref()) {
+        Ok(key)
+    } else {
+        Err(Refusal::Foreign { key })
+    }
+}
+
+fn whole(range: &KeyRange, entry: v1::Entry) -> Result<Entry, Refusal> {
+    Ok(Entry {
+        key: ranged(range, entry.key)?,
+        value: entry.value,
+        create_revision: Revision::new(entry.create_revision),
+        mod_revision: Revision::new(entry.mod_revision),
+        version: entry.version,
+    })
+}
+
+fn wire_digest(bytes: &[u8]) -> Result<Digest, Refusal> {
+    Digest::from_bytes(bytes).ok_or(Refusal::Malformed {
+        what: "a digest is not 16 bytes long",
+    })
+}

@@ -1,0 +1,252 @@
+//! Keys and ranges of keys. Keys are bytes, as in etcd; most of them are text.
+
+use std::borrow::Borrow;
+use std::fmt;
+
+use bytes::Bytes;
+
+use crate::v1;
+
+/// One key: any bytes, at least one.
+///
+/// Cheap to clone. `Display` shows text as it is and escapes what is not.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key(Bytes);
+
+impl Key {
+    /// From bytes; `None` when there are none, which is not a key in etcd either.
+    pub fn new(bytes: impl Into<Bytes>) -> Option<Self> {
+        let bytes = bytes.into();
+        (!bytes.is_empty()).then_some(Self(bytes))
+    }
+
+    /// As it travels.
+    pub const fn as_bytes(&self) -> &Bytes {
+        &self.0
+    }
+
+    /// As text, when it is UTF-8.
+    pub fn as_str(&self) -> Option<&str> {
+        std::str::from_utf8(&self.0).ok()
+    }
+}
+
+impl AsRef<[u8]> for Key {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+// `Bytes` compares and hashes as the slice does, so maps can be asked with a slice.
+impl Borrow<[u8]> for Key {
+    fn borrow(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_escaped(&self.0, f)
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+/// Shows printable text as it is and everything else (control characters included, so that a key
+/// cannot write to a terminal) as `\xNN` or Rust's escapes.
+fn write_escaped(bytes: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    use fmt::Write;
+    for chunk in bytes.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            if c.is_control() {
+                write!(f, "{}", c.escape_default())?;
+            } else {
+                f.write_char(c)?;
+            }
+        }
+        for byte in chunk.invalid() {
+            write!(f, "\\x{byte:02x}")?;
+        }
+    }
+    Ok(())
+}
+
+/// What one stream subscribes to: one key, or every key with a prefix.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum KeyRange {
+    /// One key.
+    Key(Key),
+    /// Every key that starts with these bytes.
+    Prefix(Key),
+}
+
+/// Why something is not a range.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RangeError {
+    /// There is no key or prefix in it.
+    #[error("the {what} is empty; name at least one byte, such as \"/config/\"")]
+    Empty {
+        /// "key", "prefix" or "range".
+        what: &'static str,
+    },
+    /// It is longer than [`KeyRange::MAX_LEN`].
+    #[error("the {what} is {len} bytes long; at most {max} are allowed", max = KeyRange::MAX_LEN)]
+    TooLong {
+        /// "key" or "prefix".
+        what: &'static str,
+        /// Its length in bytes.
+        len: usize,
+    },
+}
+
+impl KeyRange {
+    /// Longest key or prefix that can be subscribed to, in bytes: 4096.
+    ///
+    /// What a path may have on Linux. A bound is needed because a server keeps a range for as long
+    /// as somebody watches it.
+    pub const MAX_LEN: usize = 4096;
+
+    /// One key.
+    ///
+    /// # Errors
+    /// When it is empty or longer than [`KeyRange::MAX_LEN`].
+    pub fn key(key: impl AsRef<[u8]>) -> Result<Self, RangeError> {
+        Self::checked("key", Bytes::copy_from_slice(key.as_ref())).map(Self::Key)
+    }
+
+    /// Every key that starts with `prefix`.
+    ///
+    /// # Errors
+    /// When it is empty or longer than [`KeyRange::MAX_LEN`].
+    pub fn prefix(prefix: impl AsRef<[u8]>) -> Result<Self, RangeError> {
+        Self::checked("prefix", Bytes::copy_from_slice(prefix.as_ref())).map(Self::Prefix)
+    }
+
+    fn checked(what: &'static str, bytes: Bytes) -> Result<Key, RangeError> {
+        if bytes.len() > Self::MAX_LEN {
+            return Err(RangeError::TooLong {
+                what,
+                len: bytes.len(),
+            });
+        }
+        Key::new(bytes).ok_or(RangeError::Empty { what })
+    }
+
+    /// Whether `key` is in the range.
+    pub fn contains(&self, key: &[u8]) -> bool {
+        match self {
+            Self::Key(own) => own.as_ref() == key,
+            Self::Prefix(prefix) => key.starts_with(prefix.as_ref()),
+        }
+    }
+
+    /// Whether every key of `other` is in this range.
+    pub fn covers(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Key(_), Self::Prefix(_)) => false,
+            (_, Self::Key(key) | Self::Prefix(key)) => self.contains(key.as_ref()),
+        }
+    }
+
+    /// The first key that can be in the range: where a scan in key order starts.
+    pub const fn start(&self) -> &Key {
+        match self {
+            Self::Key(key) | Self::Prefix(key) => key,
+        }
+    }
+}
+
+impl fmt::Display for KeyRange {
+    /// The key, or the prefix with a `*` behind it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Key(key) => write!(f, "{key}"),
+            Self::Prefix(prefix) => write!(f, "{prefix}*"),
+        }
+    }
+}
+
+impl fmt::Debug for KeyRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+impl TryFrom<Option<v1::Range>> for KeyRange {
+    type Error = RangeError;
+
+    fn try_from(range: Option<v1::Range>) -> Result<Self, RangeError> {
+        match range.and_then(|range| range.kind) {
+            Some(v1::range::Kind::Key(key)) => Self::checked("key", key).map(Self::Key),
+            Some(v1::range::Kind::Prefix(prefix)) => {
+                Self::checked("prefix", prefix).map(Self::Prefix)
+            }
+            None => Err(RangeError::Empty { what: "range" }),
+        }
+    }
+}
+
+impl From<&KeyRange> for v1::Range {
+    fn from(range: &KeyRange) -> Self {
+        Self {
+            kind: Some(match range {
+                KeyRange::Key(key) => v1::range::Kind::Key(key.as_bytes().clone()),
+                KeyRange::Prefix(prefix) => v1::range::Kind::Prefix(prefix.as_bytes().clone()),
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_contain_and_cover() {
+        let prefix = KeyRange::prefix("/a/").unwrap();
+        let key = KeyRange::key("/a/b").unwrap();
+        assert!(prefix.contains(b"/a/") && prefix.contains(b"/a/b") && !prefix.contains(b"/a"));
+        assert!(key.contains(b"/a/b") && !key.contains(b"/a/b/c"));
+        assert!(prefix.covers(&key) && prefix.covers(&prefix) && !key.covers(&prefix));
+        assert!(
+            !key.covers(&KeyRange::prefix("/a/b").unwrap()),
+            "a prefix of the same bytes is wider than the key"
+        );
+        assert!(
+            KeyRange::prefix("/a").unwrap().covers(&prefix)
+                && !prefix.covers(&KeyRange::prefix("/a").unwrap())
+        );
+    }
+
+    #[test]
+    fn what_is_not_a_range_is_said() {
+        assert_eq!(KeyRange::key(""), Err(RangeError::Empty { what: "key" }));
+        assert_eq!(
+            KeyRange::prefix([]),
+            Err(RangeError::Empty { what: "prefix" })
+        );
+        assert!(KeyRange::key(vec![b'k'; 4096]).is_ok());
+        assert_eq!(
+            KeyRange::key(vec![b'k'; 4097]),
+            Err(RangeError::TooLong {
+                what: "key",
+                len: 4097
+            })
+        );
+        assert_eq!(
+            KeyRange::try_from(None),
+            Err(RangeError::Empty { what: "range" })
+        );
+    }
+
+    #[test]
+    fn keys_cannot_write_to_a_terminal() {
+        let key = Key::new(&b"/a\x1b[2J\n\xff/\xc3\xbc"[..]).unwrap();
+        assert_eq!(key.to_string(), "/a\\u{1b}[2J\\n\\xff/\u{fc}");
+    }
+}
