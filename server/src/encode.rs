@@ -1,0 +1,482 @@
+//! From changes and entries to the bytes that streams send: each made once, shared by all.
+//!
+//! The messages are those of the `.proto`; they are written here and not through generated code so
+//! that a change is encoded once as a field of a diff, whatever diffs it ends up in, and so that
+//! large values are never copied: they travel as slices of the value that the store holds.
+//! Generated code writes all heads and reads everything back in the tests.
+//!
+//! Fields may come in any order in protobuf, so a message is its head (every field but the repeated
+//! one, by generated code), then the repeated fields, already encoded.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use driftless_proto::apply::Edit;
+use driftless_proto::digest::Digest;
+use driftless_proto::{Entry, Epoch, KeyRange, MAX_CHUNK_BYTES, Revision, v1};
+use prost::Message;
+use prost::encoding::{encode_varint, encoded_len_varint};
+
+use crate::metrics::Metrics;
+use crate::store::{Batch, Changed, Position, Snapshot};
+
+/// Values from this size on are not copied into the encoding but shared with the store, in bytes. A
+/// slice of its own costs a system call's worth of bookkeeping on its way out, so small ones are
+/// cheaper copied.
+const SHARE_FROM: usize = 4096;
+
+/// Largest segment that a stream hands to its connection at a time, in bytes: two of them are what a
+/// stalled stream can pin.
+const SEGMENT: usize = 64 * 1024;
+
+/// A chunk of a snapshot or conflated diff is closed once it has this many bytes: as much as one
+/// segment, since one chunk per stream is in flight.
+const LAZY_CHUNK: usize = SEGMENT;
+
+/// How many entries one call looks at for a chunk, so that a sparse range in a large prefix does not
+/// hold up the thread: some 0.2 ms.
+const SCAN: usize = 4096;
+
+/// Protobuf's tag of a length-delimited field. All field numbers here are below 16: one byte.
+const fn tag(field: u8) -> u8 {
+    field << 3 | 2
+}
+
+/// Shared bytes, ready for the wire: one or more whole gRPC messages.
+#[derive(Clone, Debug, Default)]
+pub struct Frame {
+    segments: Vec<Bytes>,
+    len: usize,
+}
+
+impl Frame {
+    /// In order; each at most 64 KiB.
+    pub fn segments(&self) -> &[Bytes] {
+        &self.segments
+    }
+
+    /// Bytes of all segments.
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is nothing in it.
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+/// One change or entry as a field of its message: in several pieces, for several messages, when the
+/// value is larger than a message may be.
+#[derive(Debug)]
+pub struct Fields(Vec<Frame>);
+
+/// Puts segments together: copies what is small, shares what is large.
+#[derive(Default)]
+struct Segments {
+    done: Vec<Bytes>,
+    open: BytesMut,
+    len: usize,
+}
+
+impl Segments {
+    fn close(&mut self) {
+        if !self.open.is_empty() {
+            self.done.push(self.open.split().freeze());
+        }
+    }
+
+    fn share(&mut self, bytes: &Bytes) {
+        self.len += bytes.len();
+        if bytes.len() < SHARE_FROM {
+            if self.open.len() + bytes.len() > SEGMENT {
+                self.close();
+            }
+            self.open.put_slice(bytes);
+            return;
+        }
+        self.close();
+        for start in (0..bytes.len()).step_by(SEGMENT) {
+            self.done
+                .push(bytes.slice(start..bytes.len().min(start + SEGMENT)));
+        }
+    }
+
+    fn append(&mut self, frame: &Frame) {
+        frame
+            .segments
+            .iter()
+            .for_each(|segment| self.share(segment));
+    }
+
+    /// Something short, such as a head.
+    fn write(&mut self, write: impl FnOnce(&mut BytesMut)) {
+        let before = self.open.len();
+        write(&mut self.open);
+        self.len += self.open.len() - before;
+    }
+
+    fn finish(mut self) -> Frame {
+        self.close();
+        Frame {
+            segments: self.done,
+            len: self.len,
+        }
+    }
+}
+
+/// The field `field` with the message in `head` and, in it, `value` as field 2 (as in `Entry`).
+/// `wrap`, if given, is the number of the field inside a message between the two (as in `Change`).
+fn entry_field(field: u8, wrap: Option<u8>, entry: &Entry) -> Fields {
+    let whole = entry.value.len() <= MAX_CHUNK_BYTES;
+    let total = if whole { 0 } else { entry.value.len() as u64 };
+    // An empty value is one piece too.
+    let starts = (0..entry.value.len().max(1)).step_by(MAX_CHUNK_BYTES);
+    let pieces = starts.map(|start| {
+        let value = entry
+            .value
+            .slice(start..entry.value.len().min(start + MAX_CHUNK_BYTES));
+        let head = v1::Entry {
+            value: Bytes::new(),
+            offset: start as u64,
+            total,
+            ..v1::Entry::from(entry)
+        };
+        let value_len = if value.is_empty() {
+            0
+        } else {
+            1 + encoded_len_varint(value.len() as u64) + value.len()
+        };
+        let entry_len = head.encoded_len() + value_len;
+        let outer_len = wrap.map_or(entry_len, |_| {
+            1 + encoded_len_varint(entry_len as u64) + entry_len
+        });
+        let mut out = Segments::default();
+        out.write(|out| {
+            out.put_u8(tag(field));
+            encode_varint(outer_len as u64, out);
+            if let Some(inner) = wrap {
+                out.put_u8(tag(inner));
+                encode_varint(entry_len as u64, out);
+            }
+            head.encode_raw(out);
+            if !value.is_empty() {
+                out.put_u8(tag(2));
+                encode_varint(value.len() as u64, out);
+            }
+        });
+        out.share(&value);
+        out.finish()
+    });
+    Fields(pieces.collect())
+}
+
+/// A change as field 3 of `Diff`.
+fn change_field(edit: &Edit) -> Fields {
+    match edit {
+        Edit::Put(entry) => entry_field(3, Some(1), entry),
+        Edit::Delete { key, mod_revision } => {
+            let delete = v1::Delete {
+                key: key.as_bytes().clone(),
+                mod_revision: mod_revision.get(),
+            };
+            let change = v1::Change {
+                change: Some(v1::change::Change::Delete(delete)),
+            };
+            let mut out = Segments::default();
+            out.write(|out| prost::encoding::message::encode(3, &change, out));
+            Fields(vec![out.finish()])
+        }
+    }
+}
+
+/// A whole gRPC message: `WatchResponse` with `head` and the repeated `fields` as its field `frame`.
+fn message(out: &mut Segments, frame: u8, head: &impl Message, fields: &[&Frame]) {
+    let inner = head.encoded_len() + fields.iter().map(|field| field.len).sum::<usize>();
+    let outer = 1 + encoded_len_varint(inner as u64) + inner;
+    out.write(|out| {
+        // gRPC's prefix: not compressed, and the length, which MAX_CHUNK_BYTES keeps far below 2^32.
+        out.put_u8(0);
+        out.put_u32(outer as u32);
+        out.put_u8(tag(frame));
+        encode_varint(inner as u64, out);
+        head.encode_raw(out);
+    });
+    fields.iter().for_each(|field| out.append(field));
+}
+
+/// One message without repeated fields, such as a `Hello`.
+pub fn single(response: &v1::WatchResponse) -> Bytes {
+    unary(response)
+}
+
+/// Any message with gRPC's prefix.
+pub fn unary(response: &impl Message) -> Bytes {
+    let len = response.encoded_len();
+    let mut out = BytesMut::with_capacity(5 + len);
+    out.put_u8(0);
+    out.put_u32(len as u32);
+    response.encode_raw(&mut out);
+    out.freeze()
+}
+
+/// The diff of one scope for one batch: one or more messages, at most [`MAX_CHUNK_BYTES`] of values
+/// in each.
+pub fn diff(
+    range: &KeyRange,
+    batch: &Batch,
+    from: Revision,
+    digest: Digest,
+    metrics: &Metrics,
+) -> Frame {
+    let fields = batch.within(range).flat_map(|change| {
+        let fields = change.encoded.get_or_init(|| {
+            metrics.changes_encoded.inc();
+            change_field(&change.edit)
+        });
+        &fields.0
+    });
+    let mut messages: Vec<Vec<&Frame>> = vec![Vec::new()];
+    let mut len = 0;
+    for field in fields {
+        if len + field.len > MAX_CHUNK_BYTES && len > 0 {
+            messages.push(Vec::new());
+            len = 0;
+        }
+        len += field.len;
+        if let Some(last) = messages.last_mut() {
+            last.push(field);
+        }
+    }
+    let count = messages.len();
+    let mut out = Segments::default();
+    for (index, fields) in messages.into_iter().enumerate() {
+        let last = index + 1 == count;
+        let head = v1::Diff {
+            from: from.get(),
+            to: batch.to.get(),
+            changes: Vec::new(),
+            more: !last,
+            digest: if last {
+                digest.to_bytes()
+            } else {
+                Bytes::new()
+            },
+            conflated: batch.conflated,
+            contact_ms: if last { batch.contact_ms } else { 0 },
+        };
+        message(&mut out, 3, &head, &fields);
+    }
+    metrics.frames_encoded.inc();
+    out.finish()
+}
+
+/// What a [`Lazy`] answer is.
+#[derive(Clone, Debug)]
+pub enum Kind {
+    /// The whole state; `reset` lets it lower the client's revision.
+    Snapshot {
+        /// See `Snapshot.reset` in the contract.
+        reset: bool,
+    },
+    /// What changed since this revision, in one diff.
+    Diff {
+        /// What the client has.
+        since: Revision,
+    },
+}
+
+/// A snapshot or conflated diff that is encoded chunk by chunk, as fast as its reader takes it.
+///
+/// All that it holds is an immutable root and where it is in it.
+#[derive(Debug)]
+pub struct Lazy {
+    root: Snapshot,
+    range: KeyRange,
+    kind: Kind,
+    digest: Digest,
+    contact_ms: u64,
+    /// The last key that was encoded, of a snapshot.
+    key: Option<driftless_proto::Key>,
+    /// Where a diff is in the order of changes.
+    position: Position,
+    /// Fields that did not fit into the last chunk.
+    waiting: std::collections::VecDeque<Frame>,
+    exhausted: bool,
+    done: bool,
+}
+
+/// What [`Lazy::next`] came to.
+#[derive(Debug)]
+pub enum Chunk {
+    /// The next message.
+    Ready(Frame),
+    /// Nothing yet, after a stretch of entries outside the range: call again, after others had a
+    /// turn.
+    Scanning,
+    /// That was all.
+    Done,
+}
+
+impl Lazy {
+    /// Of `range` in `root`, whose digest over the range is `digest`.
+    pub fn new(
+        root: Snapshot,
+        range: KeyRange,
+        kind: Kind,
+        digest: Digest,
+        contact_ms: u64,
+    ) -> Self {
+        let position = match kind {
+            Kind::Diff { since } => Position::after(since),
+            Kind::Snapshot { .. } => Position::after(Revision::NONE),
+        };
+        Self {
+            root,
+            range,
+            kind,
+            digest,
+            contact_ms,
+            key: None,
+            position,
+            waiting: std::collections::VecDeque::new(),
+            exhausted: false,
+            done: false,
+        }
+    }
+
+    /// The revision that the reader is at when it has taken everything.
+    pub const fn revision(&self) -> Revision {
+        self.root.revision()
+    }
+
+    /// The next chunk.
+    pub fn next(&mut self, metrics: &Metrics) -> Chunk {
+        if self.done {
+            return Chunk::Done;
+        }
+        // One more than fits, so that it is known whether there is more.
+        let mut len: usize = self.waiting.iter().map(Frame::len).sum();
+        if len <= LAZY_CHUNK && !self.exhausted {
+            let looked_at = match self.kind {
+                Kind::Snapshot { .. } => self.scan_entries(&mut len),
+                Kind::Diff { .. } => self.scan_changes(&mut len),
+            };
+            if looked_at >= SCAN && len <= LAZY_CHUNK {
+                return Chunk::Scanning;
+            }
+        }
+        let mut fields = Vec::new();
+        let mut taken = 0;
+        while let Some(field) = self.waiting.front() {
+            if taken > 0 && taken + field.len() > LAZY_CHUNK {
+                break;
+            }
+            taken += field.len();
+            fields.extend(self.waiting.pop_front());
+        }
+        self.done = self.exhausted && self.waiting.is_empty();
+        metrics.chunks_encoded.inc();
+        Chunk::Ready(self.message(&fields))
+    }
+
+    fn scan_entries(&mut self, len: &mut usize) -> usize {
+        let mut looked_at = 0;
+        let mut entries = self.root.entries(&self.range, self.key.as_ref());
+        let mut last = None;
+        while *len <= LAZY_CHUNK && looked_at < SCAN {
+            let Some(stored) = entries.next() else {
+                self.exhausted = true;
+                break;
+            };
+            looked_at += 1;
+            for field in entry_field(2, None, &stored.entry).0 {
+                *len += field.len();
+                self.waiting.push_back(field);
+            }
+            last = Some(stored.entry.key.clone());
+        }
+        drop(entries);
+        if last.is_some() {
+            self.key = last;
+        }
+        looked_at
+    }
+
+    fn scan_changes(&mut self, len: &mut usize) -> usize {
+        let mut looked_at = 0;
+        let mut last = None;
+        let mut changes = self.root.changed(&self.position);
+        while *len <= LAZY_CHUNK && looked_at < SCAN {
+            let Some((position, revision, key, changed)) = changes.next() else {
+                self.exhausted = true;
+                break;
+            };
+            looked_at += 1;
+            last = Some(position.clone());
+            if !self.range.contains(key) {
+                continue;
+            }
+            let edit = match changed {
+                Changed::Live(stored) => Edit::Put(stored.entry.clone()),
+                Changed::Gone => match driftless_proto::Key::new(key.clone()) {
+                    Some(key) => Edit::Delete {
+                        key,
+                        mod_revision: revision,
+                    },
+                    None => continue,
+                },
+            };
+            for field in change_field(&edit).0 {
+                *len += field.len();
+                self.waiting.push_back(field);
+            }
+        }
+        drop(changes);
+        if let Some(last) = last {
+            self.position = last;
+        }
+        looked_at
+    }
+
+    fn message(&self, fields: &[Frame]) -> Frame {
+        let fields: Vec<&Frame> = fields.iter().collect();
+        let to = self.root.revision();
+        let digest = if self.done {
+            self.digest.to_bytes()
+        } else {
+            Bytes::new()
+        };
+        let mut out = Segments::default();
+        match self.kind {
+            Kind::Snapshot { reset } => {
+                let epoch = if self.done {
+                    Epoch::as_bytes(self.root.epoch()).clone()
+                } else {
+                    Bytes::new()
+                };
+                let entries = Vec::new();
+                let head = v1::Snapshot {
+                    revision: to.get(),
+                    entries,
+                    more: !self.done,
+                    digest,
+                    reset,
+                    epoch,
+                };
+                message(&mut out, 2, &head, &fields);
+            }
+            Kind::Diff { since } => {
+                let head = v1::Diff {
+                    from: since.get(),
+                    to: to.get(),
+                    changes: Vec::new(),
+                    more: !self.done,
+                    digest,
+                    conflated: true,
+                    contact_ms: if self.done { self.contact_ms } else { 0 },
+                };
+                message(&mut out, 3, &head, &fields);
+            }
+        }
+        out.finish()
+    }
+}

@@ -1,0 +1,360 @@
+//! From one prefix's changes to the streams whose range they touch.
+//!
+//! [`Publisher`] (one, owned by the ingest task) publishes each new state together with the batch
+//! that led to it; [`Fanout`] (cheap to clone) is how requests subscribe. There is no queue per
+//! stream: a stream has a cursor, and reads from the shared log through its [`Scope`].
+//!
+//! One lock per prefix guards what is published, so that a snapshot and a scope's digest are always
+//! of the same moment. It is held for as long as it takes to swap pointers and to tell the scopes
+//! that a batch touches; never across an await, never while something is encoded or hashed.
+
+mod scope;
+mod scopes;
+mod subscriber;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use driftless_proto::digest::Digest;
+use driftless_proto::{KeyRange, Revision, v1};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::metrics::Metrics;
+use crate::store::{Batch, Log, Snapshot};
+pub use scope::{Behind, Next};
+use scope::{Pushed, Scope};
+use scopes::Scopes;
+pub use subscriber::Subscriber;
+
+/// How long changes to a scope that changes often are held back, so that they travel together: 20
+/// ms, once the [`scope::BURST`] is used up.
+///
+/// Two reasons. Fifty messages a second to each of thousands of streams cost far less than a
+/// thousand. And HTTP/2 peers take many small unread frames for an attack: h2 (0.4.20) ends the whole
+/// connection after some 25 KiB to 2.5 MiB of them, each counted as 256 bytes less its length;
+/// frames that hold several changes do not count at all.
+pub const PACE: Duration = Duration::from_millis(20);
+
+/// Why all the streams of a prefix have to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// The server shuts down.
+    Drain,
+    /// etcd's history went back or was replaced.
+    History,
+}
+
+impl Ending {
+    /// What to tell the client.
+    pub fn goodbye(self) -> v1::Goodbye {
+        let (reason, retry_after_ms) = match self {
+            Self::Drain => (v1::goodbye::Reason::Drain, 0),
+            Self::History => (v1::goodbye::Reason::History, 0),
+        };
+        v1::Goodbye {
+            reason: reason.into(),
+            retry_after_ms,
+            purge: false,
+        }
+    }
+}
+
+/// What all of one prefix's readers share.
+#[derive(Debug)]
+struct Shared {
+    prefix: KeyRange,
+    metrics: Metrics,
+    published: Mutex<Published>,
+    /// The published revision, for those who wait for one. 0 before the first state.
+    revision: watch::Sender<Revision>,
+    /// Why etcd cannot be reached, while that is so.
+    lost: watch::Sender<Option<String>>,
+    /// When etcd was last heard of, in milliseconds since `origin`.
+    contact_ms: AtomicU64,
+    origin: Instant,
+}
+
+#[derive(Debug)]
+struct Published {
+    state: Option<State>,
+    scopes: Scopes,
+    /// Scopes that have changes held back.
+    paced: Vec<Arc<Scope>>,
+    draining: bool,
+}
+
+/// A snapshot and the log that led to it.
+#[derive(Debug)]
+struct State {
+    snapshot: Snapshot,
+    log: Log,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Published> {
+        // Nothing here panics half-way through a change; and if it did, serving on is better than
+        // bringing every stream down.
+        self.published
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn clock_ms(&self) -> u64 {
+        u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn contact_ms(&self) -> u64 {
+        self.contact_ms.load(Ordering::Relaxed)
+    }
+}
+
+/// A range's state at one moment.
+#[derive(Debug)]
+pub struct View {
+    /// The prefix's keyspace.
+    pub root: Snapshot,
+    /// What changed lately in the prefix.
+    pub log: Log,
+    /// The range's digest at the root's revision.
+    pub digest: Digest,
+}
+
+/// Why a range cannot be subscribed to just now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unavailable {
+    /// Nothing has come from etcd yet.
+    NotSynced,
+    /// The server shuts down.
+    Draining,
+}
+
+/// The publishing end of a prefix. One exists, and its owner is the ingest task.
+#[derive(Debug)]
+pub struct Publisher(Arc<Shared>);
+
+/// The subscribing end of a prefix. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Fanout(Arc<Shared>);
+
+/// Both ends, for one served prefix, with nothing published yet. `origin` is the origin of the
+/// server's clock.
+pub fn fanout(prefix: KeyRange, metrics: Metrics, origin: Instant) -> (Publisher, Fanout) {
+    let published = Published {
+        state: None,
+        scopes: Scopes::default(),
+        paced: Vec::new(),
+        draining: false,
+    };
+    let shared = Arc::new(Shared {
+        prefix,
+        metrics,
+        published: Mutex::new(published),
+        revision: watch::Sender::new(Revision::NONE),
+        lost: watch::Sender::new(None),
+        contact_ms: AtomicU64::new(0),
+        origin,
+    });
+    (Publisher(Arc::clone(&shared)), Fanout(shared))
+}
+
+impl Publisher {
+    /// etcd was heard of just now. Returns the server's clock, in milliseconds.
+    pub fn contact(&self) -> u64 {
+        let now = self.0.clock_ms();
+        self.0.lost.send_if_modified(|lost| lost.take().is_some());
+        self.0.contact_ms.store(now, Ordering::Relaxed);
+        now
+    }
+
+    /// etcd cannot be reached. What was published stays good, and its age is said with it.
+    pub fn lost(&self, reason: String) {
+        self.0.lost.send_replace(Some(reason));
+    }
+
+    /// The first state, or one of another history: what was published before means nothing any more,
+    /// and the streams that build on it are ended.
+    pub fn publish_anew(&self, snapshot: Snapshot, log_budget: usize) {
+        let revision = snapshot.revision();
+        let mut published = self.0.lock();
+        let log = Log::new(revision, log_budget);
+        let old = published.state.replace(State { snapshot, log });
+        let scopes = published.scopes.take();
+        published.paced.clear();
+        drop(published);
+        for scope in scopes {
+            scope.end(Ending::History);
+        }
+        if let Some(old) = old {
+            self.0
+                .metrics
+                .log_bytes
+                .dec_by(i64::try_from(old.log.bytes()).unwrap_or(i64::MAX));
+        }
+        self.0.revision.send_replace(revision);
+    }
+
+    /// A batch, and the state that it led to. Wakes the streams whose range it touches, and no
+    /// others. Returns whether anything is held back, so that [`Publisher::flush`] is due within
+    /// [`PACE`].
+    pub fn publish(&self, snapshot: Snapshot, batch: Batch) -> bool {
+        let revision = snapshot.revision();
+        self.0.metrics.changes.inc_by(batch.changes.len() as u64);
+        let batch = Arc::new(batch);
+        let now = Instant::now();
+        let mut wake = Vec::new();
+        let mut published = self.0.lock();
+        let Published {
+            state: Some(state),
+            scopes,
+            paced,
+            ..
+        } = &mut *published
+        else {
+            return false;
+        };
+        let before = state.log.bytes();
+        let old = std::mem::replace(&mut state.snapshot, snapshot);
+        let dropped = state.log.push(Arc::clone(&batch));
+        let grown = state.log.bytes() as i64 - before as i64;
+        for scope in scopes.touched_by(&batch) {
+            match scope.push(&batch, now) {
+                Pushed::Wake => wake.push(Arc::clone(scope)),
+                Pushed::Hold => paced.push(Arc::clone(scope)),
+                Pushed::Held => {}
+            }
+        }
+        let holds_back = !paced.is_empty();
+        drop(published);
+        self.0.metrics.log_bytes.inc_by(grown);
+        self.0.revision.send_replace(revision);
+        wake.iter().for_each(|scope| scope.wake());
+        // What is let go of may be large: it is freed outside the lock.
+        drop((old, dropped));
+        holds_back
+    }
+
+    /// Nothing changed up to the snapshot's revision. Wakes nobody: streams learn of it with their
+    /// next progress.
+    pub fn advance(&self, snapshot: Snapshot) {
+        let revision = snapshot.revision();
+        let mut published = self.0.lock();
+        let old = published
+            .state
+            .as_mut()
+            .map(|state| std::mem::replace(&mut state.snapshot, snapshot));
+        drop(published);
+        drop(old);
+        self.0.revision.send_replace(revision);
+    }
+
+    /// Lets out what was held back.
+    pub fn flush(&self) {
+        let paced = std::mem::take(&mut self.0.lock().paced);
+        paced.iter().for_each(|scope| scope.flush());
+    }
+
+    /// Time for everybody's progress.
+    pub fn progress(&self) {
+        let contact_ms = self.0.contact_ms();
+        let published = self.0.lock();
+        let Some(state) = &published.state else {
+            return;
+        };
+        let wake: Vec<_> = published.scopes.all().cloned().collect();
+        wake.iter()
+            .for_each(|scope| scope.progress(state.snapshot.revision(), contact_ms));
+        drop(published);
+        wake.iter().for_each(|scope| scope.wake());
+    }
+}
+
+impl Fanout {
+    /// The served prefix.
+    pub fn prefix(&self) -> &KeyRange {
+        &self.0.prefix
+    }
+
+    /// The server's counters.
+    pub fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
+    /// The published revision; [`Revision::NONE`] before the first state.
+    pub fn revision(&self) -> Revision {
+        *self.0.revision.borrow()
+    }
+
+    /// Whether there is a state. An empty etcd has revision 1, so any state has a revision.
+    pub fn is_synced(&self) -> bool {
+        self.revision() > Revision::NONE
+    }
+
+    /// Waits until there is a state.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe.
+    pub async fn synced(&self) {
+        self.reached(Revision::new(1)).await;
+    }
+
+    /// Waits until `revision` is published.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe.
+    pub async fn reached(&self, revision: Revision) {
+        // The sender lives in what `self` holds, so this cannot fail.
+        let _ = self
+            .0
+            .revision
+            .subscribe()
+            .wait_for(|published| *published >= revision)
+            .await;
+    }
+
+    /// Why etcd cannot be reached, while that is so.
+    pub fn lost(&self) -> Option<String> {
+        self.0.lost.borrow().clone()
+    }
+
+    /// The server's clock and its last proof of contact with etcd, in milliseconds on that clock.
+    pub fn clock(&self) -> (u64, u64) {
+        (self.0.clock_ms(), self.0.contact_ms())
+    }
+
+    /// Subscribes to a range within the prefix, making its scope when nobody watches it yet.
+    ///
+    /// # Errors
+    /// When there is no state yet, or the server shuts down.
+    pub fn subscribe(&self, range: KeyRange) -> Result<Subscriber, Unavailable> {
+        let mut published = self.0.lock();
+        if published.draining {
+            return Err(Unavailable::Draining);
+        }
+        let Published {
+            state: Some(state),
+            scopes,
+            ..
+        } = &mut *published
+        else {
+            return Err(Unavailable::NotSynced);
+        };
+        let scope = scopes.join(range, |range| {
+            Scope::new(range, state.snapshot.clone(), &self.0.metrics)
+        });
+        drop(published);
+        Ok(Subscriber::new(Arc::clone(&self.0), scope))
+    }
+
+    /// Ends every stream with a goodbye and refuses new ones.
+    pub fn drain(&self) {
+        let mut published = self.0.lock();
+        published.draining = true;
+        let scopes = published.scopes.take();
+        drop(published);
+        for scope in scopes {
+            scope.end(Ending::Drain);
+        }
+    }
+}

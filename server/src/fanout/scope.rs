@@ -1,0 +1,546 @@
+//! One range that somebody watches, shared by all its streams.
+//!
+//! A scope holds a small head per change and refers to the log for everything that has to do with
+//! bytes. Its digest is a base, computed once off the ingest path, plus what changed since the scope
+//! was made, which ingest adds up meanwhile: so there is no moment at which it has to catch up.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Waker};
+
+use bytes::{Bytes, BytesMut};
+use driftless_proto::digest::Digest;
+use driftless_proto::{KeyRange, Revision, v1};
+use slab::Slab;
+use tokio::sync::OnceCell;
+use tokio::time::Instant;
+
+use super::{Ending, PACE};
+use crate::encode::{self, Frame};
+use crate::metrics::{Held, Metrics};
+use crate::store::{Batch, Past, Snapshot};
+
+/// How many changes a scope remembers for streams that are behind. They are some 80 bytes each; a
+/// stream that is further behind gets one conflated diff, which is cheaper for both ends.
+const HEADS: usize = 1024;
+
+/// A stream that has more than this many changes to catch up with gets one conflated diff.
+const REPLAY_CHANGES: usize = 256;
+
+/// A stream that is behind gets its pending changes joined until a piece has this many bytes: a
+/// quarter of the segment that it may pin, and far above what HTTP/2 peers take for an attack.
+const JOIN: usize = 16 * 1024;
+
+/// How many changes may go out one by one before [`PACE`] applies: what a person, a deployment or a
+/// script of a few dozen puts does is never held back.
+pub(super) const BURST: u32 = 64;
+
+/// How many entries are added up before others get a turn: some 50 µs.
+const DIGEST_SLICE: usize = 4096;
+
+/// One change of the range, as its streams see it. The digests are less the scope's base.
+#[derive(Debug)]
+struct Head {
+    /// The revision of the change before this one.
+    from: Revision,
+    to: Revision,
+    /// Between this and `to` nobody knows the state: the batch is a difference of states. Equal to
+    /// `to` where it is one transaction.
+    opaque_from: Revision,
+    before: Digest,
+    after: Digest,
+    batch: Weak<Batch>,
+}
+
+impl Head {
+    fn new(from: Revision, before: Digest, after: Digest, batch: &Arc<Batch>) -> Self {
+        let opaque_from = if batch.conflated {
+            batch.from
+        } else {
+            batch.to
+        };
+        Self {
+            from,
+            to: batch.to,
+            opaque_from,
+            before,
+            after,
+            batch: Arc::downgrade(batch),
+        }
+    }
+}
+
+/// One range and what its streams share.
+#[derive(Debug)]
+pub(super) struct Scope {
+    id: u64,
+    range: KeyRange,
+    /// The digest when the scope was made.
+    base: OnceCell<Digest>,
+    /// The state then; let go of once the base is known.
+    birth: Mutex<Option<Snapshot>>,
+    inner: Mutex<Inner>,
+    metrics: Metrics,
+    _counted: Held,
+}
+
+#[derive(Debug)]
+struct Inner {
+    heads: VecDeque<Head>,
+    /// The revision from which on `heads` knows of every change.
+    floor: Revision,
+    /// Revision of the last change, or of the birth.
+    last: Revision,
+    /// What the changes since the birth did to the digest.
+    since_base: Digest,
+    /// Heads up to here may be sent.
+    visible: Revision,
+    /// The latest progress: which one it is, and its message once the base is known.
+    progress: Option<Progress>,
+    ending: Option<Ending>,
+    pace: Pace,
+    /// Whether a flush is arranged.
+    held: bool,
+    /// One slot a stream, with its waker while it has nothing to send.
+    waiting: Slab<Option<Waker>>,
+}
+
+#[derive(Clone, Debug)]
+struct Progress {
+    number: u64,
+    at: Revision,
+    since_base: Digest,
+    contact_ms: u64,
+    message: Option<Bytes>,
+}
+
+/// A bucket of [`BURST`] tokens that fills by one every [`PACE`].
+#[derive(Debug)]
+struct Pace {
+    tokens: u32,
+    filled: Instant,
+}
+
+impl Pace {
+    fn allows(&mut self, now: Instant) -> bool {
+        let earned =
+            now.saturating_duration_since(self.filled).as_millis() / PACE.as_millis().max(1);
+        if earned > 0 {
+            self.tokens = self
+                .tokens
+                .saturating_add(u32::try_from(earned).unwrap_or(u32::MAX))
+                .min(BURST);
+            self.filled = now;
+        }
+        let allowed = self.tokens > 0;
+        self.tokens = self.tokens.saturating_sub(1);
+        allowed
+    }
+}
+
+/// What became of a change that was pushed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pushed {
+    /// The streams are to be woken now.
+    Wake,
+    /// It is held back; a flush is to be arranged.
+    Hold,
+    /// It is held back with others, for which a flush is arranged.
+    Held,
+}
+
+/// What a stream has to send next.
+#[derive(Debug)]
+pub enum Next {
+    /// This, which takes the stream to `to`.
+    Frame {
+        /// Shared with the scope's other streams.
+        frame: Arc<Frame>,
+        /// The stream's revision after it.
+        to: Revision,
+    },
+    /// Several changes in one piece, of this stream only.
+    Joined {
+        /// Whole messages.
+        bytes: Bytes,
+        /// The stream's revision after it.
+        to: Revision,
+    },
+    /// A sign of life.
+    Progress {
+        /// The message.
+        bytes: Bytes,
+        /// Which one it is.
+        number: u64,
+        /// The stream's revision after it.
+        to: Revision,
+    },
+    /// The stream is too far behind for single changes.
+    Behind(Behind),
+    /// The stream has to end.
+    Ending(Ending),
+    /// Nothing; the waker will be called.
+    Nothing,
+}
+
+/// A stream has to catch up from the keyspace and not from the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Behind;
+
+impl Scope {
+    pub(super) fn new(range: KeyRange, birth: Snapshot, metrics: &Metrics) -> Self {
+        static IDS: AtomicU64 = AtomicU64::new(0);
+        let revision = birth.revision();
+        Self {
+            id: IDS.fetch_add(1, Ordering::Relaxed),
+            range,
+            base: OnceCell::new(),
+            birth: Mutex::new(Some(birth)),
+            inner: Mutex::new(Inner {
+                heads: VecDeque::new(),
+                floor: revision,
+                last: revision,
+                since_base: Digest::EMPTY,
+                visible: revision,
+                progress: None,
+                ending: None,
+                pace: Pace {
+                    tokens: BURST,
+                    filled: Instant::now(),
+                },
+                held: false,
+                waiting: Slab::new(),
+            }),
+            metrics: metrics.clone(),
+            _counted: Held::new(&metrics.scopes),
+        }
+    }
+
+    pub(super) const fn id(&self) -> u64 {
+        self.id
+    }
+
+    pub(super) const fn range(&self) -> &KeyRange {
+        &self.range
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The digest at the scope's birth, added up by whoever needs it first.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe: the next caller starts anew.
+    pub(super) async fn base(&self) -> Digest {
+        *self
+            .base
+            .get_or_init(|| async {
+                let birth = self
+                    .birth
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .clone();
+                let mut sum = Digest::EMPTY;
+                if let Some(birth) = birth {
+                    let mut after = None;
+                    loop {
+                        let slice = birth
+                            .entries(&self.range, after.as_ref())
+                            .take(DIGEST_SLICE);
+                        let (mut count, mut last) = (0, None);
+                        for stored in slice {
+                            sum += stored.hash;
+                            count += 1;
+                            last = Some(&stored.entry.key);
+                        }
+                        after = last.cloned();
+                        if count < DIGEST_SLICE {
+                            break;
+                        }
+                        tokio::task::yield_now().await;
+                    }
+                }
+                self.birth
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .take();
+                sum
+            })
+            .await
+    }
+
+    /// The digest at the scope's birth, if somebody has added it up.
+    pub(super) fn known_base(&self) -> Option<Digest> {
+        self.base.get().copied()
+    }
+
+    /// What the changes since the birth did to the digest. Of the same moment as a snapshot only when
+    /// the prefix's lock is held.
+    pub(super) fn since_base(&self) -> Digest {
+        self.lock().since_base
+    }
+
+    /// A batch touches the range.
+    pub(super) fn push(&self, batch: &Arc<Batch>, now: Instant) -> Pushed {
+        let delta: Digest = batch.within(&self.range).map(|change| change.delta).sum();
+        let mut inner = self.lock();
+        let before = inner.since_base;
+        inner.since_base += delta;
+        let head = Head::new(inner.last, before, inner.since_base, batch);
+        inner.last = batch.to;
+        inner.heads.push_back(head);
+        if inner.heads.len() > HEADS
+            && let Some(oldest) = inner.heads.pop_front()
+        {
+            inner.floor = oldest.to;
+        }
+        if inner.pace.allows(now) {
+            inner.visible = batch.to;
+            return Pushed::Wake;
+        }
+        if std::mem::replace(&mut inner.held, true) {
+            Pushed::Held
+        } else {
+            Pushed::Hold
+        }
+    }
+
+    /// Lets out what was held back.
+    pub(super) fn flush(&self) {
+        let mut inner = self.lock();
+        inner.held = false;
+        inner.visible = inner.last;
+        drop(inner);
+        self.wake();
+    }
+
+    /// A new progress is due: the range is at revision `at`.
+    pub(super) fn progress(&self, at: Revision, contact_ms: u64) {
+        let mut inner = self.lock();
+        let number = inner
+            .progress
+            .as_ref()
+            .map_or(0, |progress| progress.number)
+            + 1;
+        let since_base = inner.since_base;
+        // What was held back must not be overtaken by a revision that includes it.
+        inner.visible = inner.last;
+        inner.progress = Some(Progress {
+            number,
+            at,
+            since_base,
+            contact_ms,
+            message: None,
+        });
+    }
+
+    /// Every stream has to end.
+    pub(super) fn end(&self, ending: Ending) {
+        self.lock().ending = Some(ending);
+        self.wake();
+    }
+
+    /// Wakes every stream that waits.
+    pub(super) fn wake(&self) {
+        let woken: Vec<Waker> = self
+            .lock()
+            .waiting
+            .iter_mut()
+            .filter_map(|(_, slot)| slot.take())
+            .collect();
+        woken.into_iter().for_each(Waker::wake);
+    }
+
+    /// A slot for a stream to wait in.
+    pub(super) fn enter(&self) -> usize {
+        self.lock().waiting.insert(None)
+    }
+
+    /// Gives the slot back.
+    pub(super) fn exit(&self, slot: usize) {
+        let waker = self.lock().waiting.try_remove(slot);
+        drop(waker);
+    }
+
+    /// Number of the latest progress.
+    pub(super) fn progress_number(&self) -> u64 {
+        self.lock()
+            .progress
+            .as_ref()
+            .map_or(0, |progress| progress.number)
+    }
+
+    /// What a stream at `cursor`, which has seen the progress with number `progress`, sends next.
+    /// With nothing to send, its waker is kept.
+    pub(super) fn next(
+        &self,
+        slot: usize,
+        cursor: Revision,
+        progress: u64,
+        cx: &Context<'_>,
+    ) -> Next {
+        let mut inner = self.lock();
+        if let Some(ending) = inner.ending {
+            return Next::Ending(ending);
+        }
+        if cursor < inner.visible {
+            return match self.changes(&inner, cursor) {
+                Some(next) => next,
+                None => Next::Behind(Behind),
+            };
+        }
+        if let Some(next) = self.newer_progress(&mut inner, cursor, progress) {
+            return next;
+        }
+        if let Some(slot) = inner.waiting.get_mut(slot) {
+            match slot {
+                Some(waker) => waker.clone_from(cx.waker()),
+                None => *slot = Some(cx.waker().clone()),
+            }
+        }
+        Next::Nothing
+    }
+
+    /// The changes after `cursor`. `None` when they cannot, or should not, be had one by one.
+    fn changes(&self, inner: &Inner, cursor: Revision) -> Option<Next> {
+        if cursor < inner.floor {
+            return None;
+        }
+        let start = inner.heads.partition_point(|head| head.to <= cursor);
+        let end = inner.heads.partition_point(|head| head.to <= inner.visible);
+        if end - start > REPLAY_CHANGES {
+            return None;
+        }
+        let mut pending = inner.heads.range(start..end);
+        let first = pending.next()?;
+        let frame = self.frame(first)?;
+        let mut to = first.to;
+        if frame.len() >= JOIN || start + 1 == end {
+            return Some(Next::Frame { frame, to });
+        }
+        let mut joined = BytesMut::with_capacity(JOIN.min(frame.len() * (end - start)));
+        frame
+            .segments()
+            .iter()
+            .for_each(|segment| joined.extend_from_slice(segment));
+        for head in pending {
+            let Some(frame) = self.frame(head) else { break };
+            if joined.len() + frame.len() > JOIN {
+                break;
+            }
+            frame
+                .segments()
+                .iter()
+                .for_each(|segment| joined.extend_from_slice(segment));
+            to = head.to;
+        }
+        Some(Next::Joined {
+            bytes: joined.freeze(),
+            to,
+        })
+    }
+
+    /// A head's frame. `None` when the log has let go of the batch, or the base is not known yet.
+    fn frame(&self, head: &Head) -> Option<Arc<Frame>> {
+        let batch = head.batch.upgrade()?;
+        let digest = *self.base.get()? + head.after;
+        Some(batch.frame((self.id, head.from), || {
+            encode::diff(&self.range, &batch, head.from, digest, &self.metrics)
+        }))
+    }
+
+    fn newer_progress(&self, inner: &mut Inner, cursor: Revision, seen: u64) -> Option<Next> {
+        let base = *self.base.get()?;
+        let progress = inner
+            .progress
+            .as_mut()
+            .filter(|progress| progress.number > seen)?;
+        // A stream that is ahead of the progress has had newer things to say since, and will be
+        // proven by the next one.
+        let number = progress.number;
+        let message = progress.message.get_or_insert_with(|| {
+            encode::single(&v1::WatchResponse {
+                frame: Some(v1::watch_response::Frame::Progress(v1::Progress {
+                    revision: progress.at.get(),
+                    digest: (base + progress.since_base).to_bytes(),
+                    contact_ms: progress.contact_ms,
+                })),
+            })
+        });
+        let bytes = if progress.at < cursor {
+            Bytes::new()
+        } else {
+            message.clone()
+        };
+        Some(Next::Progress {
+            bytes,
+            number,
+            to: progress.at.max(cursor),
+        })
+    }
+
+    /// The digest at `revision`, when the heads reach back that far and know it.
+    pub(super) fn digest_at(&self, revision: Revision) -> Option<Digest> {
+        let base = *self.base.get()?;
+        let inner = self.lock();
+        if revision < inner.floor {
+            return None;
+        }
+        match inner
+            .heads
+            .get(inner.heads.partition_point(|head| head.to <= revision))
+        {
+            Some(next) if next.opaque_from < revision => None,
+            Some(next) => Some(base + next.before),
+            None => Some(base + inner.since_base),
+        }
+    }
+
+    /// Whether the changes after `revision` can be sent one by one, and are few enough for that.
+    pub(super) fn replays(&self, revision: Revision) -> bool {
+        let inner = self.lock();
+        let pending = inner.heads.partition_point(|head| head.to <= revision);
+        revision >= inner.floor && inner.heads.len() - pending <= REPLAY_CHANGES
+    }
+
+    /// Makes the heads reach back to `revision`, from what the log knows about the time since, so
+    /// that changes from before the scope was made can be replayed. Does nothing when they are more
+    /// than one would replay.
+    pub(super) fn extend_back(&self, revision: Revision, past: &Past) {
+        let mut inner = self.lock();
+        if inner.floor <= revision {
+            return;
+        }
+        let older: Vec<&Arc<Batch>> = past
+            .batches
+            .iter()
+            .filter(|batch| batch.to <= inner.floor)
+            .collect();
+        if older.len() > REPLAY_CHANGES || older.len() + inner.heads.len() > HEADS {
+            return;
+        }
+        // What came first so far now has something before it.
+        let before = older.last().map_or(revision, |batch| batch.to);
+        let mut after = inner.since_base;
+        match inner.heads.front_mut() {
+            Some(front) => {
+                front.from = before;
+                after = front.before;
+            }
+            None => inner.last = before,
+        }
+        for (index, batch) in older.iter().enumerate().rev() {
+            let from = index
+                .checked_sub(1)
+                .map_or(revision, |index| older[index].to);
+            let delta: Digest = batch.within(&self.range).map(|change| change.delta).sum();
+            inner
+                .heads
+                .push_front(Head::new(from, after - delta, after, batch));
+            after -= delta;
+        }
+        inner.floor = revision;
+    }
+}

@@ -1,0 +1,113 @@
+//! What one stream holds of its range: a place in a scope, given back when it is dropped.
+
+use std::sync::Arc;
+use std::task::Context;
+
+use driftless_proto::digest::Digest;
+use driftless_proto::{KeyRange, Revision};
+
+use super::scope::{Next, Scope};
+use super::{Shared, View};
+use crate::metrics::Metrics;
+
+/// One stream's subscription. Dropping it unregisters the stream, and its scope with the last one.
+#[derive(Debug)]
+pub struct Subscriber {
+    shared: Arc<Shared>,
+    scope: Arc<Scope>,
+    slot: usize,
+}
+
+impl Subscriber {
+    pub(super) fn new(shared: Arc<Shared>, scope: Arc<Scope>) -> Self {
+        let slot = scope.enter();
+        Self {
+            shared,
+            scope,
+            slot,
+        }
+    }
+
+    /// The range.
+    pub fn range(&self) -> &KeyRange {
+        self.scope.range()
+    }
+
+    /// The server's counters.
+    pub fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
+    }
+
+    /// The server's clock and its last proof of contact with etcd, in milliseconds on that clock.
+    pub fn clock(&self) -> (u64, u64) {
+        (self.shared.clock_ms(), self.shared.contact_ms())
+    }
+
+    /// The range as it is now: a snapshot, the log and the digest, all of one moment. `None` when the
+    /// history that the subscription belongs to has ended; [`Subscriber::next`] says so too.
+    ///
+    /// The first caller of a range adds up its digest.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe: the next caller starts anew.
+    pub async fn view(&self) -> Option<View> {
+        let base = self.scope.base().await;
+        self.view_with(base)
+    }
+
+    /// As [`Subscriber::view`], at once. `None` also when nobody has awaited a view of the range.
+    pub fn view_now(&self) -> Option<View> {
+        self.view_with(self.scope.known_base()?)
+    }
+
+    fn view_with(&self, base: Digest) -> Option<View> {
+        let published = self.shared.lock();
+        let state = published
+            .state
+            .as_ref()
+            .filter(|_| published.scopes.holds(&self.scope))?;
+        let digest = base + self.scope.since_base();
+        Some(View {
+            root: state.snapshot.clone(),
+            log: state.log.clone(),
+            digest,
+        })
+    }
+
+    /// The range's digest at an earlier revision. `None` when it is not known (any more).
+    ///
+    /// Costs nothing when the scope remembers, and what changed in the prefix since when only the
+    /// log does; then changes since are made ready for replay as well, where that pays.
+    pub fn digest_at(&self, revision: Revision, view: &View) -> Option<Digest> {
+        if let Some(digest) = self.scope.digest_at(revision) {
+            return Some(digest);
+        }
+        let past = view.log.since(self.range(), revision)?;
+        self.scope.extend_back(revision, &past);
+        Some(view.digest - past.delta)
+    }
+
+    /// Whether the changes after `revision` can be sent one by one, and are few enough for that.
+    pub fn replays(&self, revision: Revision) -> bool {
+        self.scope.replays(revision)
+    }
+
+    /// Number of the range's latest progress.
+    pub fn progress_number(&self) -> u64 {
+        self.scope.progress_number()
+    }
+
+    /// What to send next to a stream that is at `cursor` and has seen the progress `progress`. With
+    /// nothing to send, its waker is kept and will be called.
+    pub fn next(&self, cursor: Revision, progress: u64, cx: &Context<'_>) -> Next {
+        self.scope.next(self.slot, cursor, progress, cx)
+    }
+}
+
+impl Drop for Subscriber {
+    fn drop(&mut self) {
+        self.scope.exit(self.slot);
+        let last = self.shared.lock().scopes.leave(&self.scope);
+        drop(last);
+    }
+}

@@ -1,0 +1,27 @@
+//! The driftless server as a library.
+//!
+//! ```text
+//! source ─▶ ingest ─▶ store {snapshot, log} ─▶ fanout ─▶ service
+//! ```
+//!
+//! A [source](source) says what etcd says about one served prefix. [Ingest](ingest), the only loop,
+//! has the [store](store) work out the next state and what changed, and hands both to the
+//! [fan-out](fanout), which wakes the streams whose range was touched. A stream is a cursor: when
+//! its connection has room it asks for what comes next, which was [encoded](encode) once for
+//! everybody. The [service](service) is gRPC, and [`Server`] puts it all together.
+//!
+//! [`Server`] runs over etcd and TCP; [`Engine`] over any source and any connection.
+
+mod admin;
+pub mod encode;
+pub mod fanout;
+pub mod ingest;
+pub mod metrics;
+pub mod server;
+pub mod service;
+pub mod settings;
+pub mod source;
+pub mod store;
+
+pub use server::{Engine, RunError, ServeError, Server, StartError};
+pub use settings::{Settings, SettingsBuilder, SettingsError};

@@ -1,0 +1,283 @@
+//! The server as a whole: bind, serve, shut down.
+//!
+//! It owns every task that it causes: one ingest task a prefix, the accept loop, the admin endpoint
+//! and one task a connection with one a stream. [`Server::run`] ends when its shutdown token is
+//! cancelled, and then nothing is left of it, at etcd neither.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use driftless_proto::KeyRange;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use crate::admin;
+use crate::fanout::fanout;
+use crate::ingest::{self, Limits};
+use crate::metrics::Metrics;
+use crate::service::{Connections, Intervals, Served, Service, listen};
+use crate::settings::Settings;
+use crate::source::etcd::{EtcdConfig, EtcdConfigError, EtcdSource};
+use crate::source::{CatchUp, Source};
+
+/// Why a server does not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address} ({setting}): {source}; choose another with --{setting}")]
+    Listen {
+        /// Which setting names it.
+        setting: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// etcd's endpoints are not usable.
+    #[error(transparent)]
+    Etcd(#[from] EtcdConfigError),
+}
+
+/// Why a server stopped by itself.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// A task that ends only with the server has ended: a bug.
+    #[error("the {task} task ended by itself: {reason}")]
+    Task {
+        /// Which.
+        task: String,
+        /// How.
+        reason: String,
+    },
+    /// Connections had to be cut off when the drain timeout was over.
+    #[error("{connections} connections did not end in time and were cut off")]
+    CutOff {
+        /// How many.
+        connections: usize,
+    },
+}
+
+/// A server that is bound and not running yet.
+#[derive(Debug)]
+pub struct Server {
+    settings: Settings,
+    listener: TcpListener,
+    local: SocketAddr,
+    admin: Option<(TcpListener, SocketAddr)>,
+}
+
+impl Server {
+    /// Binds the addresses. Spawns nothing, and does not look for etcd.
+    ///
+    /// # Errors
+    /// When an address is in use or not of this machine.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe: what was bound is closed.
+    #[allow(clippy::unused_async)] // Binding needs a runtime, and resolving may come to need time.
+    pub async fn bind(settings: Settings) -> Result<Self, StartError> {
+        let bind = |setting, address| {
+            let bound = listen(address).and_then(|listener| Ok((listener.local_addr()?, listener)));
+            bound.map_err(|source| StartError::Listen {
+                setting,
+                address,
+                source,
+            })
+        };
+        let (local, listener) = bind("listen", settings.listen())?;
+        let admin = settings
+            .admin()
+            .map(|address| bind("admin", address))
+            .transpose()?;
+        let admin = admin.map(|(address, listener)| (listener, address));
+        Ok(Self {
+            settings,
+            listener,
+            local,
+            admin,
+        })
+    }
+
+    /// Where gRPC is served, with the real port.
+    pub const fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// Where health and metrics are served, with the real port.
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().map(|(_, address)| *address)
+    }
+
+    /// Serves until `shutdown` is cancelled; then says goodbye on every stream and returns once
+    /// everything has ended, after the drain timeout at the latest.
+    ///
+    /// # Errors
+    /// When etcd's endpoints are unusable, connections had to be cut off, or there is a bug.
+    ///
+    /// # Cancel safety
+    /// Not cancel-safe: dropped half-way, open connections end only with their peers.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), RunError> {
+        let metrics = Metrics::new();
+        let mut config = EtcdConfig::new(self.settings.etcd().iter().cloned());
+        config.generation = self.settings.generation().to_owned();
+        let mut sources = Vec::new();
+        for prefix in self.settings.prefixes() {
+            let (catch_up, questions) = CatchUp::channel();
+            let source =
+                EtcdSource::new(prefix.clone(), config.clone(), metrics.clone(), questions)
+                    .map_err(StartError::from)?;
+            sources.push((prefix.clone(), source, catch_up));
+        }
+        let mut engine = Engine::start(&self.settings, metrics, sources);
+        let connections = engine.connections.clone();
+        let listener = self.listener;
+        engine.spawn("accept", async move { connections.accept(listener).await });
+        if let Some((listener, _)) = self.admin {
+            let app = admin::router(engine.service.clone(), engine.metrics.clone());
+            engine.spawn("admin", async move { admin::serve(listener, app).await });
+        }
+        let ended = tokio::select! {
+            () = shutdown.cancelled() => Ok(()),
+            ended = engine.ended() => Err(ended),
+        };
+        let cut_off = engine.shut_down(self.settings.drain_timeout()).await;
+        ended?;
+        match cut_off {
+            0 => Ok(()),
+            connections => Err(ServeError::CutOff { connections }.into()),
+        }
+    }
+}
+
+/// Why [`Server::run`] failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// It did not start.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// It did not stop as it should.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+}
+
+/// The inside of a server, over any sources and any connections: [`Server`] is one over etcd and
+/// TCP. Dropping it ends ingest at once; connections end with their peers, unless
+/// [`Engine::shut_down`] ended them.
+#[derive(Debug)]
+pub struct Engine {
+    service: Service,
+    metrics: Metrics,
+    connections: Connections,
+    tasks: JoinSet<String>,
+}
+
+impl Engine {
+    /// Starts a task for each source. Of `settings`, the addresses and etcd's URLs are not used.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn start<S: Source>(
+        settings: &Settings,
+        metrics: Metrics,
+        sources: impl IntoIterator<Item = (KeyRange, S, CatchUp)>,
+    ) -> Self {
+        let sources: Vec<_> = sources.into_iter().collect();
+        // One budget for the server; each prefix has an equal share of it.
+        let log_bytes = settings.log_bytes() / sources.len().max(1);
+        let limits = Limits {
+            log_bytes,
+            progress_interval: settings.progress_interval(),
+        };
+        let origin = Instant::now();
+        let mut served = Vec::new();
+        let mut tasks = JoinSet::new();
+        for (prefix, source, catch_up) in sources {
+            let (publisher, fanout) = fanout(prefix.clone(), metrics.clone(), origin);
+            served.push(Served { fanout, catch_up });
+            tasks.spawn(async move {
+                ingest::run(source, publisher, limits).await;
+                format!("ingest of {prefix}")
+            });
+        }
+        let intervals = Intervals {
+            progress: settings.progress_interval(),
+            ping: settings.ping_interval(),
+            report: settings.report_interval(),
+        };
+        let service = Service::new(served, intervals, metrics.clone());
+        let connections = Connections::new(service.clone(), settings.max_connections());
+        let mut engine = Self {
+            service,
+            metrics,
+            connections,
+            tasks,
+        };
+        let health = engine.service.clone();
+        engine.spawn("health", async move { health.keep_health().await });
+        engine
+    }
+
+    /// The server's counters.
+    pub const fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Serves one connection, in a task that ends with it.
+    pub fn serve(&self, io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
+        self.connections.serve(io);
+    }
+
+    /// Waits until every prefix has its first state.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe.
+    pub async fn ready(&self) {
+        self.service.ready().await;
+    }
+
+    /// Ends everything: goodbyes first, and what has not ended after `within` is cut off. Returns how
+    /// many connections had to be.
+    ///
+    /// # Cancel safety
+    /// Not cancel-safe: dropped half-way, open connections end only with their peers.
+    pub async fn shut_down(mut self, within: Duration) -> usize {
+        let cut_off = self.connections.shut_down(sleep(within)).await;
+        // Ingest last, so that the streams' last words are true; dropping a source ends its watch.
+        self.tasks.shutdown().await;
+        cut_off
+    }
+
+    /// A task that ends only when the engine drops it.
+    fn spawn(&mut self, name: &str, task: impl Future<Output = ()> + Send + 'static) {
+        let name = name.to_owned();
+        self.tasks.spawn(async move {
+            task.await;
+            name
+        });
+    }
+
+    /// Which of the tasks has ended, which none should.
+    async fn ended(&mut self) -> ServeError {
+        match self.tasks.join_next().await {
+            Some(Ok(task)) => ServeError::Task {
+                task,
+                reason: "it returned".to_owned(),
+            },
+            Some(Err(error)) => ServeError::Task {
+                task: "some".to_owned(),
+                reason: error.to_string(),
+            },
+            None => ServeError::Task {
+                task: "every".to_owned(),
+                reason: "none was started".to_owned(),
+            },
+        }
+    }
+}

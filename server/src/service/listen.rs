@@ -1,0 +1,232 @@
+//! The accept loop and the connections: the edge at which bad luck and bad manners arrive.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::rt::Executor;
+use hyper::server::conn::http2;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::Semaphore;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::body::Body;
+
+use super::Service;
+use crate::metrics::{Held, Metrics};
+
+/// How many connections may wait to be accepted. A thousand clients that return at the same moment
+/// overflow the usual 128 (measured), and each that is dropped comes back a second later at the
+/// earliest. The kernel lowers it to `net.core.somaxconn`.
+const BACKLOG: u32 = 4096;
+
+/// How long to leave the listener alone when a connection could not be accepted for lack of
+/// descriptors or memory: asking again at once would only burn a core.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a connection may take to make its first call. It costs a descriptor meanwhile.
+const FIRST_CALL_WITHIN: Duration = Duration::from_secs(30);
+
+/// How long a ping may go unanswered.
+const PING_ANSWER_WITHIN: Duration = Duration::from_secs(20);
+
+/// How many calls one connection may have open at a time.
+pub const MAX_STREAMS: u32 = 4096;
+
+/// What a stream may have waiting in its connection, in bytes: one segment. hyper's default is
+/// several times that, for each of thousands of stalled streams.
+const SEND_BUFFER: usize = 64 * 1024;
+
+/// Largest headers of a request, in bytes.
+const MAX_HEADERS: u32 = 16 * 1024;
+
+/// Binds a listener that can be bound again at once after a restart, with a deep backlog.
+///
+/// # Errors
+/// When the address is in use or not one of this machine.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()
+    } else {
+        TcpSocket::new_v6()
+    }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// All connections of one server. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Connections {
+    service: Service,
+    metrics: Metrics,
+    ping: Duration,
+    places: Arc<Semaphore>,
+    /// Every task that a connection caused.
+    tasks: TaskTracker,
+    /// No new calls; the open ones are being ended.
+    drain: CancellationToken,
+    /// Everything ends at once.
+    abort: CancellationToken,
+}
+
+impl Connections {
+    /// At most `limit` connections at a time.
+    pub fn new(service: Service, limit: usize) -> Self {
+        let metrics = service.0.metrics.clone();
+        let ping = service.0.intervals.ping;
+        Self {
+            service,
+            metrics,
+            ping,
+            places: Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS))),
+            tasks: TaskTracker::new(),
+            drain: CancellationToken::new(),
+            abort: CancellationToken::new(),
+        }
+    }
+
+    /// Accepts connections until it is dropped. While there are as many as allowed, the next ones
+    /// wait in the listener's backlog.
+    pub async fn accept(&self, listener: TcpListener) {
+        loop {
+            // The semaphore is never closed.
+            let Ok(place) = Arc::clone(&self.places).acquire_owned().await else {
+                return;
+            };
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    // Small messages must not wait for each other.
+                    let _ = stream.set_nodelay(true);
+                    self.serve_holding(stream, place);
+                }
+                Err(error) => {
+                    if !is_of_one_connection(&error) {
+                        tracing::warn!(%error, "a connection cannot be accepted; pausing");
+                        sleep(ACCEPT_PAUSE).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Serves one connection over anything that reads and writes, in a task of its own, which ends
+    /// with the connection, and at the latest at the end of [`Connections::shut_down`].
+    pub fn serve(&self, io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
+        self.serve_holding(io, ());
+    }
+
+    fn serve_holding(
+        &self,
+        io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        place: impl Send + 'static,
+    ) {
+        let connection = self.clone().connection(io);
+        let abort = self.abort.clone();
+        let counted = Held::new(&self.metrics.connections);
+        self.tasks.spawn(async move {
+            let _holding = (place, counted);
+            abort.run_until_cancelled(connection).await;
+        });
+    }
+
+    async fn connection(self, io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
+        let called = Arc::new(AtomicBool::new(false));
+        let service = Noting {
+            service: self.service,
+            called: Arc::clone(&called),
+        };
+        let mut builder = http2::Builder::new(Tracked(self.tasks));
+        builder
+            .timer(TokioTimer::new())
+            .keep_alive_interval(self.ping)
+            .keep_alive_timeout(PING_ANSWER_WITHIN)
+            .max_concurrent_streams(MAX_STREAMS)
+            .max_send_buf_size(SEND_BUFFER)
+            .max_header_list_size(MAX_HEADERS);
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(io), service));
+        let mut first_call = pin!(sleep(FIRST_CALL_WITHIN));
+        let (mut draining, mut waiting) = (false, true);
+        loop {
+            tokio::select! {
+                // How a connection ended is the client's affair: networks fail, processes die.
+                _ = connection.as_mut() => return,
+                () = self.drain.cancelled(), if !draining => {
+                    draining = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                () = first_call.as_mut(), if waiting => {
+                    waiting = false;
+                    if !called.load(Ordering::Relaxed) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Ends every connection: streams get their goodbye, and what has not ended when `deadline`
+    /// resolves is cut off. Returns the number of connections that had to be.
+    ///
+    /// # Cancel safety
+    /// Not cancel-safe: dropped half-way, what is left ends only with its peers.
+    pub async fn shut_down(self, deadline: impl Future<Output = ()>) -> usize {
+        self.drain.cancel();
+        self.service.drain();
+        self.tasks.close();
+        tokio::select! {
+            () = self.tasks.wait() => return 0,
+            () = deadline => {}
+        }
+        let left = self.metrics.connections.get();
+        self.abort.cancel();
+        self.tasks.wait().await;
+        usize::try_from(left).unwrap_or(0)
+    }
+}
+
+/// Whether an error of `accept` is about the connection and not about us.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionRefused | ConnectionReset
+    )
+}
+
+/// Runs hyper's tasks, one a stream, where they are counted. They end with their connection.
+#[derive(Clone, Debug)]
+struct Tracked(TaskTracker);
+
+impl<F: Future<Output: Send> + Send + 'static> Executor<F> for Tracked {
+    fn execute(&self, task: F) {
+        self.0.spawn(task);
+    }
+}
+
+/// Notes that a call came.
+#[derive(Clone, Debug)]
+struct Noting {
+    service: Service,
+    called: Arc<AtomicBool>,
+}
+
+impl hyper::service::Service<Request<Incoming>> for Noting {
+    type Response = Response<Body>;
+    type Error = std::convert::Infallible;
+    type Future = <Service as hyper::service::Service<Request<Incoming>>>::Future;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        self.called.store(true, Ordering::Relaxed);
+        hyper::service::Service::call(&self.service, request)
+    }
+}

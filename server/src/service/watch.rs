@@ -1,0 +1,192 @@
+//! `Watch`: from a request to a stream that starts with the right answer.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use driftless_proto::digest::Digest;
+use driftless_proto::{Epoch, KeyRange, Revision, v1};
+use http::{Request, Response};
+use hyper::body::Incoming;
+use tonic::Status;
+use tonic::body::Body;
+
+use super::body::WatchBody;
+use super::resume::{Answer, Has, Have, answer};
+use super::{Served, Service, check_client, grpc, unavailable};
+use crate::encode::{self, Kind, Lazy};
+use crate::fanout::{Subscriber, View};
+use crate::source::ANSWER_WITHIN;
+
+/// How long a client that knows more than the server should wait, when the server could not catch up
+/// with etcd in time.
+const RETRY_BEHIND: Duration = Duration::from_secs(1);
+
+/// How often a subscription is made anew because the history ended under it, before the client is
+/// told to come back.
+const ATTEMPTS: usize = 3;
+
+impl Service {
+    pub(super) async fn watch(&self, request: Request<Incoming>) -> Result<Response<Body>, Status> {
+        let request: v1::WatchRequest = grpc::request(request).await?;
+        check_client(request.client.as_ref())?;
+        let (range, served) = self.find(request.range)?;
+        let have = request.have.map(have).transpose()?;
+        for _ in 0..ATTEMPTS {
+            let subscriber = served
+                .fanout
+                .subscribe(range.clone())
+                .map_err(unavailable)?;
+            let Some(view) = subscriber.view().await else {
+                continue;
+            };
+            if let Some(start) = start(served, &subscriber, view, have.as_ref()).await? {
+                return Ok(self.stream(subscriber, start, &range));
+            }
+        }
+        let status =
+            Status::unavailable("the history of etcd changed while the call was answered; retry");
+        Err(grpc::retry_after(RETRY_BEHIND, status))
+    }
+
+    fn stream(&self, subscriber: Subscriber, start: Start, range: &KeyRange) -> Response<Body> {
+        let registered = self.0.watches.register();
+        let (clock_ms, contact_ms) = subscriber.clock();
+        let millis = |interval: Duration| u32::try_from(interval.as_millis()).unwrap_or(u32::MAX);
+        let hello = v1::Hello {
+            epoch: start.view.root.epoch().as_bytes().clone(),
+            watch_id: registered.id(),
+            progress_interval_ms: millis(self.0.intervals.progress),
+            ping_interval_ms: millis(self.0.intervals.ping),
+            report_interval_ms: millis(self.0.intervals.report),
+            // None of them is made use of yet.
+            features: Vec::new(),
+            view: String::new(),
+            token: Bytes::new(),
+            clock_ms,
+            contact_ms,
+        };
+        let root_revision = start.view.root.revision();
+        let digest = start.view.digest;
+        let lazy = |kind| {
+            Some(Lazy::new(
+                start.view.root,
+                range.clone(),
+                kind,
+                digest,
+                contact_ms,
+            ))
+        };
+        let mut first = vec![v1::watch_response::Frame::Hello(hello)];
+        let metrics = &self.0.metrics;
+        let (lazy, cursor) = match start.from {
+            From::Current => {
+                metrics.answers_current.inc();
+                let current = v1::Current {
+                    revision: root_revision.get(),
+                    digest: digest.to_bytes(),
+                    contact_ms,
+                };
+                first.push(v1::watch_response::Frame::Current(current));
+                (None, root_revision)
+            }
+            From::Replay(since) => {
+                metrics.answers_replay.inc();
+                (None, since)
+            }
+            From::Lazy(kind) => {
+                match kind {
+                    Kind::Snapshot { .. } => metrics.answers_snapshot.inc(),
+                    Kind::Diff { .. } => metrics.answers_diff.inc(),
+                };
+                (lazy(kind), root_revision)
+            }
+        };
+        let first = first
+            .into_iter()
+            .map(|frame| encode::single(&v1::WatchResponse { frame: Some(frame) }));
+        grpc::streaming(Body::new(WatchBody::new(
+            subscriber, first, lazy, cursor, registered,
+        )))
+    }
+}
+
+/// What a client says that it has, checked.
+fn have(have: v1::Have) -> Result<Have, Status> {
+    let digest = Digest::from_bytes(&have.digest);
+    let digest = digest.ok_or_else(|| {
+        Status::invalid_argument("the digest of what the client has is not 16 bytes long")
+    })?;
+    Ok(Have {
+        epoch: Epoch::new(have.epoch),
+        revision: Revision::new(have.revision),
+        digest,
+    })
+}
+
+/// How a stream starts: from where, in which state.
+struct Start {
+    from: From,
+    view: View,
+}
+
+enum From {
+    Current,
+    /// The changes after this revision, one by one.
+    Replay(Revision),
+    Lazy(Kind),
+}
+
+/// Decides how to start. `None` when the history ended meanwhile.
+async fn start(
+    served: &Served,
+    subscriber: &Subscriber,
+    mut view: View,
+    have: Option<&Have>,
+) -> Result<Option<Start>, Status> {
+    // A client that is ahead is asked about once; after that the server has caught up or gives up.
+    for attempt in 0..2 {
+        let has = Has {
+            epoch: view.root.epoch(),
+            revision: view.root.revision(),
+            digest: view.digest,
+            floor: view.root.floor(),
+        };
+        let answer = answer(have, &has, |revision| subscriber.digest_at(revision, &view));
+        let since = have.map_or(Revision::NONE, |have| have.revision);
+        let from = match answer {
+            Answer::Current => From::Current,
+            Answer::Changes if subscriber.replays(since) => From::Replay(since),
+            Answer::Changes => From::Lazy(Kind::Diff { since }),
+            Answer::Snapshot { reset } => From::Lazy(Kind::Snapshot { reset }),
+            Answer::Ahead if attempt == 0 => {
+                let reached = served.catch_up.revision().await.ok_or_else(behind)?;
+                if reached < since {
+                    // etcd itself has not come that far: the client's revision is of another history.
+                    From::Lazy(Kind::Snapshot { reset: true })
+                } else if have.is_some_and(|have| have.digest == view.digest) {
+                    // One history, and nothing in the range changed in between.
+                    From::Current
+                } else {
+                    let caught_up =
+                        tokio::time::timeout(ANSWER_WITHIN, served.fanout.reached(since)).await;
+                    caught_up.map_err(|_| behind())?;
+                    match subscriber.view().await {
+                        Some(now) => view = now,
+                        None => return Ok(None),
+                    }
+                    continue;
+                }
+            }
+            Answer::Ahead => return Err(behind()),
+        };
+        return Ok(Some(Start { from, view }));
+    }
+    Err(behind())
+}
+
+fn behind() -> Status {
+    grpc::retry_after(
+        RETRY_BEHIND,
+        Status::unavailable("the server is behind what the client has already; retry"),
+    )
+}

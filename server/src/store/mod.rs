@@ -1,0 +1,13 @@
+//! The keyspace of one served prefix: what it is now, and what changed lately.
+//!
+//! One exclusive [`Writer`] (owned by the prefix's ingest task) and any number of cheap readers: a
+//! [`Snapshot`] is immutable and cloned in nanoseconds, a [`Log`] likewise. Nothing here knows about
+//! streams or etcd, waits or locks.
+
+mod log;
+mod snapshot;
+mod writer;
+
+pub use log::{Batch, Change, Log, Past};
+pub use snapshot::{Changed, Position, Snapshot, Stored};
+pub use writer::{Replaced, Writer};

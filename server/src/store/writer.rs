@@ -1,0 +1,192 @@
+//! The one writer of a prefix's keyspace: takes transactions and whole states, yields batches.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::{Arc, OnceLock};
+
+use driftless_proto::apply::Edit;
+use driftless_proto::digest::Digest;
+use driftless_proto::{Entry, Epoch, Key, Revision};
+
+use super::log::{Batch, Change};
+use super::snapshot::{Snapshot, Stored};
+use crate::source::{History, State};
+
+/// How many deleted keys are remembered, so that a client that was away can be told of them in a
+/// diff. At about 200 bytes each that is some 12 MiB a prefix at most; a client that was away for
+/// longer gets a snapshot.
+const TOMBSTONES: usize = 65_536;
+
+/// What taking over a whole state came to.
+#[derive(Debug)]
+pub enum Replaced {
+    /// Nothing that was said before counts: the first state, or another history.
+    Anew,
+    /// The same history went on, and this changed.
+    Continued(Batch),
+    /// The same history went on, and nothing changed.
+    Unchanged,
+}
+
+/// The exclusive writer.
+#[derive(Debug)]
+pub struct Writer {
+    snapshot: Snapshot,
+    tombstones: HashMap<Key, Revision>,
+    /// Tombstones in the order in which they came, some of them replaced since.
+    graves: VecDeque<(Revision, Key)>,
+}
+
+impl Writer {
+    /// Takes over the first state.
+    pub fn new(state: State) -> Self {
+        let mut snapshot = Snapshot::empty(state.epoch, state.revision);
+        for entry in state.entries {
+            snapshot.insert(Arc::new(Stored::new(entry)));
+        }
+        Self {
+            snapshot,
+            tombstones: HashMap::new(),
+            graves: VecDeque::new(),
+        }
+    }
+
+    /// The state now.
+    pub const fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
+    /// Nothing changed up to `revision`.
+    pub fn advance(&mut self, revision: Revision) {
+        self.snapshot.revision = self.snapshot.revision.max(revision);
+    }
+
+    /// One transaction. `None` when it is not newer than the state.
+    pub fn apply(
+        &mut self,
+        revision: Revision,
+        edits: Vec<Edit>,
+        contact_ms: u64,
+    ) -> Option<Batch> {
+        (revision > self.snapshot.revision)
+            .then(|| self.commit(revision, edits, false, contact_ms))
+            .flatten()
+    }
+
+    /// A whole state, in place of this one: the difference of the two, deletes included.
+    pub fn replace(&mut self, state: State, contact_ms: u64) -> Replaced {
+        let continues = state.history == History::Continues
+            && state.epoch == self.snapshot.epoch
+            && state.revision >= self.snapshot.revision;
+        if !continues {
+            *self = Self::new(state);
+            return Replaced::Anew;
+        }
+        let edits = self.difference(&state.entries, state.revision);
+        if edits.is_empty() {
+            self.advance(state.revision);
+            return Replaced::Unchanged;
+        }
+        if state.revision == self.snapshot.revision {
+            // One revision with two states: whatever the source believes, the history broke.
+            *self = Self::new(state);
+            return Replaced::Anew;
+        }
+        match self.commit(state.revision, edits, true, contact_ms) {
+            Some(batch) => Replaced::Continued(batch),
+            None => Replaced::Unchanged,
+        }
+    }
+
+    /// What leads from the state to `entries`.
+    fn difference(&self, entries: &[Entry], revision: Revision) -> Vec<Edit> {
+        let mut edits = Vec::new();
+        let mut old = self.snapshot.by_key.iter().peekable();
+        let gone = |key: &Key| Edit::Delete {
+            key: key.clone(),
+            mod_revision: revision,
+        };
+        for entry in entries {
+            while let Some((key, _)) = old.next_if(|(key, _)| **key < entry.key) {
+                edits.push(gone(key));
+            }
+            let held = old.next_if(|(key, _)| **key == entry.key);
+            if held.is_none_or(|(_, stored)| stored.entry != *entry) {
+                edits.push(Edit::Put(entry.clone()));
+            }
+        }
+        edits.extend(old.map(|(key, _)| gone(key)));
+        edits
+    }
+
+    /// Makes the edits. `None` when they turn out to change nothing.
+    fn commit(
+        &mut self,
+        to: Revision,
+        edits: Vec<Edit>,
+        conflated: bool,
+        contact_ms: u64,
+    ) -> Option<Batch> {
+        let from = self.snapshot.revision;
+        // Sorted, and the last of several edits of a key counts.
+        let edits: BTreeMap<Key, Edit> = edits
+            .into_iter()
+            .map(|edit| (edit.key().clone(), edit))
+            .collect();
+        let mut changes = Vec::with_capacity(edits.len());
+        for edit in edits.into_values() {
+            let delta = match &edit {
+                Edit::Put(entry) => self.put(entry),
+                Edit::Delete { key, mod_revision } => match self.delete(*mod_revision, key) {
+                    Some(delta) => delta,
+                    None => continue,
+                },
+            };
+            changes.push(Change {
+                edit,
+                delta,
+                encoded: OnceLock::new(),
+            });
+        }
+        self.snapshot.revision = to;
+        self.bury_in_bounds();
+        (!changes.is_empty()).then(|| Batch::new(from, to, conflated, contact_ms, changes))
+    }
+
+    fn put(&mut self, entry: &Entry) -> Digest {
+        let stored = Arc::new(Stored::new(entry.clone()));
+        let hash = stored.hash;
+        if let Some(buried) = self.tombstones.remove(&entry.key) {
+            self.snapshot.forget(buried, &entry.key);
+        }
+        let old = self.snapshot.insert(stored);
+        hash - old.map_or(Digest::EMPTY, |old| old.hash)
+    }
+
+    fn delete(&mut self, revision: Revision, key: &Key) -> Option<Digest> {
+        let old = self.snapshot.remove(key)?;
+        self.snapshot.bury(revision, key);
+        self.tombstones.insert(key.clone(), revision);
+        self.graves.push_back((revision, key.clone()));
+        Some(Digest::EMPTY - old.hash)
+    }
+
+    /// Forgets the oldest tombstones beyond the bound. Clients from before them get a snapshot.
+    fn bury_in_bounds(&mut self) {
+        // Graves of keys that came back are counted too: they are memory as well.
+        while self.graves.len() > TOMBSTONES {
+            let Some((revision, key)) = self.graves.pop_front() else {
+                break;
+            };
+            if self.tombstones.get(&key) == Some(&revision) {
+                self.tombstones.remove(&key);
+                self.snapshot.forget(revision, &key);
+                self.snapshot.floor = self.snapshot.floor.max(revision);
+            }
+        }
+    }
+
+    /// The history that the state belongs to.
+    pub const fn epoch(&self) -> &Epoch {
+        self.snapshot.epoch()
+    }
+}
