@@ -113,6 +113,11 @@ impl Transport {
         &self.info
     }
 
+    /// Whether there is more than one endpoint.
+    pub(crate) const fn has_choice(&self) -> bool {
+        self.endpoints.len() > 1
+    }
+
     /// The shared connection, dialled when there is none that can be used.
     ///
     /// # Cancel safety

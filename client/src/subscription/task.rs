@@ -146,7 +146,7 @@ impl Task {
             Some(connection) => connection,
             None => match self.serving(self.transport.connection()).await {
                 Ok(connection) => connection,
-                Err(error) => return End::failed(error),
+                Err(error) => return self.failed(error),
             },
         };
         self.connection = Some(Arc::clone(&connection));
@@ -155,7 +155,7 @@ impl Task {
         let asked = self.limited(connection.watch(request)).await;
         let mut frames = match asked {
             Some(Ok(frames)) => frames,
-            Some(Err(error)) => return End::failed(error),
+            Some(Err(error)) => return self.failed(error),
             None => return End::silent(),
         };
         match self.follow(&connection, &mut frames).await {
@@ -204,7 +204,7 @@ impl Task {
         match self.limited(frames.next()).await {
             Some(Ok(Some(response))) => Ok(response.frame),
             Some(Ok(None)) => Err(End::clean()),
-            Some(Err(error)) => Err(End::failed(error)),
+            Some(Err(error)) => Err(self.failed(error)),
             None => Err(End::silent()),
         }
     }
@@ -305,6 +305,22 @@ impl Task {
         let outcome = self.outcome();
         if let Some(slot) = &self.slot {
             slot.set(outcome);
+        }
+    }
+
+    /// What a call's error means for the attempt.
+    fn failed(&self, error: CallError) -> End {
+        End {
+            cause: match error.refused {
+                Some(_) => Cause::Refused,
+                None => Cause::Over,
+            },
+            at_least: error.at_least,
+            refused: error.refused,
+            // Another server may do better than one that cannot answer now. Where there is none, a
+            // connection that works is not given up.
+            leave: error.lost || (error.refused.is_none() && self.transport.has_choice()),
+            ..End::over(error.message)
         }
     }
 
@@ -453,26 +469,14 @@ impl End {
         Self::over(format!("the server broke the contract: {what}"))
     }
 
-    fn failed(error: CallError) -> Self {
-        Self {
-            cause: match error.refused {
-                Some(_) => Cause::Refused,
-                None => Cause::Over,
-            },
-            at_least: error.at_least,
-            refused: error.refused,
-            // Another server may do better than one that cannot answer now.
-            leave: error.refused.is_none(),
-            ..Self::over(error.message)
-        }
-    }
-
     fn refused(refusal: &Refusal) -> Self {
         let over = Self::over(refusal.to_string());
         match refusal {
             Refusal::TooLarge { .. } => Self {
                 cause: Cause::Refused,
                 refused: Some(RefusedReason::TooLarge),
+                // Finding out costs both ends as much as the limit allows.
+                at_least: pause(u32::MAX),
                 ..over
             },
             _ if refusal.keeps_state() => over,

@@ -1,0 +1,246 @@
+//! The untyped watcher, and `get`.
+
+use std::time::Duration;
+
+use driftless_client::{
+    Client, Entries, EntriesWatcher, EntryChange, GetError, KeyRange, RefusedReason, State,
+    WatchError,
+};
+use driftless_proto::v1::{self, watch_response::Frame};
+use tonic::Status;
+
+use crate::server::{Call, Server, poll_times, soon};
+use crate::world::World;
+
+async fn watching(client: &Client, server: &mut Server, world: &World) -> (EntriesWatcher, Call) {
+    let watch = client.entries(KeyRange::prefix("/")).into_future();
+    let (watcher, call) = tokio::join!(watch, async {
+        let call = server.call().await;
+        call.serve(world).await;
+        call
+    });
+    (watcher.unwrap(), call)
+}
+
+fn pairs(entries: &Entries) -> Vec<(String, String)> {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    entries
+        .iter()
+        .map(|entry| (entry.key.to_string(), text(&entry.value)))
+        .collect()
+}
+
+#[tokio::test]
+async fn a_state_and_its_changes() {
+    let mut server = Server::start();
+    let mut world = World::of(&[("/a", "1"), ("/b", "2")]);
+    let client = server.client();
+    let (mut watcher, call) = watching(&client, &mut server, &world).await;
+    let start = watcher.load();
+    assert_eq!((start.len(), start.revision().get()), (2, 12));
+    assert_eq!(&start.get(b"/a").unwrap().value[..], b"1");
+    assert!(start.get(b"/c").is_none());
+
+    let edits = [("/a", None), ("/b", Some("3")), ("/c", Some("4"))];
+    call.send(world.edit(&edits)).await;
+    let change = soon(watcher.changed()).await.unwrap();
+    assert_eq!(change.revision.get(), 13);
+    let told: Vec<_> = change
+        .changes
+        .iter()
+        .map(|change| match change {
+            EntryChange::Put { old, new } => {
+                (new.key.to_string(), old.is_some(), new.mod_revision.get())
+            }
+            EntryChange::Delete { old, revision } => (old.key.to_string(), true, revision.get()),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    let told: Vec<_> = told
+        .iter()
+        .map(|(key, old, at)| (&**key, *old, *at))
+        .collect();
+    assert_eq!(
+        told,
+        [("/a", true, 13), ("/b", true, 13), ("/c", false, 13)]
+    );
+    assert_eq!(
+        pairs(&start).len(),
+        2,
+        "a state that was given does not change"
+    );
+}
+
+#[tokio::test]
+async fn what_load_has_shown_is_not_told_again() {
+    let mut server = Server::start();
+    let mut world = World::of(&[("/a", "1")]);
+    let client = server.client();
+    let (mut watcher, call) = watching(&client, &mut server, &world).await;
+    call.send(world.put("/a", "2")).await;
+    soon(async {
+        while watcher.load().revision().get() != 12 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert!(poll_times(watcher.changed(), 3).await.is_none());
+    call.send(world.put("/b", "3")).await;
+    let change = soon(watcher.changed()).await.unwrap();
+    assert_eq!(change.changes.len(), 1);
+    assert_eq!(change.changes[0].key().to_string(), "/b");
+}
+
+#[tokio::test]
+async fn an_empty_range_is_in_sync() {
+    let mut server = Server::start();
+    let mut world = World::of(&[]);
+    let client = server.client();
+    let (mut watcher, call) = watching(&client, &mut server, &world).await;
+    assert!(watcher.load().is_empty());
+    assert_eq!(watcher.load().revision().get(), 10);
+    call.send(world.progress()).await;
+    soon(async {
+        while watcher.load().revision().get() != 11 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert!(
+        poll_times(watcher.changed(), 3).await.is_none(),
+        "a bookmark is no change"
+    );
+    assert_eq!(watcher.status().revision.get(), 11);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_came_and_went_while_away_is_not_told() {
+    let mut server = Server::start();
+    let mut world = World::of(&[("/a", "1"), ("/b", "2")]);
+    let client = server.client();
+    let (mut watcher, call) = watching(&client, &mut server, &world).await;
+    drop(call);
+    let _ = world.put("/c", "3");
+    let _ = world.delete("/c");
+    let _ = world.delete("/b");
+    let call = server.call().await;
+    call.serve(&world).await;
+    let change = soon(watcher.changed()).await.unwrap();
+    let keys: Vec<_> = change
+        .changes
+        .iter()
+        .map(|change| change.key().to_string())
+        .collect();
+    assert_eq!(keys, ["/b"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn status_changes_are_told() {
+    let mut server = Server::start();
+    let mut world = World::of(&[]);
+    let client = server.client();
+    let (mut watcher, call) = watching(&client, &mut server, &world).await;
+    assert_eq!(watcher.status().state, State::Live);
+    call.send(world.progress()).await;
+    drop(call);
+    let mut seen = Vec::new();
+    let script = async {
+        let call = server.call().await;
+        call.send(World::hello()).await;
+        call.send(world.current()).await;
+        call
+    };
+    let watch = async {
+        while seen.len() < 2 || seen.last() != Some(&State::Live) {
+            seen.push(watcher.status_changed().await.state);
+        }
+    };
+    let (_call, ()) = soon(async { tokio::join!(script, watch) }).await;
+    assert!(seen.contains(&State::Backoff), "{seen:?}");
+    assert!(poll_times(watcher.status_changed(), 3).await.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_state_can_have_a_limit() {
+    let mut server = Server::start();
+    let client = server.client();
+    let watch = client
+        .entries("/a")
+        .first_state_within(Duration::from_secs(3));
+    let (watcher, call) = tokio::join!(watch.into_future(), server.call());
+    assert!(matches!(watcher, Err(WatchError::NoFirstValue { .. })));
+    call.ended().await;
+    server.idle().await;
+}
+
+#[tokio::test]
+async fn get_reads_once_and_leaves_nothing_behind() {
+    let mut server = Server::start();
+    let world = World::of(&[("/a", "1"), ("/b", "2")]);
+    let client = server.client();
+    let Frame::Snapshot(whole) = world.snapshot() else {
+        unreachable!()
+    };
+    let (one, two) = whole.entries.split_at(1);
+    let chunk = |entries: &[v1::Entry], more| v1::GetResponse {
+        snapshot: Some(v1::Snapshot {
+            entries: entries.to_vec(),
+            more,
+            digest: if more {
+                Default::default()
+            } else {
+                whole.digest.clone()
+            },
+            ..whole.clone()
+        }),
+    };
+    let get = client.get(KeyRange::prefix("/")).into_future();
+    let (entries, _call) = tokio::join!(get, async {
+        let call = server.get_call().await;
+        call.answers.send(Ok(chunk(one, true))).await.unwrap();
+        call.answers.send(Ok(chunk(two, false))).await.unwrap();
+        call
+    });
+    let entries = entries.unwrap();
+    assert_eq!(entries.revision().get(), 12);
+    let expected = [("/a", "1"), ("/b", "2")].map(|(k, v)| (k.to_owned(), v.to_owned()));
+    assert_eq!(pairs(&entries), expected);
+    server.idle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn how_get_fails() {
+    let mut server = Server::start();
+    let client = server.client();
+    let (answer, ()) = tokio::join!(client.get("/a").into_future(), async {
+        let call = server.get_call().await;
+        let status = Status::not_found("served: /config/");
+        call.answers.send(Err(status)).await.unwrap();
+    });
+    let Err(GetError::Refused(refused)) = answer else {
+        panic!("{answer:?}");
+    };
+    assert_eq!(refused.reason, RefusedReason::NotServed);
+    assert!(refused.to_string().contains("served: /config/"));
+
+    let (answer, _call) = tokio::join!(client.get("/a").into_future(), server.get_call());
+    let after = Duration::from_secs(10);
+    assert_eq!(answer.unwrap_err(), GetError::TimedOut { after });
+
+    let (answer, ()) = tokio::join!(client.get("/a").into_future(), async {
+        drop(server.get_call().await);
+    });
+    assert!(matches!(answer, Err(GetError::BadAnswer { .. })));
+
+    let (answer, ()) = tokio::join!(client.get("/a").into_future(), async {
+        let call = server.get_call().await;
+        let status = Status::unavailable("not in sync");
+        call.answers.send(Err(status)).await.unwrap();
+    });
+    let error = answer.unwrap_err();
+    assert!(error.is_retryable() && error.to_string().contains("not in sync"));
+
+    let error = client.get("").await.unwrap_err();
+    assert!(matches!(error, GetError::Range(_)));
+    server.idle().await;
+}

@@ -1,0 +1,14 @@
+//! The client against a server that does what a test tells it to, over in-memory pipes. No socket
+//! is involved (but in `tcp`), so clocks can be paused and every fault is exact.
+
+// All of this is tests, helpers included: a panic is how they fail.
+#![allow(clippy::unwrap_used)]
+
+mod drops;
+mod entries;
+mod reconnects;
+mod reports;
+mod server;
+mod tcp;
+mod values;
+mod world;

@@ -1,0 +1,321 @@
+//! What ends a stream, how long the client waits, and what it asks for next.
+
+use std::time::Duration;
+
+use driftless_client::{Client, RefusedReason, State, WatchError, Watcher};
+use driftless_proto::v1::{self, watch_response::Frame};
+use tokio::time::Instant;
+use tonic::Status;
+
+use crate::server::{Call, Server, poll_times, soon};
+use crate::world::World;
+
+async fn watching(client: &Client, server: &mut Server, world: &World) -> (Watcher<u32>, Call) {
+    let (watcher, call) = tokio::join!(client.watch::<u32>("/a").into_future(), async {
+        let call = server.call().await;
+        call.serve(world).await;
+        call
+    });
+    (watcher.unwrap(), call)
+}
+
+fn goodbye(reason: v1::goodbye::Reason, retry_after_ms: u32) -> Frame {
+    Frame::Goodbye(v1::Goodbye {
+        reason: reason.into(),
+        retry_after_ms,
+        purge: false,
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_resumes_from_what_it_has() {
+    let mut server = Server::start();
+    let mut world = World::of(&[("/a", "1")]);
+    let client = server.client();
+    let (mut watcher, call) = watching(&client, &mut server, &world).await;
+    call.send(world.progress()).await;
+    drop(call);
+
+    let call = server.call().await;
+    let have = call.request.have.clone().unwrap();
+    assert_eq!(have.revision, world.revision, "a bookmark counts");
+    assert_eq!(
+        (&have.epoch[..], &have.token[..]),
+        (&b"epoch"[..], &b"token"[..])
+    );
+    assert_eq!(have.digest, world.digest());
+    let outcome = call.request.outcome.clone().unwrap();
+    assert_eq!((outcome.applied_revision, outcome.rejection), (11, None));
+    call.send(World::hello()).await;
+    call.send(world.current()).await;
+    call.send(world.put("/a", "2")).await;
+    soon(watcher.changed()).await.unwrap();
+    assert_eq!(*watcher.load(), 2);
+    assert_eq!(watcher.status().reconnects, 1);
+    assert_eq!(server.dials(), 1, "the connection was fine");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_changed_is_no_change() {
+    let mut server = Server::start();
+    let world = World::of(&[("/a", "1")]);
+    let client = server.client();
+    let (mut watcher, call) = watching(&client, &mut server, &world).await;
+    let mut entries = client.entries("/a").await.unwrap();
+    drop(call);
+    for answer in [world.current(), world.snapshot()] {
+        let call = server.call().await;
+        call.send(World::hello()).await;
+        call.send(answer).await;
+        // Comes after it, so it was applied.
+        soon(async {
+            while watcher.status().state != State::Live {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        assert!(poll_times(watcher.changed(), 3).await.is_none());
+        assert!(poll_times(entries.changed(), 3).await.is_none());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn clean_ends_are_backed_off_from_too() {
+    let mut server = Server::start();
+    let world = World::of(&[("/a", "1")]);
+    let client = server.client();
+    let (_watcher, call) = watching(&client, &mut server, &world).await;
+    drop(call);
+    let start = Instant::now();
+    let mut attempts = 0;
+    while start.elapsed() < Duration::from_secs(600) {
+        let call = server.call().await;
+        call.send(World::hello()).await;
+        call.send(world.current()).await;
+        drop(call);
+        attempts += 1;
+    }
+    // The mean wait at the cap is 2.5 s: 240 attempts, and a few at the start.
+    assert!(
+        (180..320).contains(&attempts),
+        "{attempts} attempts in ten minutes"
+    );
+    assert_eq!(server.dials(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gap_resumes_from_what_is_held() {
+    let mut server = Server::start();
+    let mut world = World::of(&[("/a", "1")]);
+    let client = server.client();
+    let (mut watcher, call) = watching(&client, &mut server, &world).await;
+    let _lost = world.put("/a", "2");
+    let next = world.put("/a", "3");
+    call.send(next).await;
+    call.ended().await;
+
+    let call = server.call().await;
+    assert_eq!(call.have(), Some(11));
+    assert_eq!(watcher.status().diverged, 0);
+    assert_eq!(*watcher.load(), 1, "nothing of it was shown");
+    call.serve(&world).await;
+    soon(watcher.changed()).await.unwrap();
+    assert_eq!(*watcher.load(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_state_that_differs_is_fetched_anew() {
+    let mut server = Server::start();
+    let mut world = World::of(&[("/a", "1")]);
+    let client = server.client();
+    let (mut watcher, call) = watching(&client, &mut server, &world).await;
+    let mut wrong = world.put("/a", "2");
+    if let Frame::Diff(diff) = &mut wrong {
+        diff.digest = World::default().digest();
+    }
+    call.send(wrong).await;
+    call.ended().await;
+
+    let call = server.call().await;
+    assert_eq!(call.have(), None, "it asks with nothing in hand");
+    let status = watcher.status();
+    assert_eq!(status.diverged, 1);
+    assert!(status.last_error.unwrap().contains("digest"));
+    assert_eq!(*watcher.load(), 1, "and keeps what it had meanwhile");
+    call.serve(&world).await;
+    soon(watcher.changed()).await.unwrap();
+    assert_eq!(*watcher.load(), 2);
+    drop(call);
+    assert_eq!(server.call().await.have(), Some(12));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_can_ask_for_patience() {
+    let second = Duration::from_secs(1);
+    let mut server = Server::start();
+    let mut world = World::of(&[("/a", "1")]);
+    let client = server.client();
+    let (_watcher, mut call) = watching(&client, &mut server, &world).await;
+
+    let start = Instant::now();
+    call.send(goodbye(v1::goodbye::Reason::Stalled, 20_000))
+        .await;
+    call = server.call().await;
+    assert!(start.elapsed() >= 20 * second && start.elapsed() < 21 * second);
+
+    let start = Instant::now();
+    let mut status = Status::unavailable("not in sync");
+    let pushback = "30000".parse().unwrap();
+    status
+        .metadata_mut()
+        .insert("grpc-retry-pushback-ms", pushback);
+    call.fail(status).await;
+    call = server.call().await;
+    assert!(start.elapsed() >= 30 * second && start.elapsed() < 31 * second);
+    assert_eq!(server.dials(), 1, "there is nowhere else to go");
+
+    call.send(World::hello()).await;
+    call.send(world.progress()).await;
+    let start = Instant::now();
+    call.send(goodbye(v1::goodbye::Reason::Drain, 0)).await;
+    let _call = server.call().await;
+    assert!(start.elapsed() < 6 * second);
+    assert_eq!(server.dials(), 2, "a server that drains is left");
+}
+
+#[tokio::test(start_paused = true)]
+async fn silence_ends_a_stream_and_leaves_the_connection() {
+    let mut server = Server::start();
+    let mut world = World::of(&[("/a", "1")]);
+    let client = server.client();
+    let (watcher, call) = watching(&client, &mut server, &world).await;
+    // Frames in time keep it alive.
+    for _ in 0..5 {
+        tokio::time::sleep(Duration::from_secs(25)).await;
+        call.send(world.progress()).await;
+    }
+    let start = Instant::now();
+    let next = server.call().await;
+    let waited = start.elapsed();
+    assert!(waited >= Duration::from_secs(30) && waited < Duration::from_secs(31));
+    assert!(call.is_ended());
+    assert!(watcher.status().last_error.unwrap().contains("silent"));
+    assert_eq!(server.dials(), 2);
+
+    // No answer at all: ten seconds for the first frame.
+    let start = Instant::now();
+    let _third = server.call().await;
+    assert!(
+        start.elapsed() >= Duration::from_secs(10) && start.elapsed() < Duration::from_secs(11)
+    );
+    assert!(next.is_ended());
+}
+
+#[tokio::test]
+async fn what_breaks_the_contract_is_refused() {
+    for frames in [
+        vec![World::of(&[]).snapshot()],
+        vec![World::hello(), World::hello()],
+    ] {
+        let mut server = Server::start();
+        let client = server.client();
+        let watch = client.watch::<Option<u32>>("/a").into_future();
+        let script = async {
+            let call = server.call().await;
+            for frame in frames {
+                call.send(frame).await;
+            }
+            call.ended().await;
+            let call = server.call().await;
+            call.serve(&World::of(&[])).await;
+            call
+        };
+        let (watcher, _call) = soon(async { tokio::join!(watch, script) }).await;
+        let error = watcher.unwrap().status().last_error.unwrap();
+        assert!(error.contains("broke the contract"), "{error}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_frame_of_an_unknown_kind_is_ignored() {
+    let mut server = Server::start();
+    let mut world = World::of(&[("/a", "1")]);
+    let client = server.client();
+    let (mut watcher, call) = watching(&client, &mut server, &world).await;
+    call.send_unknown().await;
+    call.send(world.put("/a", "2")).await;
+    soon(watcher.changed()).await.unwrap();
+    assert_eq!(watcher.status().reconnects, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_range_that_is_too_large_is_refused() {
+    let mut server = Server::start();
+    let world = World::of(&[("/a", &"x".repeat(2000))]);
+    let client = server.builder().range_limit(1000).build().unwrap();
+    let (watcher, _call) = tokio::join!(client.watch::<String>("/a").into_future(), async {
+        let call = server.call().await;
+        call.serve(&world).await;
+        call
+    });
+    let Err(WatchError::Refused(refused)) = watcher else {
+        panic!("{watcher:?}");
+    };
+    assert_eq!(refused.reason, RefusedReason::TooLarge);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_other_endpoint_is_tried() {
+    let mut server = Server::start();
+    let world = World::of(&[("/a", "1")]);
+    for _ in 0..10 {
+        let client = server.builder_with_dead_endpoint().build().unwrap();
+        let (watcher, _call) = watching(&client, &mut server, &world).await;
+        let endpoint = watcher.status().endpoint;
+        assert_eq!(endpoint.as_deref(), Some("http://scripted:7400"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_dial_is_shared_by_all_that_wait_for_it() {
+    let start = Instant::now();
+    let client = crate::server::builder(|_| Box::pin(std::future::pending()))
+        .build()
+        .unwrap();
+    let gets = (0..50).map(|n| {
+        let get = client.get(format!("/{n}")).timeout(Duration::from_secs(60));
+        get.into_future()
+    });
+    let mut gets: tokio::task::JoinSet<_> = gets.collect();
+    while let Some(answer) = gets.join_next().await {
+        assert!(answer.unwrap().unwrap_err().is_retryable());
+    }
+    assert!(
+        start.elapsed() < Duration::from_secs(6),
+        "{:?}",
+        start.elapsed()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn age_tells_how_old_the_last_proof_is() {
+    let mut server = Server::start();
+    let world = World::of(&[("/a", "1")]);
+    let client = server.client();
+    let (watcher, _call) = tokio::join!(client.watch::<u32>("/a").into_future(), async {
+        let call = server.call().await;
+        let Frame::Hello(mut hello) = World::hello() else {
+            unreachable!()
+        };
+        hello.clock_ms = 5_000_000;
+        hello.contact_ms = 5_000_000 - 7000;
+        call.send(Frame::Hello(hello)).await;
+        call.send(world.snapshot()).await;
+        call
+    });
+    let age = watcher.unwrap().status().age().unwrap();
+    assert!(
+        age >= Duration::from_secs(7) && age < Duration::from_secs(12),
+        "{age:?}"
+    );
+}

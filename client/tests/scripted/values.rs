@@ -1,0 +1,437 @@
+//! Typed watchers: first value, changes, what is refused, what is missing.
+
+use std::time::Duration;
+
+use driftless_client::{
+    Changed, Client, Closed, KeyRange, NoValue, RefusedReason, RejectionKind, Revision, State,
+    WatchError, Watcher,
+};
+use driftless_proto::v1::{self, watch_response::Frame};
+use serde::Deserialize;
+use tonic::Status;
+
+use crate::server::{Call, Server, soon};
+use crate::world::World;
+
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+struct Limits {
+    rps: u32,
+}
+
+/// A watcher of `/a`, and the server's side of it.
+async fn watching<T>(client: &Client, server: &mut Server, world: &World) -> (Watcher<T>, Call)
+where
+    T: serde::de::DeserializeOwned + Send + Sync + 'static,
+{
+    let (watcher, call) = tokio::join!(client.watch::<T>("/a").into_future(), async {
+        let call = server.call().await;
+        call.serve(world).await;
+        call
+    });
+    (watcher.unwrap(), call)
+}
+
+#[tokio::test]
+async fn a_value_and_its_changes() {
+    let mut server = Server::start();
+    let mut world = World::of(&[("/a", r#"{"rps": 1}"#)]);
+    let client = server.client();
+    let (mut watcher, call) = watching::<Limits>(&client, &mut server, &world).await;
+    assert_eq!(
+        call.request.range,
+        Some((&KeyRange::key("/a").unwrap()).into())
+    );
+    assert_eq!(call.request.have, None);
+    assert_eq!(call.request.features, [v1::Feature::ValueDeltas as i32]);
+    let info = call.request.client.clone().unwrap();
+    assert_eq!(info.instance.len(), 32);
+    assert!(info.library.starts_with("driftless-rust/"));
+
+    assert_eq!(
+        (watcher.load().rps, watcher.load().revision()),
+        (1, Revision::new(11))
+    );
+    call.send(world.put("/a", r#"{"rps": 2}"#)).await;
+    let Changed { revision, .. } = soon(watcher.changed()).await.unwrap();
+    assert_eq!(revision, Revision::new(12));
+    assert_eq!(*watcher.load(), Limits { rps: 2 });
+
+    let status = watcher.status();
+    assert_eq!((status.state, status.reconnects), (State::Live, 0));
+    assert_eq!(status.endpoint.as_deref(), Some("http://scripted:7400"));
+    assert_eq!(status.revision, Revision::new(12));
+}
+
+#[tokio::test]
+async fn a_prefix_becomes_one_value() {
+    #[derive(Debug, Deserialize, PartialEq)]
+    struct Shop {
+        name: String,
+        limits: Limits,
+    }
+    let mut server = Server::start();
+    let mut world = World::of(&[("/shop/name", "x"), ("/shop/limits/rps", "7")]);
+    let client = server.client();
+    let (watcher, call) = tokio::join!(
+        client
+            .watch::<Shop>(KeyRange::prefix("/shop/"))
+            .into_future(),
+        async {
+            let call = server.call().await;
+            call.serve(&world).await;
+            call
+        }
+    );
+    let mut watcher = watcher.unwrap();
+    assert_eq!(watcher.load().limits.rps, 7);
+    let both = [("/shop/name", Some("y")), ("/shop/limits/rps", Some("8"))];
+    call.send(world.edit(&both)).await;
+    soon(watcher.changed()).await.unwrap();
+    let expected = Shop {
+        name: "y".to_owned(),
+        limits: Limits { rps: 8 },
+    };
+    assert_eq!(*watcher.load(), expected, "one transaction, one change");
+}
+
+#[tokio::test]
+async fn the_last_good_value_wins() {
+    let mut server = Server::start();
+    let mut world = World::of(&[("/a", r#"{"rps": 1}"#)]);
+    let client = server.client();
+    let (mut watcher, call) = watching::<Limits>(&client, &mut server, &world).await;
+    call.send(world.put("/a", r#"{"rps": "CANARY"}"#)).await;
+    soon(async {
+        while watcher.status().last_rejection.is_none() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let status = watcher.status();
+    let rejected = status.last_rejection.clone().unwrap();
+    assert_eq!(rejected.revision, Revision::new(12));
+    assert_eq!(rejected.rejection.kind(), RejectionKind::Type);
+    assert_eq!(rejected.rejection.path(), "rps");
+    assert!(!format!("{status:?} {} {watcher:?}", rejected.rejection).contains("CANARY"));
+    assert_eq!(
+        (watcher.load().rps, watcher.load().revision()),
+        (1, Revision::new(11))
+    );
+
+    call.send(world.put("/a", r#"{"rps": 3}"#)).await;
+    let changed = soon(watcher.changed()).await.unwrap();
+    assert_eq!(
+        changed.revision,
+        Revision::new(13),
+        "the refused one is no change"
+    );
+    assert_eq!(watcher.load().rps, 3);
+    assert!(watcher.status().last_rejection.is_none());
+}
+
+#[tokio::test]
+async fn validators_refuse_and_may_panic() {
+    let mut server = Server::start();
+    let mut world = World::of(&[("/a", "1")]);
+    let client = server.client();
+    let watch = client.watch::<u32>("/a").validate(|value| match value {
+        0 => panic!("the validator's bug"),
+        1..10 => Ok(()),
+        _ => Err(format!("CANARY {value}")),
+    });
+    let (watcher, call) = tokio::join!(watch.into_future(), async {
+        let call = server.call().await;
+        call.serve(&world).await;
+        call
+    });
+    let mut watcher = watcher.unwrap();
+    for (value, kind) in [("10", RejectionKind::Invalid), ("0", RejectionKind::Panic)] {
+        call.send(world.put("/a", value)).await;
+        let found = soon(async {
+            loop {
+                match watcher.status().last_rejection {
+                    Some(found) if found.revision.get() == world.revision => break found,
+                    _ => tokio::task::yield_now().await,
+                }
+            }
+        })
+        .await;
+        assert_eq!(found.rejection.kind(), kind);
+        assert!(!format!("{found:?}").contains("CANARY"));
+    }
+    call.send(world.put("/a", "2")).await;
+    soon(watcher.changed()).await.unwrap();
+    assert_eq!(*watcher.load(), 2);
+}
+
+#[tokio::test]
+async fn a_key_that_is_deleted() {
+    for (default, expected) in [(None, 1), (Some(9), 9)] {
+        let mut server = Server::start();
+        let mut world = World::of(&[("/a", "1")]);
+        let client = server.client();
+        let mut watch = client.watch::<u32>("/a");
+        if let Some(default) = default {
+            watch = watch.default_value(default);
+        }
+        let (watcher, call) = tokio::join!(watch.into_future(), async {
+            let call = server.call().await;
+            call.serve(&world).await;
+            call
+        });
+        let mut watcher = watcher.unwrap();
+        assert!(!watcher.status().missing);
+        call.send(world.delete("/a")).await;
+        soon(async {
+            while !watcher.status().missing {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        assert_eq!(*watcher.load(), expected);
+        call.send(world.put("/a", "2")).await;
+        soon(async {
+            while *watcher.load() != 2 {
+                watcher.changed().await.unwrap();
+            }
+        })
+        .await;
+        assert!(!watcher.status().missing);
+    }
+}
+
+#[tokio::test]
+async fn an_option_follows_the_key_s_existence() {
+    let mut server = Server::start();
+    let mut world = World::of(&[]);
+    let client = server.client();
+    let (mut watcher, call) = watching::<Option<u32>>(&client, &mut server, &world).await;
+    assert_eq!(*watcher.load(), None);
+    for (frame, expected) in [(world.put("/a", "1"), Some(1)), (world.delete("/a"), None)] {
+        call.send(frame).await;
+        soon(watcher.changed()).await.unwrap();
+        assert_eq!(*watcher.load(), expected);
+    }
+}
+
+#[tokio::test]
+async fn a_missing_key_is_waited_for() {
+    let mut server = Server::start();
+    let mut world = World::of(&[]);
+    let client = server.client();
+    let (watcher, _call) = tokio::join!(client.watch::<u32>("/a").into_future(), async {
+        let call = server.call().await;
+        call.serve(&world).await;
+        call.send(world.put("/a", "5")).await;
+        call
+    });
+    assert_eq!(*watcher.unwrap().load(), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn why_there_is_no_first_value() {
+    for (value, is_expected) in [
+        (
+            None,
+            (|why| *why == NoValue::Missing) as fn(&NoValue) -> bool,
+        ),
+        (Some("x"), |why| matches!(why, NoValue::Rejected(_))),
+    ] {
+        let mut server = Server::start();
+        let world = World::of(value.map(|value| ("/a", value)).as_slice());
+        let client = server.client();
+        let start = tokio::time::Instant::now();
+        let (watcher, _call) = tokio::join!(client.watch::<u32>("/a").into_future(), async {
+            let call = server.call().await;
+            call.serve(&world).await;
+            call
+        });
+        let error = watcher.unwrap_err();
+        assert!(error.is_retryable());
+        let WatchError::NoFirstValue { within, why } = error else {
+            panic!("{error}");
+        };
+        assert!(is_expected(&why), "{why}");
+        assert_eq!(within, Duration::from_secs(30));
+        // The timer's wheel has a resolution of a millisecond.
+        assert!(start.elapsed() - within <= Duration::from_millis(1));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_default_is_there_when_no_server_is() {
+    let refused = |_: &_| {
+        Box::pin(async { Err(std::io::ErrorKind::ConnectionRefused.into()) })
+            as driftless_client::Connecting
+    };
+    let client = crate::server::builder(refused).build().unwrap();
+    let limit = Duration::from_secs(2);
+    let error = client.watch::<u32>("/a").first_value_within(limit).await;
+    let error = error.unwrap_err();
+    assert!(error.to_string().contains("connection refused"), "{error}");
+
+    let watch = client.watch::<u32>("/a").first_value_within(limit);
+    let watcher = watch.default_value(3).await.unwrap();
+    assert_eq!(
+        (*watcher.load(), watcher.load().revision()),
+        (3, Revision::NONE)
+    );
+    let status = watcher.status();
+    assert!(matches!(status.state, State::Backoff | State::Connecting));
+    assert!(
+        status
+            .last_error
+            .clone()
+            .unwrap()
+            .contains("connection refused")
+    );
+    assert_eq!(status.age(), None);
+}
+
+#[tokio::test]
+async fn a_refusal_fails_the_first_watch() {
+    for (status, reason) in [
+        (Status::not_found("not here"), RefusedReason::NotServed),
+        (Status::permission_denied("not here"), RefusedReason::Denied),
+    ] {
+        let mut server = Server::start();
+        let client = server.client();
+        let (watcher, ()) = tokio::join!(client.watch::<u32>("/a").into_future(), async {
+            server.call().await.fail(status).await;
+        });
+        let error = watcher.unwrap_err();
+        assert!(!error.is_retryable());
+        let WatchError::Refused(refused) = error else {
+            panic!("{error}");
+        };
+        assert_eq!((refused.reason, &*refused.message), (reason, "not here"));
+        server.idle().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_of_a_live_watch_is_status_and_is_retried() {
+    let mut server = Server::start();
+    let mut world = World::of(&[("/a", "1")]);
+    let client = server.client();
+    let (mut watcher, call) = watching::<u32>(&client, &mut server, &world).await;
+    call.fail(Status::permission_denied("no more")).await;
+    soon(async {
+        while watcher.status().state != State::Refused {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let refused = watcher.status().refused.unwrap();
+    assert_eq!(refused.reason, RefusedReason::Denied);
+    assert_eq!(*watcher.load(), 1);
+    let late = client.watch::<u32>("/a").await.unwrap();
+    assert_eq!(
+        *late.load(),
+        1,
+        "there is a value, so there is something to begin with"
+    );
+
+    let call = server.call().await;
+    call.send(World::hello()).await;
+    let change = world.put("/a", "2");
+    call.send(change).await;
+    soon(watcher.changed()).await.unwrap();
+    assert!(watcher.status().refused.is_none());
+}
+
+#[tokio::test]
+async fn a_right_that_is_taken_back_closes_the_watcher() {
+    let mut server = Server::start();
+    let world = World::of(&[("/a", "1")]);
+    let client = server.client();
+    let (mut watcher, call) = watching::<u32>(&client, &mut server, &world).await;
+    let mut entries = client.entries("/a").await.unwrap();
+    call.send(Frame::Goodbye(v1::Goodbye {
+        reason: v1::goodbye::Reason::Revoked.into(),
+        purge: true,
+        ..Default::default()
+    }))
+    .await;
+    assert_eq!(soon(watcher.changed()).await, Err(Closed::Revoked));
+    assert_eq!(soon(watcher.changed()).await, Err(Closed::Revoked), "again");
+    assert_eq!(soon(entries.changed()).await, Err(Closed::Revoked));
+    assert_eq!(watcher.status().state, State::Closed);
+    assert_eq!(soon(entries.status_changed()).await.state, State::Closed);
+    assert_eq!(*watcher.load(), 1, "the service keeps what it runs on");
+
+    let (again, _call) = watching::<u32>(&client, &mut server, &world).await;
+    assert_eq!(
+        again.status().state,
+        State::Live,
+        "a new watch is a new subscription"
+    );
+}
+
+#[tokio::test]
+async fn changed_can_be_dropped_at_any_point() {
+    let mut server = Server::start();
+    let mut world = World::of(&[("/a", "0")]);
+    let client = server.client();
+    let (mut watcher, call) = watching::<u32>(&client, &mut server, &world).await;
+    for round in 1..=20 {
+        let polls = round % 3;
+        assert!(
+            crate::server::poll_times(watcher.changed(), polls)
+                .await
+                .is_none()
+        );
+        call.send(world.put("/a", &round.to_string())).await;
+        soon(async {
+            while *watcher.load() != round as u32 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        // The news is there; a future that is dropped before it is polled takes nothing away.
+        drop(watcher.changed());
+        let changed = soon(watcher.changed()).await.unwrap();
+        assert_eq!(changed.revision.get(), world.revision);
+    }
+}
+
+#[tokio::test]
+async fn changes_that_nobody_reads_become_one() {
+    let mut server = Server::start();
+    let mut world = World::of(&[("/a", "0")]);
+    let client = server.client();
+    let (mut watcher, call) = watching::<u32>(&client, &mut server, &world).await;
+    let mut entries = client.entries("/a").await.unwrap();
+    for n in 1..=10_000 {
+        call.send(world.put("/a", &n.to_string())).await;
+    }
+    soon(async {
+        while *watcher.load() != 10_000 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let revision = Revision::new(world.revision);
+    assert_eq!(soon(watcher.changed()).await.unwrap().revision, revision);
+    assert!(
+        crate::server::poll_times(watcher.changed(), 3)
+            .await
+            .is_none()
+    );
+    let change = soon(entries.changed()).await.unwrap();
+    assert_eq!((change.revision, change.changes.len()), (revision, 1));
+    assert!(
+        crate::server::poll_times(entries.changed(), 3)
+            .await
+            .is_none()
+    );
+    assert_eq!(watcher.status().reconnects, 0);
+}
+
+#[test]
+fn watchers_can_be_shared_and_sent() {
+    fn shared<T: Send + Sync>() {}
+    shared::<Client>();
+    shared::<Watcher<u32>>();
+    shared::<driftless_client::EntriesWatcher>();
+}

@@ -1,0 +1,127 @@
+//! A pretended etcd: makes the frames that tell of its changes.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use driftless_client::{Entry, Key, Revision};
+use driftless_proto::digest::Digest;
+use driftless_proto::v1::{self, watch_response::Frame};
+
+/// Keys, values and revisions.
+#[derive(Clone, Default)]
+pub(crate) struct World {
+    entries: BTreeMap<Key, Entry>,
+    pub(crate) revision: i64,
+    changed: i64,
+}
+
+impl World {
+    /// A history that has these keys.
+    pub(crate) fn of(pairs: &[(&str, &str)]) -> Self {
+        let mut world = Self {
+            revision: 10,
+            changed: 10,
+            ..Self::default()
+        };
+        for (key, value) in pairs {
+            let _ = world.put(key, value);
+        }
+        world
+    }
+
+    pub(crate) fn hello() -> Frame {
+        Frame::Hello(v1::Hello {
+            epoch: Bytes::from_static(b"epoch"),
+            watch_id: Bytes::from_static(b"0123456789abcdef"),
+            progress_interval_ms: 10_000,
+            report_interval_ms: 10_000,
+            token: Bytes::from_static(b"token"),
+            ..Default::default()
+        })
+    }
+
+    pub(crate) fn snapshot(&self) -> Frame {
+        Frame::Snapshot(v1::Snapshot {
+            revision: self.revision,
+            entries: self.entries.values().map(v1::Entry::from).collect(),
+            digest: self.digest(),
+            ..Default::default()
+        })
+    }
+
+    pub(crate) fn put(&mut self, key: &str, value: &str) -> Frame {
+        self.edit(&[(key, Some(value))])
+    }
+
+    pub(crate) fn delete(&mut self, key: &str) -> Frame {
+        self.edit(&[(key, None)])
+    }
+
+    /// One transaction.
+    pub(crate) fn edit(&mut self, edits: &[(&str, Option<&str>)]) -> Frame {
+        let from = self.changed;
+        self.revision += 1;
+        self.changed = self.revision;
+        let changes = edits.iter().map(|(key, value)| self.change(key, *value));
+        let changes = changes.collect::<Vec<_>>();
+        Frame::Diff(v1::Diff {
+            from,
+            to: self.revision,
+            changes,
+            digest: self.digest(),
+            ..Default::default()
+        })
+    }
+
+    fn change(&mut self, key: &str, value: Option<&str>) -> v1::Change {
+        let key = Key::new(Bytes::copy_from_slice(key.as_bytes())).unwrap();
+        let now = Revision::new(self.revision);
+        let change = match value {
+            Some(value) => {
+                let old = self.entries.get(&key);
+                let entry = Entry {
+                    key: key.clone(),
+                    value: Bytes::copy_from_slice(value.as_bytes()),
+                    create_revision: old.map_or(now, |old| old.create_revision),
+                    mod_revision: now,
+                    version: old.map_or(1, |old| old.version + 1),
+                };
+                let put = v1::change::Change::Put((&entry).into());
+                self.entries.insert(key, entry);
+                put
+            }
+            None => {
+                self.entries.remove(&key);
+                v1::change::Change::Delete(v1::Delete {
+                    key: key.as_bytes().clone(),
+                    mod_revision: self.revision,
+                })
+            }
+        };
+        v1::Change {
+            change: Some(change),
+        }
+    }
+
+    pub(crate) fn current(&self) -> Frame {
+        Frame::Current(v1::Current {
+            revision: self.revision,
+            digest: self.digest(),
+            ..Default::default()
+        })
+    }
+
+    /// Something else in etcd changed.
+    pub(crate) fn progress(&mut self) -> Frame {
+        self.revision += 1;
+        Frame::Progress(v1::Progress {
+            revision: self.revision,
+            digest: self.digest(),
+            ..Default::default()
+        })
+    }
+
+    pub(crate) fn digest(&self) -> Bytes {
+        self.entries.values().collect::<Digest>().to_bytes()
+    }
+}
