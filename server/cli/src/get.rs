@@ -1,0 +1,91 @@
+//! `driftless get`: one look at a range, as the server holds it.
+
+use std::io::{self, IsTerminal};
+use std::time::Duration;
+
+use driftless_client::{Client, Entries, KeyRange};
+use driftless_server::settings::parse_duration;
+
+use crate::exit::Failure;
+use crate::human::Tame;
+use crate::json;
+use crate::output;
+use crate::target::Target;
+
+/// Show a key, or all keys with a prefix, once
+///
+/// Prints each key and its value on lines of their own, as etcdctl does: the exact bytes, except on
+/// a terminal, where control characters are shown escaped. A key that does not exist is status 1; a
+/// prefix without keys is not.
+///
+/// With --json, one object a line: {"key":"/a","value":"1","mod_revision":7}, with "key_base64" or
+/// "value_base64" for what is not UTF-8.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  driftless get /config/shop/banner --print-value-only
+  driftless get --prefix /config/shop/
+  driftless get --prefix /config/ --json --server http://10.0.0.5:7400")]
+pub(crate) struct Args {
+    #[command(flatten)]
+    target: Target,
+
+    /// Print one JSON object a line, for programs
+    #[arg(long)]
+    json: bool,
+
+    /// Print values without their keys
+    #[arg(long, conflicts_with = "json")]
+    print_value_only: bool,
+
+    /// How long to wait for the answer
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
+    timeout: Duration,
+}
+
+/// Runs until the answer is printed.
+pub(crate) fn run(args: &Args) -> Result<(), Failure> {
+    let range = args.target.range()?;
+    let client = args.target.client()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::system("start the runtime", &error))?;
+    let answer = runtime.block_on(ask(&client, &range, args.timeout));
+    // A look-up of a name cannot be cancelled, and is not waited for.
+    runtime.shutdown_background();
+    let entries = answer?;
+    if entries.is_empty() && args.target.is_one_key() {
+        return Err(Failure::failed(format_args!("{range} does not exist")));
+    }
+    let bytes = if args.json {
+        json::records(&entries)
+    } else {
+        plain(&entries, args.print_value_only, io::stdout().is_terminal())
+    };
+    // A reader that is gone has what it wanted.
+    output::write(&bytes).map(|_| ())
+}
+
+async fn ask(client: &Client, range: &KeyRange, timeout: Duration) -> Result<Entries, Failure> {
+    Ok(client.get(range).timeout(timeout).await?)
+}
+
+fn plain(entries: &Entries, values_only: bool, terminal: bool) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut line = |bytes: &[u8]| {
+        if terminal {
+            out.extend_from_slice(Tame(bytes).to_string().as_bytes());
+        } else {
+            out.extend_from_slice(bytes);
+        }
+        out.push(b'\n');
+    };
+    for entry in entries.iter() {
+        if !values_only {
+            line(entry.key.as_bytes());
+        }
+        line(&entry.value);
+    }
+    out
+}

@@ -1,0 +1,72 @@
+//! The `driftless` command: parses what it is told, builds what that needs, runs it.
+//!
+//! One module a subcommand; [`output`] is the only one that writes to the standard output and error.
+
+mod color;
+mod dev;
+mod etcd_process;
+mod exit;
+mod get;
+mod http;
+mod human;
+mod json;
+mod limits;
+mod logging;
+mod output;
+mod serve;
+mod signals;
+mod target;
+mod watch;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::exit::{EXIT_CODES, Failure};
+use crate::logging::LogArgs;
+
+/// Memory that was given back is given back to the system too, and the heap can be profiled.
+#[global_allocator]
+static ALLOCATOR: jemallocator::Jemalloc = jemallocator::Jemalloc;
+
+/// Pushes configuration from etcd to services, and shows what they see
+///
+/// Admins write keys to etcd with etcdctl. `driftless serve` watches etcd prefixes and pushes what
+/// changes, and only that, to the services that link its client library.
+#[derive(Debug, Parser)]
+#[command(name = "driftless", version, after_long_help = EXIT_CODES, after_help = "Start with: driftless dev")]
+struct Cli {
+    #[command(flatten)]
+    log: LogArgs,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(Box<serve::Args>),
+    Dev(dev::Args),
+    Watch(watch::Args),
+    Get(get::Args),
+    #[command(name = etcd_process::GUARD_COMMAND, hide = true)]
+    Guard(etcd_process::GuardArgs),
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn run(cli: Cli) -> Result<(), Failure> {
+    let log = &cli.log;
+    match cli.command {
+        Command::Serve(args) => log.init("info").and_then(|()| serve::run(*args)),
+        Command::Dev(args) => log.init("warn").and_then(|()| dev::run(args)),
+        Command::Watch(args) => log.init("error").and_then(|()| watch::run(args)),
+        Command::Get(args) => log.init("error").and_then(|()| get::run(&args)),
+        Command::Guard(args) => Err(etcd_process::guard(&args)),
+    }
+}

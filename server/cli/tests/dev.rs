@@ -1,0 +1,295 @@
+//! `driftless dev`, with a real etcd: what it starts, says, and leaves behind.
+
+mod common;
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use common::{
+    PATIENCE, Process, addresses, children_of, driftless, etcdctl, is_empty_dir, is_running, run,
+    wait_for, wait_until,
+};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// A running `driftless dev`, ready.
+struct Dev {
+    process: Process,
+    server: String,
+    etcd: String,
+    etcd_pid: i32,
+    /// What it said.
+    lines: Vec<String>,
+}
+
+impl Dev {
+    #[track_caller]
+    fn start(temporary: &Path, arguments: &[&str]) -> Self {
+        let mut command = driftless();
+        command
+            .arg("dev")
+            .args(arguments)
+            .env("TMPDIR", temporary)
+            // What the user has for another etcd.
+            .env("ETCD_NAME", "another")
+            .env("ETCD_LISTEN_CLIENT_URLS", "http://127.0.0.1:1");
+        let mut process = Process::spawn(&mut command);
+        let lines = process.lines_to("Ctrl-C");
+        let url = |line: &str| format!("http://{}", addresses(line)[0]);
+        let etcd_pid = wait_for("etcd is a child", || {
+            children_of(process.pid()).first().copied()
+        });
+        Self {
+            server: url(&lines[0]),
+            etcd: url(&lines[1]),
+            etcd_pid,
+            process,
+            lines,
+        }
+    }
+
+    #[track_caller]
+    fn ctl(&self, arguments: &[&str]) -> String {
+        etcdctl(&self.etcd, arguments, b"")
+    }
+}
+
+fn temporary() -> tempfile::TempDir {
+    tempfile::tempdir().expect("there is a folder for temporary files")
+}
+
+#[test]
+fn what_it_says_to_try_works_and_ctrl_c_leaves_nothing() {
+    let temporary = temporary();
+    let dev = Dev::start(temporary.path(), &[]);
+    assert!(
+        dev.lines[0].starts_with("serving /config/ on "),
+        "{:?}",
+        dev.lines
+    );
+    let text = dev.lines.join("\n");
+    for phrase in [
+        format!(
+            "export ETCDCTL_API=3 ETCDCTL_ENDPOINTS={} DRIFTLESS_SERVER={}",
+            dev.etcd, dev.server
+        ),
+        "watch --prefix /config/".to_owned(),
+        "etcdctl put /config/greeting hello".to_owned(),
+    ] {
+        assert!(text.contains(&phrase), "{phrase}\n{text}");
+    }
+
+    let mut watch = Process::spawn(
+        driftless()
+            .args(["watch", "--prefix", "/config/", "--json"])
+            .env("DRIFTLESS_SERVER", &dev.server),
+    );
+    assert_eq!(watch.json()["type"], "synced");
+    dev.ctl(&["put", "/config/greeting", "hello"]);
+    let line = watch.json();
+    assert_eq!(line["type"], "put");
+    assert_eq!(line["value"], "hello");
+    dev.ctl(&["del", "/config/greeting"]);
+    assert_eq!(watch.json()["type"], "delete");
+
+    let Dev {
+        process, etcd_pid, ..
+    } = dev;
+    process.signal(Signal::INT);
+    let finished = process.finish();
+    assert!(finished.status.success(), "{finished:?}");
+    assert_eq!(finished.stderr, "");
+    assert!(!is_running(etcd_pid));
+    assert!(is_empty_dir(temporary.path()));
+}
+
+#[test]
+fn sigterm_keeps_a_data_dir_and_the_next_run_has_its_data() {
+    let dir = temporary();
+    let data = dir.path().join("new/data");
+    let flags = [
+        "--data-dir",
+        data.to_str().expect("UTF-8"),
+        "--prefix",
+        "/a/",
+        "/b/",
+    ];
+    for (round, expected) in [("first", ""), ("second", "/a/kept\nfirst\n")] {
+        let dev = Dev::start(dir.path(), &flags);
+        assert!(
+            dev.lines[0].starts_with("serving /a/, /b/ on "),
+            "{:?}",
+            dev.lines
+        );
+        assert_eq!(dev.ctl(&["get", "/a/kept"]), expected);
+        dev.ctl(&["put", "/a/kept", round]);
+
+        let another = run(driftless().arg("dev").args(flags));
+        assert_eq!(another.status.code(), Some(1));
+        assert!(
+            another.stderr.contains("another driftless dev uses it"),
+            "{another:?}"
+        );
+
+        dev.process.signal(Signal::TERM);
+        let finished = dev.process.finish();
+        assert!(finished.status.success(), "{finished:?}");
+        assert!(!is_running(dev.etcd_pid));
+    }
+}
+
+#[test]
+fn killed_outright_it_leaves_no_etcd() {
+    let temporary = temporary();
+    let dev = Dev::start(temporary.path(), &[]);
+    assert!(is_running(dev.etcd_pid));
+    dev.process.signal(Signal::KILL);
+    wait_until("etcd ends with its parent", || !is_running(dev.etcd_pid));
+}
+
+#[test]
+fn an_etcd_that_ends_by_itself_is_said_and_its_log_kept() {
+    let temporary = temporary();
+    let dev = Dev::start(temporary.path(), &[]);
+    kill(dev.etcd_pid, Signal::KILL);
+    let finished = dev.process.finish();
+    assert_eq!(finished.status.code(), Some(1), "{finished:?}");
+    // What the server logs about it comes before.
+    let last = finished.stderr.lines().last().unwrap_or_default();
+    let (message, log) = last.split_once("; its log is ").expect("it names the log");
+    assert!(
+        message.starts_with("driftless: etcd ended by itself (signal: 9"),
+        "{message}"
+    );
+    assert!(Path::new(log).is_file(), "{log}");
+}
+
+#[test]
+fn an_etcd_that_does_not_start_is_said() {
+    let temporary = temporary();
+    let bin = temporary.path().join("bin");
+    std::fs::create_dir(&bin).unwrap();
+    std::os::unix::fs::symlink("/bin/false", bin.join("etcd")).unwrap();
+    let finished = run(driftless()
+        .arg("dev")
+        .env("PATH", &bin)
+        .env("TMPDIR", temporary.path()));
+    assert_eq!(finished.status.code(), Some(1));
+    assert!(
+        finished
+            .stderr
+            .starts_with("driftless: etcd ended by itself (exit status: 1); its log is "),
+        "{finished:?}"
+    );
+}
+
+#[test]
+fn without_etcd_it_says_how_to_get_it() {
+    let temporary = temporary();
+    let finished = run(driftless()
+        .arg("dev")
+        .env("PATH", temporary.path())
+        .env("TMPDIR", temporary.path()));
+    assert_eq!(finished.status.code(), Some(1));
+    assert_eq!(finished.stderr.lines().count(), 1, "{finished:?}");
+    assert!(
+        finished
+            .stderr
+            .starts_with("driftless: etcd is not on PATH: apt-get install etcd-server"),
+        "{finished:?}"
+    );
+    assert!(is_empty_dir(temporary.path()));
+}
+
+#[test]
+fn where_the_usual_ports_are_in_use_it_takes_others() {
+    // The other tests here hold them for a while; one that does not become free within that while
+    // is in use by somebody who stays, which is as good.
+    let _taken: Vec<_> = [2379, 2380, 7400, 7401]
+        .iter()
+        .map(|port| taken(*port))
+        .collect();
+    let temporary = temporary();
+    let dev = Dev::start(temporary.path(), &[]);
+    let text = dev.lines.join("\n");
+    for usual in [":2379", ":2380", ":7400", ":7401"] {
+        assert!(!text.contains(usual), "{text}");
+    }
+    dev.ctl(&["put", "/config/a", "1"]);
+    wait_until("the server has it", || {
+        let got = run(driftless()
+            .args(["get", "/config/a", "--print-value-only", "--server"])
+            .arg(&dev.server));
+        got.stdout == "1\n"
+    });
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let temporary = temporary();
+    let dev = Dev::start(temporary.path(), &["--log", "info"]);
+    // It cannot end while it is stopped, so it is waited for.
+    kill(dev.etcd_pid, Signal::STOP);
+    dev.process.signal(Signal::TERM);
+    wait_until("it stops", || dev.process.stderr().contains("stopping"));
+    dev.process.signal(Signal::TERM);
+    let finished = dev.process.finish();
+    assert_eq!(finished.status.code(), Some(128 + 15), "{finished:?}");
+    assert!(finished.stderr.contains("SIGTERM again"), "{finished:?}");
+    assert!(!is_running(dev.etcd_pid));
+    assert!(is_empty_dir(temporary.path()));
+}
+
+#[test]
+fn stopped_while_etcd_starts_it_leaves_nothing() {
+    let temporary = temporary();
+    let process = Process::spawn(driftless().arg("dev").env("TMPDIR", temporary.path()));
+    let etcd = wait_for("etcd is a child", || {
+        children_of(process.pid()).first().copied()
+    });
+    process.signal(Signal::TERM);
+    let finished = process.finish();
+    assert!(finished.status.success(), "{finished:?}");
+    assert!(!is_running(etcd));
+    assert!(is_empty_dir(temporary.path()));
+}
+
+#[test]
+fn a_prefix_that_a_shell_would_take_apart_is_quoted() {
+    let temporary = temporary();
+    let dev = Dev::start(temporary.path(), &["--prefix", "/it's/"]);
+    assert!(
+        dev.lines.join("\n").contains(r"watch --prefix '/it'\''s/'"),
+        "{:?}",
+        dev.lines
+    );
+    dev.ctl(&["put", "/it's/a", "1"]);
+    wait_until("the server has it", || {
+        let got = run(driftless()
+            .args([
+                "get",
+                "--prefix",
+                "/it's/",
+                "--print-value-only",
+                "--server",
+            ])
+            .arg(&dev.server));
+        got.stdout == "1\n"
+    });
+}
+
+/// Listens on a port, or gives up on somebody else who does.
+fn taken(port: u16) -> Option<TcpListener> {
+    let deadline = Instant::now() + PATIENCE / 2;
+    while Instant::now() < deadline {
+        if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)) {
+            return Some(listener);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    None
+}
+
+fn kill(pid: i32, signal: Signal) {
+    kill_process(Pid::from_raw(pid).expect("not zero"), signal).expect("it runs");
+}
