@@ -75,7 +75,9 @@ pub(crate) enum Event {
 pub(crate) enum Cause {
     /// Anything that may be better next time: a clean end too.
     Over,
-    /// What is held differs from what the server holds, and is of no use as a base.
+    /// What is held cannot be built on by this server: the next question says nothing of it.
+    Discard,
+    /// The same, because what is held differs from what the server holds. Counted.
     Differs,
     /// The server said no.
     Refused,
@@ -203,6 +205,7 @@ impl Machine {
         self.failures = self.failures.saturating_add(1);
         match cause {
             Cause::Over => {}
+            Cause::Discard => self.fresh = true,
             Cause::Differs => {
                 self.fresh = true;
                 self.diverged += 1;
@@ -419,5 +422,8 @@ mod tests {
         }
         assert!(!machine.fresh());
         assert_eq!((machine.diverged(), machine.reconnects()), (1, 1));
+        machine.step(ended(Cause::Discard), now, 0.0);
+        assert!(machine.fresh());
+        assert_eq!(machine.diverged(), 1, "what is broken is no difference");
     }
 }

@@ -404,7 +404,7 @@ impl Task {
             (Some(refused), _) if news => {
                 tracing::warn!(%range, %refused, ?wait, "a range is refused; asking again");
             }
-            (_, Cause::Differs) => {
+            (_, Cause::Differs | Cause::Discard) => {
                 tracing::warn!(%range, why = %end.message, ?wait, "a state cannot be trusted; fetching it anew");
             }
             _ => tracing::debug!(%range, why = %end.message, ?wait, "a stream ended"),
@@ -480,8 +480,12 @@ impl End {
                 ..over
             },
             _ if refusal.keeps_state() => over,
-            _ => Self {
+            Refusal::Diverged { .. } | Refusal::PatchBase { .. } | Refusal::Patch { .. } => Self {
                 cause: Cause::Differs,
+                ..over
+            },
+            _ => Self {
+                cause: Cause::Discard,
                 ..over
             },
         }

@@ -4,6 +4,7 @@
 // All of this is tests, helpers included: a panic is how they fail.
 #![allow(clippy::unwrap_used)]
 
+mod chaos;
 mod drops;
 mod entries;
 mod reconnects;

@@ -40,8 +40,13 @@ pub(crate) struct Call {
 
 impl Call {
     pub(crate) async fn send(&self, frame: Frame) {
+        assert!(self.try_send(frame).await, "the client has left");
+    }
+
+    /// Whether the client is still there.
+    pub(crate) async fn try_send(&self, frame: Frame) -> bool {
         let response = v1::WatchResponse { frame: Some(frame) };
-        self.answers.send(Ok(response)).await.expect("a client");
+        self.answers.send(Ok(response)).await.is_ok()
     }
 
     /// A frame that is newer than the client.
@@ -57,7 +62,8 @@ impl Call {
     }
 
     pub(crate) async fn fail(self, status: Status) {
-        self.answers.send(Err(status)).await.expect("a client");
+        // A client that has left needs no telling.
+        let _ = self.answers.send(Err(status)).await;
     }
 
     /// Waits until the client has ended the call.

@@ -121,6 +121,13 @@ impl World {
         })
     }
 
+    pub(crate) fn values(&self) -> BTreeMap<Key, Vec<u8>> {
+        let values = self.entries.values();
+        values
+            .map(|entry| (entry.key.clone(), entry.value.to_vec()))
+            .collect()
+    }
+
     pub(crate) fn digest(&self) -> Bytes {
         self.entries.values().collect::<Digest>().to_bytes()
     }
