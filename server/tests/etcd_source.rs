@@ -16,6 +16,9 @@ use driftless_server::metrics::Metrics;
 use driftless_server::source::etcd::{EtcdConfig, EtcdSource};
 use driftless_server::source::{CatchUp, History, Source, State, Update};
 use etcd_client::{Client, GetOptions, Txn, TxnOp};
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use rand::{Rng, SeedableRng};
 
 use etcd::{DEADLINE, Etcd, eventually, free_port};
 use proxy::Proxy;
@@ -34,8 +37,12 @@ struct Subject {
 
 impl Subject {
     fn new(endpoints: &[String]) -> Self {
+        Self::with_interval(endpoints, PROGRESS_INTERVAL)
+    }
+
+    fn with_interval(endpoints: &[String], progress_interval: Duration) -> Self {
         let config = EtcdConfig {
-            progress_interval: PROGRESS_INTERVAL,
+            progress_interval,
             ..EtcdConfig::new(endpoints)
         };
         let metrics = Metrics::new();
@@ -110,7 +117,9 @@ impl Subject {
 
     /// The next update that is more than a sign of life.
     async fn news(&mut self) -> Update {
+        let start = Instant::now();
         loop {
+            assert!(start.elapsed() < DEADLINE, "no news within {DEADLINE:?}");
             match self.next().await {
                 Update::Progress { .. } | Update::Contact => {}
                 news => return news,
@@ -338,7 +347,8 @@ async fn a_delete_at_the_compacted_revision_is_not_lost() {
     let mut client = etcd.client().await;
     put(&mut client, "/c/a", "1").await;
     let proxy = Proxy::to(etcd.port()).await;
-    let mut subject = Subject::new(&[proxy.endpoint()]);
+    // Without progress, which would find out as well.
+    let mut subject = Subject::with_interval(&[proxy.endpoint()], DEADLINE * 2);
     subject.state().await;
     proxy.cut();
     subject.lost().await;
@@ -346,9 +356,7 @@ async fn a_delete_at_the_compacted_revision_is_not_lost() {
     let physical = etcd_client::CompactionOptions::new().with_physical();
     client.compact(gone.get(), Some(physical)).await.unwrap();
     proxy.heal();
-    subject
-        .until("the key is gone", |subject| subject.held.is_empty())
-        .await;
+    assert!(subject.state().await.entries.is_empty());
 }
 
 #[tokio::test]
@@ -486,17 +494,17 @@ async fn a_transaction_stays_whole_when_etcd_sends_it_in_fragments() {
     subject.state().await;
     proxy.cut();
     subject.lost().await;
-    // Two halves of a MiB in each transaction, and fragments of 1.5 MiB when the watch catches up.
+    // 1.2 MB in each transaction, and fragments of 2 MiB when the watch catches up: they end in the
+    // middle of a transaction.
+    let keys = ["/c/1", "/c/2", "/c/3"];
     for n in 0..12_u8 {
-        let half = |side: &str| TxnOp::put(format!("/c/{side}"), vec![n; 500_000], None);
-        txn(&mut client, vec![half("left"), half("right")]).await;
+        let puts = keys.map(|key| TxnOp::put(key, vec![n; 400_000], None));
+        txn(&mut client, puts.to_vec()).await;
     }
     proxy.heal();
     for n in 0..12_u8 {
-        let changes = subject.changes().await;
-        assert_eq!(changes.len(), 2, "transaction {n}");
-        assert_eq!(subject.value("/c/left").unwrap()[0], n);
-        assert_eq!(subject.value("/c/right").unwrap()[0], n);
+        assert_eq!(subject.changes().await.len(), 3, "transaction {n}");
+        assert!(keys.iter().all(|key| subject.value(key).unwrap()[0] == n));
     }
     assert_eq!(subject.metrics.etcd_lists.get(), 1);
 }
@@ -632,6 +640,76 @@ async fn reconnects_leave_nothing_behind() {
         .await;
     assert_eq!(subject.metrics.etcd_lists.get(), 1);
     assert_eq!(subject.metrics.etcd_lost.get(), 5);
+    drop(subject);
+    eventually("no watch", async || etcd.watches().await == (0, 0)).await;
+}
+
+/// Writes at random, several keys at a time now and then.
+async fn write(client: &mut Client, random: &mut StdRng) {
+    for _ in 0..random.random_range(1..40) {
+        let mut keys: Vec<u8> = (0..8).collect();
+        keys.shuffle(random);
+        let ops = keys[..random.random_range(1..5)].iter().map(|key| {
+            let key = format!("/{}/{key}", if random.random_bool(0.2) { "b" } else { "c" });
+            if random.random_bool(0.3) {
+                TxnOp::delete(key, None)
+            } else {
+                TxnOp::put(key, random.random::<u32>().to_string(), None)
+            }
+        });
+        txn(client, ops.collect()).await;
+    }
+}
+
+#[tokio::test]
+async fn holds_what_etcd_holds_whatever_breaks() {
+    let seed = rand::random();
+    println!("seed {seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut etcd = Etcd::started().await;
+    let proxy = Proxy::to(etcd.port()).await;
+    let mut subject = Subject::new(&[proxy.endpoint()]);
+    subject.state().await;
+    for round in 0..12 {
+        let breaking = async {
+            let mut client = etcd.client().await;
+            write(&mut client, &mut random).await;
+            match round % 6 {
+                0 => proxy.cut(),
+                1 => {
+                    etcd.kill();
+                    etcd.start().await;
+                    client = etcd.client().await;
+                }
+                2 => {
+                    etcd.pause();
+                    tokio::time::sleep(PROGRESS_INTERVAL * random.random_range(0..5)).await;
+                    etcd.resume();
+                }
+                3 => {
+                    proxy.cut();
+                    write(&mut client, &mut random).await;
+                    let last = put(&mut client, "/c/0", "compacted").await;
+                    client.compact(last.get(), None).await.unwrap();
+                }
+                _ => {}
+            }
+            write(&mut client, &mut random).await;
+            proxy.heal();
+            write(&mut client, &mut random).await;
+            held_by(&client).await
+        };
+        let expected = subject.during(breaking).await;
+        let what = format!("the state of etcd in round {round} of seed {seed}");
+        subject
+            .until(&what, |subject| subject.held == expected)
+            .await;
+    }
+    assert_eq!(
+        subject.metrics.etcd_history_replaced.get(),
+        0,
+        "seed {seed}"
+    );
     drop(subject);
     eventually("no watch", async || etcd.watches().await == (0, 0)).await;
 }
