@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use crate::error::{Closed, NoValue, WatchError};
 use crate::registry::Registry;
-use crate::status::Status;
+use crate::status::{Status, StatusWatcher};
 use crate::subscription::Shared;
 
 /// The state of a range at one revision. Immutable; cloning costs a reference count, and two states
@@ -218,7 +218,7 @@ impl IntoFuture for EntriesBuilder {
             let Some(found) = found else {
                 return Err(shared.hopeless().await);
             };
-            let status = shared.watch_status();
+            let status = StatusWatcher::new(shared.watch_status());
             Ok(EntriesWatcher {
                 shared,
                 entries,
@@ -253,7 +253,7 @@ async fn expired(limit: Option<Duration>) -> Duration {
 pub struct EntriesWatcher {
     shared: Arc<Shared>,
     entries: watch::Receiver<Option<Entries>>,
-    status: watch::Receiver<Status>,
+    status: StatusWatcher,
     /// What the caller was last given: what changes are told against.
     returned: Mutex<Entries>,
 }
@@ -298,20 +298,20 @@ impl EntriesWatcher {
 
     /// How the watcher is doing.
     pub fn status(&self) -> Status {
-        self.status.borrow().clone()
+        self.status.status()
     }
 
-    /// Waits until the status differs in more than its revision from what this watcher last
-    /// returned from here. After [`State::Closed`](crate::State::Closed) it waits for ever: nothing will change any more.
+    /// Waits until the status differs, as [`StatusWatcher::changed`] does.
     ///
     /// # Cancel safety
     /// Dropping the future loses nothing: the next call returns what this one would have.
     pub async fn status_changed(&mut self) -> Status {
-        if self.status.changed().await.is_err() {
-            // The sender's last word may still be unread: `changed` says so before it fails.
-            std::future::pending::<()>().await;
-        }
-        self.status.borrow_and_update().clone()
+        self.status.changed().await
+    }
+
+    /// Follows the status apart from this watcher, so that both can be waited for at a time.
+    pub fn watch_status(&self) -> StatusWatcher {
+        self.status.clone()
     }
 
     fn returned(&self) -> MutexGuard<'_, Entries> {

@@ -68,5 +68,5 @@ pub use entries::{Entries, EntriesBuilder, EntriesChange, EntriesWatcher, EntryC
 pub use error::{BuildError, Closed, GetError, NoValue, Refused, RefusedReason, WatchError};
 pub use get::GetBuilder;
 pub use range::IntoRange;
-pub use status::{RejectedState, State, Status};
+pub use status::{RejectedState, State, Status, StatusWatcher};
 pub use watcher::{Changed, WatchBuilder, Watcher};

@@ -1,8 +1,10 @@
 //! How a subscription is doing, cheap enough to ask at every health check.
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use driftless_proto::Revision;
+use tokio::sync::watch;
 
 use crate::decode::Rejection;
 use crate::error::Refused;
@@ -85,5 +87,43 @@ impl Status {
     /// server, or the server's etcd, cannot be reached. `None` before the first proof.
     pub fn age(&self) -> Option<Duration> {
         self.proven.map(|proven| proven.elapsed())
+    }
+}
+
+/// Follows the status of a subscription, beside the watcher that it came from. It does not keep the
+/// subscription going.
+#[derive(Clone)]
+pub struct StatusWatcher(watch::Receiver<Status>);
+
+impl StatusWatcher {
+    pub(crate) const fn new(status: watch::Receiver<Status>) -> Self {
+        Self(status)
+    }
+
+    /// The status now.
+    pub fn status(&self) -> Status {
+        self.0.borrow().clone()
+    }
+
+    /// Waits until the status differs, in more than its revision, from what it was when this watcher
+    /// was made or last returned from here; the latest counts. After [`State::Closed`] it waits for
+    /// ever: nothing will change any more.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing: the next call returns what this one would have.
+    pub async fn changed(&mut self) -> Status {
+        // The last word of who is gone is still told: it fails only after that.
+        if self.0.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        self.0.borrow_and_update().clone()
+    }
+}
+
+impl fmt::Debug for StatusWatcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("StatusWatcher")
+            .field(&self.0.borrow().state)
+            .finish()
     }
 }

@@ -150,13 +150,19 @@ async fn status_changes_are_told() {
         call.send(world.current()).await;
         call
     };
+    let mut statuses = watcher.watch_status();
     let watch = async {
         while seen.len() < 2 || seen.last() != Some(&State::Live) {
-            seen.push(watcher.status_changed().await.state);
+            seen.push(statuses.changed().await.state);
         }
     };
     let (_call, ()) = soon(async { tokio::join!(script, watch) }).await;
     assert!(seen.contains(&State::Backoff), "{seen:?}");
+    assert_eq!(
+        watcher.status_changed().await.state,
+        State::Live,
+        "the latest"
+    );
     assert!(poll_times(watcher.status_changed(), 3).await.is_none());
 }
 
