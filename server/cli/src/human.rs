@@ -196,7 +196,8 @@ struct Binary<'a>(&'a [u8]);
 
 impl fmt::Display for Binary<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "binary, {} bytes: ", self.0.len())?;
+        let unit = if self.0.len() == 1 { "byte" } else { "bytes" };
+        write!(f, "binary, {} {unit}: ", self.0.len())?;
         let shown = &self.0[..self.0.len().min(BINARY_SHOWN)];
         for byte in shown {
             write!(f, "{byte:02x}")?;
@@ -324,7 +325,7 @@ mod tests {
         );
         assert_eq!(
             shown(Some(b"\xff"), Some(b"text\x1b[2J"), false),
-            format!("{OLD}{NEW}-binary, 1 bytes: ff\n+text\\u{{1b}}[2J\n")
+            format!("{OLD}{NEW}-binary, 1 byte: ff\n+text\\u{{1b}}[2J\n")
         );
     }
 

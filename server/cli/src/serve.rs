@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::pin::pin;
 
 use driftless_server::settings::{DEFAULT_ADMIN, Setting};
-use driftless_server::{Server, Settings, SettingsError};
+use driftless_server::{RunError, ServeError, Server, Settings, SettingsError};
 use tokio_util::sync::CancellationToken;
 
 use crate::exit::Failure;
@@ -138,9 +138,17 @@ pub(crate) async fn run_until_stopped(
     };
     tracing::info!(signal = stop.name, "stopping");
     shutdown.cancel();
-    tokio::select! {
-        ended = &mut running => ended.map_err(Failure::failed),
-        again = signals.next() => Err(again.at_once()),
+    let ended = tokio::select! {
+        ended = &mut running => ended,
+        again = signals.next() => return Err(again.at_once()),
+    };
+    match ended {
+        // A client that did not go is not a failure to stop.
+        Err(RunError::Serve(error @ ServeError::CutOff { .. })) => {
+            tracing::warn!("{error}");
+            Ok(())
+        }
+        ended => ended.map_err(Failure::failed),
     }
 }
 

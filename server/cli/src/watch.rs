@@ -223,6 +223,11 @@ impl Connection {
                 .map(|_| format!("connected to {endpoint} again")),
             State::Backoff => {
                 let why = status.last_error.as_deref().unwrap_or("the stream ended");
+                // Some say themselves whom they are about.
+                let why = why
+                    .strip_prefix(endpoint)
+                    .and_then(|rest| rest.strip_prefix(": "))
+                    .unwrap_or(why);
                 let message = format!("lost {endpoint}: {why}; trying again");
                 (self.lost.as_ref() != Some(&message)).then(|| {
                     self.lost = Some(message.clone());

@@ -1,0 +1,103 @@
+//! `driftless serve` as a process: how it starts without etcd, and how it ends.
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::{
+    EtcdProcess, Process, ServerProcess, driftless, free_port, http_get, wait_for, wait_until,
+};
+use rustix::process::Signal;
+
+/// What service managers give, and `--help` promises.
+const ENDS_WITHIN: Duration = Duration::from_secs(10);
+
+fn watch(server: &ServerProcess) -> Process {
+    let mut process = Process::spawn(
+        driftless()
+            .args(["watch", "--prefix", "/config/", "--json", "--server"])
+            .arg(server.url()),
+    );
+    while process.json()["type"] != "synced" {}
+    process
+}
+
+#[test]
+fn sigterm_and_ctrl_c_end_it_in_time_with_streams_open() {
+    let etcd = EtcdProcess::start();
+    for signal in [Signal::TERM, Signal::INT] {
+        let mut server = ServerProcess::start(&etcd, &["/config/"]);
+        let watch = watch(&server);
+        let start = Instant::now();
+        server.process.signal(signal);
+        let status = server.process.wait();
+        assert!(status.success(), "{status}");
+        assert!(start.elapsed() < ENDS_WITHIN, "{:?}", start.elapsed());
+        wait_until("the client is told why", || {
+            watch.stderr().contains("shutting down")
+        });
+    }
+}
+
+#[test]
+fn a_client_that_does_not_go_is_waited_for_no_longer_than_promised() {
+    let etcd = EtcdProcess::start();
+    let server = ServerProcess::start(&etcd, &["/config/"]);
+    let watch = watch(&server);
+    watch.signal(Signal::STOP);
+    let start = Instant::now();
+    let finished = server.stop();
+    assert!(start.elapsed() < ENDS_WITHIN, "{:?}", start.elapsed());
+    assert!(finished.status.success(), "{finished:?}");
+    assert!(finished.stderr.contains("cut off"), "{finished:?}");
+}
+
+#[test]
+fn a_second_signal_waits_for_nobody() {
+    let etcd = EtcdProcess::start();
+    let server = ServerProcess::start_at(
+        &etcd.url(),
+        &["/config/"],
+        0,
+        // Longer than the test waits.
+        &["--drain-timeout", "60s"],
+    );
+    server.wait_ready();
+    let watch = watch(&server);
+    watch.signal(Signal::STOP);
+    server.process.signal(Signal::TERM);
+    wait_until("it stops", || server.process.stderr().contains("stopping"));
+    server.process.signal(Signal::INT);
+    let finished = server.process.finish();
+    assert_eq!(finished.status.code(), Some(128 + 2), "{finished:?}");
+}
+
+#[test]
+fn started_before_etcd_it_says_why_it_is_not_ready_and_gets_ready() {
+    let mut etcd = EtcdProcess::start();
+    etcd.put("/config/a", "1");
+    etcd.kill();
+    let server = ServerProcess::start_at(&etcd.url(), &["/config/"], 0, &[]);
+    let (status, why) = wait_for("it answers", || http_get(server.admin(), "/readyz"));
+    assert_eq!(status, 503, "{why}");
+    assert!(why.contains("/config/"), "{why}");
+    assert!(matches!(
+        http_get(server.admin(), "/healthz"),
+        Some((200, _))
+    ));
+    etcd.resume();
+    server.wait_ready();
+    let finished = server.stop();
+    assert!(finished.status.success(), "{finished:?}");
+    // One line for each change of state, not one for each attempt.
+    let lost = finished.stderr.matches("etcd is lost").count();
+    assert!(lost <= 1, "{finished:?}");
+}
+
+#[test]
+fn with_nobody_at_etcds_address_it_still_ends_at_once() {
+    let nobody = format!("http://127.0.0.1:{}", free_port());
+    let server = ServerProcess::start_at(&nobody, &["/config/"], 0, &[]);
+    let finished = server.stop();
+    assert!(finished.status.success(), "{finished:?}");
+}
