@@ -2,7 +2,7 @@
 //!
 //! One watch at etcd however many clients there are. A lost connection costs no list: the watch
 //! goes on after the last revision that was heard, once it is clear that etcd still tells the same
-//! [history]. Only where etcd has compacted that away, or tells another history, the state is read
+//! history. Only where etcd has compacted that away, or tells another history, the state is read
 //! anew.
 //!
 //! Who owns it: the ingest task of the prefix, by [`Source`]. It spawns nothing (the client's
