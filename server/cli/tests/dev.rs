@@ -7,8 +7,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use common::{
-    PATIENCE, Process, addresses, children_of, driftless, etcdctl, is_empty_dir, is_running, run,
-    wait_for, wait_until,
+    PATIENCE, Process, addresses, children_of, driftless, etcdctl, is_empty_dir, is_running, pause,
+    run, wait_for, wait_until,
 };
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -229,7 +229,7 @@ fn a_second_signal_ends_it_at_once() {
     let temporary = temporary();
     let dev = Dev::start(temporary.path(), &["--log", "info"]);
     // It cannot end while it is stopped, so it is waited for.
-    kill(dev.etcd_pid, Signal::STOP);
+    pause(dev.etcd_pid);
     dev.process.signal(Signal::TERM);
     wait_until("it stops", || dev.process.stderr().contains("stopping"));
     dev.process.signal(Signal::TERM);

@@ -5,7 +5,8 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{
-    EtcdProcess, Process, ServerProcess, driftless, free_port, http_get, wait_for, wait_until,
+    EtcdProcess, Process, ServerProcess, driftless, free_port, http_get, pause, wait_for,
+    wait_until,
 };
 use rustix::process::Signal;
 
@@ -44,7 +45,7 @@ fn a_client_that_does_not_go_is_waited_for_no_longer_than_promised() {
     let etcd = EtcdProcess::start();
     let server = ServerProcess::start(&etcd, &["/config/"]);
     let watch = watch(&server);
-    watch.signal(Signal::STOP);
+    pause(watch.pid());
     let start = Instant::now();
     let finished = server.stop();
     assert!(start.elapsed() < ENDS_WITHIN, "{:?}", start.elapsed());
@@ -64,7 +65,7 @@ fn a_second_signal_waits_for_nobody() {
     );
     server.wait_ready();
     let watch = watch(&server);
-    watch.signal(Signal::STOP);
+    pause(watch.pid());
     server.process.signal(Signal::TERM);
     wait_until("it stops", || server.process.stderr().contains("stopping"));
     server.process.signal(Signal::INT);

@@ -267,13 +267,34 @@ impl Drop for Process {
     }
 }
 
+/// Stops a process as a debugger would: from then on it reads and answers nothing.
+///
+/// # Panics
+/// When it does not stop.
+#[track_caller]
+pub(crate) fn pause(pid: i32) {
+    kill_process(Pid::from_raw(pid).expect("not zero"), Signal::STOP).expect("it runs");
+    // The signal is not yet the deed, and each thread stops by itself.
+    wait_until("all of its threads stop", || {
+        std::fs::read_dir(format!("/proc/{pid}/task")).is_ok_and(|threads| {
+            threads
+                .flatten()
+                .all(|thread| state(&thread.path().join("stat")) == Some('T'))
+        })
+    });
+}
+
 /// Whether a process runs: it exists and is no zombie that nobody has waited for.
 pub(crate) fn is_running(pid: i32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
-        // "pid (name) state …", and the name may hold anything.
-        let state = stat.rsplit(')').next().unwrap_or_default().trim_start();
-        !state.starts_with(['Z', 'X'])
-    })
+    let state = state(Path::new(&format!("/proc/{pid}/stat")));
+    !matches!(state, None | Some('Z' | 'X'))
+}
+
+/// The state of a process or thread, as the kernel abbreviates it.
+fn state(stat: &Path) -> Option<char> {
+    let stat = std::fs::read_to_string(stat).ok()?;
+    // "pid (name) state …", and the name may hold anything.
+    stat.rsplit_once(')')?.1.trim_start().chars().next()
 }
 
 /// The processes whose parent is `pid`.
