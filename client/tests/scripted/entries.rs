@@ -1,5 +1,7 @@
 //! The untyped watcher, and `get`.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use driftless_client::{
@@ -91,6 +93,15 @@ async fn what_load_has_shown_is_not_told_again() {
     assert_eq!(change.changes[0].key().to_string(), "/b");
 }
 
+#[derive(Default)]
+struct Wakes(AtomicUsize);
+
+impl std::task::Wake for Wakes {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 #[tokio::test]
 async fn an_empty_range_is_in_sync() {
     let mut server = Server::start();
@@ -99,13 +110,28 @@ async fn an_empty_range_is_in_sync() {
     let (mut watcher, call) = watching(&client, &mut server, &world).await;
     assert!(watcher.load().is_empty());
     assert_eq!(watcher.load().revision().get(), 10);
-    call.send(world.progress()).await;
-    soon(async {
-        while watcher.load().revision().get() != 11 {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
+    let statuses = watcher.watch_status();
+    let wakes = Arc::new(Wakes::default());
+    let waker = std::task::Waker::from(Arc::clone(&wakes));
+    {
+        let mut changed = std::pin::pin!(watcher.changed());
+        let mut cx = std::task::Context::from_waker(&waker);
+        assert!(changed.as_mut().poll(&mut cx).is_pending());
+        call.send(world.progress()).await;
+        // The status shows a state after the entries do.
+        soon(async {
+            while statuses.status().revision.get() != 11 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+    assert_eq!(watcher.load().revision().get(), 11);
+    assert_eq!(
+        wakes.0.load(Ordering::Relaxed),
+        0,
+        "nobody is woken for nothing"
+    );
     assert!(
         poll_times(watcher.changed(), 3).await.is_none(),
         "a bookmark is no change"

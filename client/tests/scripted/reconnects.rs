@@ -184,6 +184,28 @@ async fn a_server_can_ask_for_patience() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_server_that_drains_is_left_although_others_still_use_the_connection() {
+    let mut server = Server::start();
+    let mut world = World::of(&[("/a", "1")]);
+    let client = server.client();
+    let (_watcher, call) = watching(&client, &mut server, &world).await;
+    let (other, other_call) =
+        tokio::join!(client.watch::<Option<u32>>("/b").into_future(), async {
+            let call = server.call().await;
+            call.serve(&World::of(&[])).await;
+            call
+        });
+    let other = other.unwrap();
+    call.send(goodbye(v1::goodbye::Reason::Drain, 0)).await;
+    let call = server.call().await;
+    call.send(World::hello()).await;
+    call.send(world.progress()).await;
+    assert_eq!(server.dials(), 2);
+    assert!(!other_call.is_ended(), "what is under way goes on");
+    assert_eq!(other.status().state, State::Live);
+}
+
+#[tokio::test(start_paused = true)]
 async fn silence_ends_a_stream_and_leaves_the_connection() {
     let mut server = Server::start();
     let mut world = World::of(&[("/a", "1")]);

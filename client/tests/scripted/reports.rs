@@ -66,6 +66,26 @@ async fn news_are_reported_once_an_interval_and_nothing_else_is() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_idle_watcher_of_entries_reports_once() {
+    let mut server = Server::start();
+    let mut world = World::of(&[("/a", "1")]);
+    let client = server.client();
+    let (_watcher, call) = tokio::join!(client.entries("/a").into_future(), async {
+        let call = server.call().await;
+        call.serve(&world).await;
+        call
+    });
+    let report = server.reports.recv().await.unwrap();
+    let outcome = report.watches[0].outcome.clone().unwrap();
+    assert_eq!(outcome.applied_revision, 11);
+    for _ in 0..4 {
+        call.send(world.progress()).await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+    }
+    assert!(server.reports.try_recv().is_err());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_refusal_travels_with_the_next_request() {
     let mut server = Server::start();
     let mut world = World::of(&[("/a", "1")]);
