@@ -116,8 +116,7 @@ async fn watch(client: &Client, show: &Show, server: &str) -> Result<(), Failure
         () = &mut reader_gone => return Ok(()),
         watcher = first_state(client, &show.range, server) => watcher?,
     };
-    // Another one of the same stream, because waiting for one thing borrows the watcher.
-    let mut statuses = client.entries(&show.range).await?;
+    let mut statuses = watcher.watch_status();
     let mut connection = Connection::new();
     let mut refusal: Option<Failure> = None;
     let mut writing = Some(write(show.state(&watcher.load())));
@@ -130,7 +129,7 @@ async fn watch(client: &Client, show: &Show, server: &str) -> Result<(), Failure
                     return Ok(());
                 }
             }
-            status = statuses.status_changed() => {
+            status = statuses.changed() => {
                 if let Some(message) = connection.tell(&status, server) {
                     output::note(&message);
                 }
@@ -143,8 +142,6 @@ async fn watch(client: &Client, show: &Show, server: &str) -> Result<(), Failure
             }
             changed = watcher.changed(), if writing.is_none() && refusal.is_none() => {
                 writing = Some(write(show.change(&changed.map_err(Failure::failed)?)));
-                // So that it does not keep old values alive.
-                statuses.load();
             }
         }
         // What was begun is finished first.
