@@ -25,7 +25,7 @@ use clap::{Parser, Subcommand};
 use crate::exit::{EXIT_CODES, Failure};
 use crate::logging::LogArgs;
 
-/// Memory that was given back is given back to the system too, and the heap can be profiled.
+/// Returns freed memory to the system in time, and fragments little in a process that lives for months.
 #[global_allocator]
 static ALLOCATOR: jemallocator::Jemalloc = jemallocator::Jemalloc;
 
