@@ -109,6 +109,9 @@ impl CatchUp {
     pub async fn revision(&self) -> Option<Revision> {
         let (answer, answered) = oneshot::channel();
         self.0.try_send(answer).ok()?;
-        tokio::time::timeout(ANSWER_WITHIN, answered).await.ok()?.ok()
+        tokio::time::timeout(ANSWER_WITHIN, answered)
+            .await
+            .ok()?
+            .ok()
     }
 }
