@@ -1,5 +1,6 @@
 //! Dropping the last watcher leaves nothing behind, at the client and at the server: both ends are in
 //! this process, over real sockets, so both ends' tasks and descriptors are counted.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
@@ -12,7 +13,7 @@ use driftless_server::source::scripted::ScriptedEtcd;
 use driftless_server::{Engine, Settings};
 use leak_tests::Counts;
 use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 /// How often each thing is done. A leak of one descriptor a round shows in the first.
@@ -32,7 +33,8 @@ struct Server {
     etcd: ScriptedEtcd,
     metrics: Metrics,
     address: SocketAddr,
-    serving: JoinHandle<()>,
+    /// The accept loop; ends with the server.
+    _serving: JoinSet<()>,
 }
 
 impl Server {
@@ -52,7 +54,8 @@ impl Server {
         let engine = Engine::start(&settings, metrics.clone(), [(prefix, source, catch_up)]);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let serving = tokio::spawn(async move {
+        let mut serving = JoinSet::new();
+        serving.spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 engine.serve(stream);
             }
@@ -61,7 +64,7 @@ impl Server {
             etcd,
             metrics,
             address,
-            serving,
+            _serving: serving,
         }
     }
 
@@ -76,12 +79,6 @@ impl Server {
             (0, 0),
             "streams and scopes at the server"
         );
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.serving.abort();
     }
 }
 

@@ -4,11 +4,11 @@
 //! source ─▶ ingest ─▶ store {snapshot, log} ─▶ fanout ─▶ service
 //! ```
 //!
-//! A [source](source) says what etcd says about one served prefix. [Ingest](ingest), the only loop,
-//! has the [store](store) work out the next state and what changed, and hands both to the
-//! [fan-out](fanout), which wakes the streams whose range was touched. A stream is a cursor: when
-//! its connection has room it asks for what comes next, which was [encoded](encode) once for
-//! everybody. The [service](service) is gRPC, and [`Server`] puts it all together.
+//! A [`source`] says what etcd says about one served prefix. The [`ingest`] loop, the only one,
+//! has the [`store`] work out the next state and what changed, and hands both to the
+//! [`fanout`], which wakes the streams whose range was touched. A stream is a cursor: when
+//! its connection has room it asks for what comes next, which was encoded ([`encode`]) once for
+//! everybody. The [`service`] is gRPC, and [`Server`] puts it all together.
 //!
 //! [`Server`] runs over etcd and TCP; [`Engine`] over any source and any connection.
 
@@ -23,5 +23,5 @@ pub mod settings;
 pub mod source;
 pub mod store;
 
-pub use server::{Engine, RunError, ServeError, Server, StartError};
+pub use server::{Engine, ServeError, Server, StartError};
 pub use settings::{Settings, SettingsBuilder, SettingsError};

@@ -70,13 +70,15 @@ pub struct Server {
     listener: TcpListener,
     local: SocketAddr,
     admin: Option<(TcpListener, SocketAddr)>,
+    metrics: Metrics,
+    sources: Vec<(KeyRange, EtcdSource, CatchUp)>,
 }
 
 impl Server {
-    /// Binds the addresses. Spawns nothing, and does not look for etcd.
+    /// Binds the addresses. Spawns nothing, and does not look for etcd yet.
     ///
     /// # Errors
-    /// When an address is in use or not of this machine.
+    /// When an address is in use or not of this machine, or etcd's URLs cannot work.
     ///
     /// # Cancel safety
     /// Cancel-safe: what was bound is closed.
@@ -96,11 +98,24 @@ impl Server {
             .map(|address| bind("admin", address))
             .transpose()?;
         let admin = admin.map(|(address, listener)| (listener, address));
+        let metrics = Metrics::new();
+        let mut config = EtcdConfig::new(settings.etcd().iter().cloned());
+        config.generation = settings.generation().to_owned();
+        let source = |prefix: &KeyRange| {
+            let (catch_up, questions) = CatchUp::channel();
+            let source =
+                EtcdSource::new(prefix.clone(), config.clone(), metrics.clone(), questions)?;
+            Ok::<_, StartError>((prefix.clone(), source, catch_up))
+        };
+        let sources = settings.prefixes().iter().map(source);
+        let sources = sources.collect::<Result<_, _>>()?;
         Ok(Self {
             settings,
             listener,
             local,
             admin,
+            metrics,
+            sources,
         })
     }
 
@@ -118,23 +133,12 @@ impl Server {
     /// everything has ended, after the drain timeout at the latest.
     ///
     /// # Errors
-    /// When etcd's endpoints are unusable, connections had to be cut off, or there is a bug.
+    /// When connections had to be cut off, or there is a bug.
     ///
     /// # Cancel safety
     /// Not cancel-safe: dropped half-way, open connections end only with their peers.
-    pub async fn run(self, shutdown: CancellationToken) -> Result<(), RunError> {
-        let metrics = Metrics::new();
-        let mut config = EtcdConfig::new(self.settings.etcd().iter().cloned());
-        config.generation = self.settings.generation().to_owned();
-        let mut sources = Vec::new();
-        for prefix in self.settings.prefixes() {
-            let (catch_up, questions) = CatchUp::channel();
-            let source =
-                EtcdSource::new(prefix.clone(), config.clone(), metrics.clone(), questions)
-                    .map_err(StartError::from)?;
-            sources.push((prefix.clone(), source, catch_up));
-        }
-        let mut engine = Engine::start(&self.settings, metrics, sources);
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), ServeError> {
+        let mut engine = Engine::start(&self.settings, self.metrics, self.sources);
         let connections = engine.connections.clone();
         let listener = self.listener;
         engine.spawn("accept", async move { connections.accept(listener).await });
@@ -150,21 +154,9 @@ impl Server {
         ended?;
         match cut_off {
             0 => Ok(()),
-            connections => Err(ServeError::CutOff { connections }.into()),
+            connections => Err(ServeError::CutOff { connections }),
         }
     }
-}
-
-/// Why [`Server::run`] failed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum RunError {
-    /// It did not start.
-    #[error(transparent)]
-    Start(#[from] StartError),
-    /// It did not stop as it should.
-    #[error(transparent)]
-    Serve(#[from] ServeError),
 }
 
 /// The inside of a server, over any sources and any connections: [`Server`] is one over etcd and

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::pin::pin;
 
 use driftless_server::settings::{DEFAULT_ADMIN, Setting};
-use driftless_server::{RunError, ServeError, Server, Settings, SettingsError};
+use driftless_server::{ServeError, Server, Settings, SettingsError};
 use tokio_util::sync::CancellationToken;
 
 use crate::exit::Failure;
@@ -144,7 +144,7 @@ pub(crate) async fn run_until_stopped(
     };
     match ended {
         // A client that did not go is not a failure to stop.
-        Err(RunError::Serve(error @ ServeError::CutOff { .. })) => {
+        Err(error @ ServeError::CutOff { .. }) => {
             tracing::warn!("{error}");
             Ok(())
         }

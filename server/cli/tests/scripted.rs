@@ -1,5 +1,6 @@
 //! The whole path over a scripted etcd, in-memory connections and a paused clock: whatever is
 //! written, restarted, cut or compacted, every client's state is etcd's at the client's revision.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::collections::{HashMap, HashSet};
 use std::io;

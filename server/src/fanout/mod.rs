@@ -2,7 +2,7 @@
 //!
 //! [`Publisher`] (one, owned by the ingest task) publishes each new state together with the batch
 //! that led to it; [`Fanout`] (cheap to clone) is how requests subscribe. There is no queue per
-//! stream: a stream has a cursor, and reads from the shared log through its [`Scope`].
+//! stream: a stream has a cursor, and reads from the shared log through the scope of its range.
 //!
 //! One lock per prefix guards what is published, so that a snapshot and a scope's digest are always
 //! of the same moment. It is held for as long as it takes to swap pointers and to tell the scopes
@@ -29,7 +29,7 @@ use scopes::Scopes;
 pub use subscriber::Subscriber;
 
 /// How long changes to a scope that changes often are held back, so that they travel together: 20
-/// ms, once the [`scope::BURST`] is used up.
+/// ms, once a burst of 64 is used up.
 ///
 /// Two reasons. Fifty messages a second to each of thousands of streams cost far less than a
 /// thousand. And HTTP/2 peers take many small unread frames for an attack: h2 (0.4.20) ends the whole

@@ -1,6 +1,6 @@
 //! gRPC: the only user of tonic and hyper.
 //!
-//! `Watch` and `Get` answer with [a body of our own](body), so that one encoded frame serves all
+//! `Watch` and `Get` answer with a body of our own, so that one encoded frame serves all
 //! streams; health checking and reflection are tonic's, mounted beside them. All calls of all
 //! connections go through [`Service`].
 

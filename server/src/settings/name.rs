@@ -15,27 +15,27 @@ const OTHER_VARIABLES: [&str; 3] = ["DRIFTLESS_CONFIG", "DRIFTLESS_LOG", "DRIFTL
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Setting {
-    /// [`SettingsBuilder::etcd`]; a list.
+    /// [`SettingsBuilder::etcd`](super::SettingsBuilder::etcd); a list.
     Etcd,
-    /// [`SettingsBuilder::prefix`]; a list.
+    /// [`SettingsBuilder::prefix`](super::SettingsBuilder::prefix); a list.
     Prefix,
-    /// [`SettingsBuilder::listen`].
+    /// [`SettingsBuilder::listen`](super::SettingsBuilder::listen).
     Listen,
-    /// [`SettingsBuilder::admin`]; `off` for none.
+    /// [`SettingsBuilder::admin`](super::SettingsBuilder::admin); `off` for none.
     Admin,
-    /// [`SettingsBuilder::generation`].
+    /// [`SettingsBuilder::generation`](super::SettingsBuilder::generation).
     Generation,
-    /// [`SettingsBuilder::log_bytes`].
+    /// [`SettingsBuilder::log_bytes`](super::SettingsBuilder::log_bytes).
     LogBytes,
-    /// [`SettingsBuilder::progress_interval`].
+    /// [`SettingsBuilder::progress_interval`](super::SettingsBuilder::progress_interval).
     ProgressInterval,
-    /// [`SettingsBuilder::ping_interval`].
+    /// [`SettingsBuilder::ping_interval`](super::SettingsBuilder::ping_interval).
     PingInterval,
-    /// [`SettingsBuilder::report_interval`].
+    /// [`SettingsBuilder::report_interval`](super::SettingsBuilder::report_interval).
     ReportInterval,
-    /// [`SettingsBuilder::drain_timeout`].
+    /// [`SettingsBuilder::drain_timeout`](super::SettingsBuilder::drain_timeout).
     DrainTimeout,
-    /// [`SettingsBuilder::max_connections`].
+    /// [`SettingsBuilder::max_connections`](super::SettingsBuilder::max_connections).
     MaxConnections,
 }
 
@@ -91,7 +91,7 @@ impl Setting {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Origin {
-    /// A method of [`SettingsBuilder`], its defaults included.
+    /// A method of [`SettingsBuilder`](super::SettingsBuilder), its defaults included.
     Code,
     /// A settings file.
     File {

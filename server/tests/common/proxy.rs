@@ -1,18 +1,26 @@
-//! A TCP proxy that a test can cut, so that a source loses an etcd that runs.
+//! A TCP proxy that a test can cut or stall, so that two ends that run lose each other.
 #![allow(dead_code, reason = "each test uses what it needs")]
 
 use std::net::Ipv4Addr;
+use std::pin::pin;
 
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
-/// Forwards connections to one port until it is cut. Ends when it is dropped.
+/// Forwards connections to one port until it is cut or stalled. Ends when it is dropped.
 pub(crate) struct Proxy {
     port: u16,
-    open: watch::Sender<bool>,
+    mode: watch::Sender<Mode>,
     _accepting: AbortOnDropHandle<()>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Open,
+    Stalled,
+    Cut,
 }
 
 impl Proxy {
@@ -20,28 +28,36 @@ impl Proxy {
     pub(crate) async fn to(target: u16) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let (open, is_open) = watch::channel(true);
+        let (mode, modes) = watch::channel(Mode::Open);
         let accepting =
             AbortOnDropHandle::new(tokio::runtime::Handle::current().spawn(async move {
                 let mut connections = tokio::task::JoinSet::new();
                 while let Ok((mut from, _)) = listener.accept().await {
-                    let mut is_open = is_open.clone();
+                    let mut modes = modes.clone();
                     connections.spawn(async move {
-                        let forwarding = async {
+                        let mut forwarding = pin!(async {
                             let mut to = TcpStream::connect((Ipv4Addr::LOCALHOST, target)).await?;
                             copy_bidirectional(&mut from, &mut to).await
-                        };
-                        tokio::select! {
-                            biased;
-                            _ = is_open.wait_for(|open| !open) => {}
-                            _ = forwarding => {}
+                        });
+                        loop {
+                            let now = *modes.borrow_and_update();
+                            tokio::select! {
+                                biased;
+                                changed = modes.changed(), if now != Mode::Cut => {
+                                    if changed.is_err() {
+                                        return;
+                                    }
+                                }
+                                _ = &mut forwarding, if now == Mode::Open => return,
+                                else => return,
+                            }
                         }
                     });
                 }
             }));
         Self {
             port,
-            open,
+            mode,
             _accepting: accepting,
         }
     }
@@ -53,11 +69,16 @@ impl Proxy {
 
     /// Closes all connections, and new ones at once.
     pub(crate) fn cut(&self) {
-        self.open.send_replace(false);
+        self.mode.send_replace(Mode::Cut);
+    }
+
+    /// Keeps connections open and forwards nothing.
+    pub(crate) fn stall(&self) {
+        self.mode.send_replace(Mode::Stalled);
     }
 
     /// Forwards again.
     pub(crate) fn heal(&self) {
-        self.open.send_replace(true);
+        self.mode.send_replace(Mode::Open);
     }
 }

@@ -10,6 +10,7 @@
 #![allow(dead_code)]
 
 use std::ffi::OsStr;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -54,11 +55,19 @@ pub(crate) fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T 
 }
 
 /// A free port of loopback; somebody else may take it before it is used.
+///
+/// One below those that the kernel picks for outgoing connections: nothing gets it by chance while
+/// what listened there is restarted.
 pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .and_then(|listener| listener.local_addr())
-        .expect("loopback has a free port")
-        .port()
+    /// Linux's default for the lowest of them.
+    const EPHEMERAL: u16 = 32_768;
+    const LOWEST: u16 = 10_000;
+    wait_for("loopback has a free port", || {
+        let random = RandomState::new().build_hasher().finish();
+        let offset = u16::try_from(random % u64::from(EPHEMERAL - LOWEST)).ok()?;
+        let port = LOWEST + offset;
+        TcpListener::bind(("127.0.0.1", port)).ok().map(|_| port)
+    })
 }
 
 /// The binary under test, with nothing of the environment that it would listen to.
@@ -414,6 +423,27 @@ impl EtcdProcess {
         answer["header"]["revision"].as_i64().expect("a revision")
     }
 
+    /// A copy of its data. It must not run.
+    #[track_caller]
+    pub(crate) fn backup(&self) -> tempfile::TempDir {
+        assert!(self.process.is_none(), "it must not run");
+        let backup = tempfile::tempdir().expect("there is a folder for temporary files");
+        copy(&self.data(), &backup.path().join("data"));
+        backup
+    }
+
+    /// Puts a backup in place of its data. It must not run.
+    #[track_caller]
+    pub(crate) fn restore(&mut self, backup: &tempfile::TempDir) {
+        assert!(self.process.is_none(), "it must not run");
+        std::fs::remove_dir_all(self.data()).expect("it has data");
+        copy(&backup.path().join("data"), &self.data());
+    }
+
+    fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
     fn try_resume(&mut self) -> bool {
         let (client, peer) = (self.url(), format!("http://{}", self.peer));
         let mut process = Process::spawn(
@@ -422,7 +452,9 @@ impl EtcdProcess {
                 .env("ETCD_UNSUPPORTED_ARCH", "arm64")
                 .args(["--name", "test", "--logger", "zap", "--log-level", "error"])
                 .arg("--data-dir")
-                .arg(self.dir.path().join("data"))
+                .arg(self.data())
+                // Nothing here has to outlive the machine.
+                .arg("--unsafe-no-fsync")
                 .args(["--listen-client-urls", &client])
                 .args(["--advertise-client-urls", &client])
                 .args(["--listen-peer-urls", &peer])
@@ -444,6 +476,12 @@ impl EtcdProcess {
         }
         started
     }
+}
+
+#[track_caller]
+fn copy(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg("-r").args([from, to]).status();
+    assert!(status.is_ok_and(|status| status.success()), "cp failed");
 }
 
 /// Runs etcdctl against the etcd at `url` and returns what it printed.
