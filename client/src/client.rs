@@ -52,7 +52,8 @@ impl Client {
     }
 
     /// Watches a value: one key, or everything under a prefix as one struct or map. Await it for a
-    /// [`Watcher`](crate::Watcher) that holds the first good value.
+    /// [`Watcher`](crate::Watcher) that holds the first good value. [`decoding`](crate::decoding) says
+    /// how keys become a value.
     pub fn watch<T>(&self, range: impl IntoRange) -> WatchBuilder<T>
     where
         T: DeserializeOwned + Send + Sync + 'static,

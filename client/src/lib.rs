@@ -37,7 +37,7 @@
 //!
 //! # What to use
 //!
-//! [`Client::watch`] for a value, [`Client::entries`] for keys and their changes (tools), and
+//! [`Client::watch`] for a value (see [`decoding`] for what becomes of keys), [`Client::entries`] for keys and their changes (tools), and
 //! [`Client::get`] for one look. All of them need a tokio runtime with I/O and time enabled.
 
 mod builder;
@@ -45,6 +45,8 @@ mod cell;
 mod client;
 mod connect;
 mod decode;
+#[doc = include_str!("decode/rules.md")]
+pub mod decoding {}
 mod entries;
 mod error;
 mod get;
