@@ -6,6 +6,8 @@
 
 mod log;
 mod snapshot;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 pub use log::{Batch, Change, Log, Past};

@@ -133,11 +133,12 @@ impl Snapshot {
     pub(super) fn insert(&mut self, stored: Arc<Stored>) -> Option<Arc<Stored>> {
         let key = stored.entry.key.clone();
         let at = Position(stored.entry.mod_revision, key.as_bytes().clone());
-        self.by_mod.insert(at, Changed::Live(Arc::clone(&stored)));
-        let old = self.by_key.insert(key, stored);
+        let old = self.by_key.insert(key, Arc::clone(&stored));
         if let Some(old) = &old {
             self.forget(old.entry.mod_revision, &old.entry.key);
         }
+        // After that, in case the two are of one revision.
+        self.by_mod.insert(at, Changed::Live(stored));
         old
     }
 

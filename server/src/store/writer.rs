@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use driftless_proto::apply::Edit;
 use driftless_proto::digest::Digest;
-use driftless_proto::{Entry, Epoch, Key, Revision};
+use driftless_proto::{Entry, Key, Revision};
 
 use super::log::{Batch, Change};
 use super::snapshot::{Snapshot, Stored};
@@ -34,11 +34,17 @@ pub struct Writer {
     tombstones: HashMap<Key, Revision>,
     /// Tombstones in the order in which they came, some of them replaced since.
     graves: VecDeque<(Revision, Key)>,
+    /// How many graves there may be.
+    most_graves: usize,
 }
 
 impl Writer {
     /// Takes over the first state.
     pub fn new(state: State) -> Self {
+        Self::bounded(state, TOMBSTONES)
+    }
+
+    pub(super) fn bounded(state: State, most_graves: usize) -> Self {
         let mut snapshot = Snapshot::empty(state.epoch, state.revision);
         for entry in state.entries {
             snapshot.insert(Arc::new(Stored::new(entry)));
@@ -47,7 +53,14 @@ impl Writer {
             snapshot,
             tombstones: HashMap::new(),
             graves: VecDeque::new(),
+            most_graves,
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn graves(&self) -> usize {
+        assert!(self.tombstones.len() <= self.graves.len());
+        self.graves.len()
     }
 
     /// The state now.
@@ -78,7 +91,7 @@ impl Writer {
             && state.epoch == self.snapshot.epoch
             && state.revision >= self.snapshot.revision;
         if !continues {
-            *self = Self::new(state);
+            *self = Self::bounded(state, self.most_graves);
             return Replaced::Anew;
         }
         let edits = self.difference(&state.entries, state.revision);
@@ -86,9 +99,15 @@ impl Writer {
             self.advance(state.revision);
             return Replaced::Unchanged;
         }
-        if state.revision == self.snapshot.revision {
-            // One revision with two states: whatever the source believes, the history broke.
-            *self = Self::new(state);
+        // One revision with two states, or a change that happened before now and was not there:
+        // whatever the source believes, the history broke. And what changed since an earlier
+        // revision is found by the revision of the change.
+        let was_not_there = |edit: &Edit| match edit {
+            Edit::Put(entry) => entry.mod_revision <= self.snapshot.revision,
+            Edit::Delete { .. } => state.revision == self.snapshot.revision,
+        };
+        if edits.iter().any(was_not_there) {
+            *self = Self::bounded(state, self.most_graves);
             return Replaced::Anew;
         }
         match self.commit(state.revision, edits, true, contact_ms) {
@@ -173,7 +192,7 @@ impl Writer {
     /// Forgets the oldest tombstones beyond the bound. Clients from before them get a snapshot.
     fn bury_in_bounds(&mut self) {
         // Graves of keys that came back are counted too: they are memory as well.
-        while self.graves.len() > TOMBSTONES {
+        while self.graves.len() > self.most_graves {
             let Some((revision, key)) = self.graves.pop_front() else {
                 break;
             };
@@ -183,10 +202,5 @@ impl Writer {
                 self.snapshot.floor = self.snapshot.floor.max(revision);
             }
         }
-    }
-
-    /// The history that the state belongs to.
-    pub const fn epoch(&self) -> &Epoch {
-        self.snapshot.epoch()
     }
 }

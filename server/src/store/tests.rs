@@ -1,0 +1,423 @@
+//! The writer, the snapshot and the log against a model of etcd.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use driftless_proto::apply::Edit;
+use driftless_proto::digest::Digest;
+use driftless_proto::{Entry, Epoch, Key, KeyRange, Revision};
+use proptest::prelude::*;
+
+use super::*;
+use crate::source::scripted::{Op, ScriptedEtcd};
+use crate::source::{History, State};
+
+const PREFIX: &str = "/c/";
+
+const KEYS: [&str; 8] = [
+    "/c/",
+    "/c/a",
+    "/c/a/",
+    "/c/a/b",
+    "/c/ab",
+    "/c/b",
+    "/c/\u{10ffff}",
+    "/elsewhere",
+];
+
+/// Few enough that the tests reach them.
+const GRAVES: usize = 6;
+
+/// Holds a handful of batches.
+const BUDGET: usize = 8 * 1024;
+
+fn prefix() -> KeyRange {
+    KeyRange::prefix(PREFIX).unwrap()
+}
+
+fn ranges() -> Vec<KeyRange> {
+    vec![
+        prefix(),
+        KeyRange::prefix("/c/a").unwrap(),
+        KeyRange::prefix("/c/a/").unwrap(),
+        KeyRange::key("/c/a").unwrap(),
+        KeyRange::key("/c/none").unwrap(),
+    ]
+}
+
+/// Keys, each with the length of its new value or, for a delete, none.
+type Txn = Vec<(usize, Option<usize>)>;
+
+#[derive(Clone, Debug)]
+enum Event {
+    /// Heard as it happened.
+    Txn(Txn),
+    /// Not heard one by one: the state after them is.
+    Missed(Vec<Txn>),
+    /// The same state once more.
+    Again,
+    /// Nothing happened up to now.
+    Progress,
+    /// A transaction that was heard before.
+    Old,
+    /// etcd goes back by so many revisions.
+    Restored(i64),
+    /// Another cluster.
+    Replaced,
+}
+
+fn events() -> impl Strategy<Value = Vec<Event>> {
+    let size = prop_oneof![Just(0usize), 1usize..20, Just(1000), Just(5000)];
+    let edit = (0..KEYS.len(), proptest::option::weighted(0.6, size));
+    let txn = proptest::collection::vec(edit, 1..4);
+    let event = prop_oneof![
+        20 => txn.clone().prop_map(Event::Txn),
+        2 => proptest::collection::vec(txn, 0..4).prop_map(Event::Missed),
+        1 => Just(Event::Again),
+        2 => Just(Event::Progress),
+        1 => Just(Event::Old),
+        1 => (1i64..8).prop_map(Event::Restored),
+        1 => Just(Event::Replaced),
+    ];
+    proptest::collection::vec(event, 1..60)
+}
+
+fn by_key(entries: Vec<Entry>) -> BTreeMap<Key, Entry> {
+    let entries = entries.into_iter();
+    entries.map(|entry| (entry.key.clone(), entry)).collect()
+}
+
+/// What leads from one state to the other, as etcd would say it of one transaction.
+fn edits(before: Vec<Entry>, after: Vec<Entry>, at: Revision) -> Vec<Edit> {
+    let (before, after) = (by_key(before), by_key(after));
+    let gone = before.keys().filter(|key| !after.contains_key(*key));
+    let gone = gone.map(|key| Edit::Delete {
+        key: key.clone(),
+        mod_revision: at,
+    });
+    let put = after.values().filter(|entry| entry.mod_revision == at);
+    gone.chain(put.cloned().map(Edit::Put)).collect()
+}
+
+struct World {
+    etcd: ScriptedEtcd,
+    writer: Writer,
+    log: Log,
+    digest: Digest,
+    /// Differences of states: nobody knows what was between.
+    opaque: Vec<(Revision, Revision)>,
+    /// Stretches in which things happened that came to nothing, unheard. A reader of such a moment
+    /// has a digest that the log does not give, so nothing is built on what it says.
+    unheard: Vec<(Revision, Revision)>,
+    /// The revisions that were published since the history began.
+    published: Vec<Revision>,
+}
+
+impl World {
+    fn new() -> Self {
+        let etcd = ScriptedEtcd::default();
+        etcd.put("/c/a", "first");
+        let writer = Writer::bounded(Self::state_of(&etcd, History::Continues), GRAVES);
+        let mut world = Self {
+            log: Log::new(writer.snapshot().revision(), BUDGET),
+            digest: Digest::EMPTY,
+            opaque: Vec::new(),
+            unheard: Vec::new(),
+            published: Vec::new(),
+            etcd,
+            writer,
+        };
+        world.anew();
+        world
+    }
+
+    fn state_of(etcd: &ScriptedEtcd, history: History) -> State {
+        State {
+            epoch: etcd.epoch(),
+            revision: etcd.revision(),
+            entries: etcd.state(&prefix()),
+            history,
+        }
+    }
+
+    fn anew(&mut self) {
+        self.log = Log::new(self.etcd.revision(), BUDGET);
+        self.digest = self.etcd.state(&prefix()).iter().collect();
+        self.opaque.clear();
+        self.unheard.clear();
+        self.published = vec![self.etcd.revision()];
+    }
+
+    fn txn(&self, txn: Txn) {
+        self.etcd
+            .txn(txn.into_iter().map(|(key, value)| match value {
+                Some(len) => Op::put(KEYS[key], vec![b'v'; len]),
+                None => Op::delete(KEYS[key]),
+            }));
+    }
+
+    fn push(&mut self, batch: Batch) {
+        assert!(!batch.changes.is_empty());
+        assert!(
+            batch
+                .changes
+                .is_sorted_by(|a, b| a.edit.key() < b.edit.key())
+        );
+        assert_eq!(batch.from, *self.published.last().unwrap());
+        assert_eq!(batch.to, self.etcd.revision());
+        self.digest += batch.changes.iter().map(|change| change.delta).sum();
+        if batch.conflated {
+            self.opaque.push((batch.from, batch.to));
+        }
+        self.log.push(Arc::new(batch));
+    }
+
+    fn replace(&mut self, history: History) {
+        let anew = history == History::Replaced;
+        match self.writer.replace(Self::state_of(&self.etcd, history), 7) {
+            Replaced::Anew => {
+                assert!(anew, "the history went on");
+                self.anew();
+            }
+            Replaced::Continued(batch) => {
+                assert!(batch.conflated && batch.contact_ms == 7 && !anew);
+                self.push(batch);
+            }
+            Replaced::Unchanged => {
+                assert!(!anew);
+                let from = *self.published.last().unwrap();
+                self.unheard.push((from, self.etcd.revision()));
+            }
+        }
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Txn(txn) => {
+                let before = self.etcd.state(&prefix());
+                self.txn(txn);
+                let at = self.etcd.revision();
+                let edits = edits(before, self.etcd.state(&prefix()), at);
+                if edits.is_empty() || at == *self.published.last().unwrap() {
+                    self.writer.advance(at);
+                } else {
+                    let batch = self.writer.apply(at, edits, 7).expect("it is newer");
+                    assert!(!batch.conflated && batch.contact_ms == 7);
+                    self.push(batch);
+                }
+            }
+            Event::Missed(txns) => {
+                txns.into_iter().for_each(|txn| self.txn(txn));
+                self.replace(History::Continues);
+            }
+            Event::Again => self.replace(History::Continues),
+            Event::Progress => self.writer.advance(self.etcd.revision()),
+            Event::Old => {
+                let edits = vec![Edit::Delete {
+                    key: Key::new(KEYS[1]).unwrap(),
+                    mod_revision: self.etcd.revision(),
+                }];
+                let old = self.writer.apply(self.etcd.revision(), edits, 7);
+                assert!(old.is_none(), "it is not newer than the state");
+            }
+            Event::Restored(by) => {
+                let to = (self.etcd.revision().get() - by).max(1);
+                self.etcd.restore(Revision::new(to));
+                self.replace(History::Replaced);
+            }
+            Event::Replaced => {
+                let epoch = self.etcd.epoch();
+                self.etcd.replace(Epoch::of_cluster(
+                    if epoch == Epoch::of_cluster(1, "") {
+                        2
+                    } else {
+                        1
+                    },
+                    "",
+                ));
+                // Another epoch is another history, whatever the source says of it.
+                match self
+                    .writer
+                    .replace(Self::state_of(&self.etcd, History::Continues), 7)
+                {
+                    Replaced::Anew => self.anew(),
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+        if self.published.last() != Some(&self.etcd.revision()) {
+            self.published.push(self.etcd.revision());
+        }
+        self.check();
+    }
+
+    fn check(&self) {
+        let now = self.writer.snapshot();
+        assert_eq!(now.revision(), self.etcd.revision());
+        assert_eq!(*now.epoch(), self.etcd.epoch());
+        for range in ranges() {
+            let expected = self.etcd.state(&range);
+            let found = now.entries(&range, None);
+            assert!(found.map(|stored| &stored.entry).eq(&expected), "{range}");
+            let half = expected.get(expected.len() / 2).map(|entry| &entry.key);
+            let after = now.entries(&range, half).count();
+            assert_eq!(
+                after,
+                expected.len().saturating_sub(expected.len() / 2 + 1),
+                "{range}"
+            );
+        }
+        let from_scratch: Digest = self.etcd.state(&prefix()).iter().collect();
+        assert_eq!(self.digest, from_scratch, "the deltas add up");
+        self.check_changed();
+        self.check_log();
+        assert!(self.writer.graves() <= GRAVES);
+    }
+
+    /// From every state that was published and is not too old, what changed leads to this one.
+    fn check_changed(&self) {
+        let now = self.writer.snapshot();
+        for &since in self.published.iter().filter(|at| **at >= now.floor()) {
+            let mut state = by_key(self.etcd.state_at(&prefix(), since).unwrap());
+            let mut last = None;
+            for (position, revision, key, changed) in now.changed(&Position::after(since)) {
+                assert!(last < Some(position.clone()), "in order");
+                last = Some(position.clone());
+                assert!(since < revision && revision <= now.revision());
+                let key = Key::new(key.clone()).unwrap();
+                match changed {
+                    Changed::Live(stored) => {
+                        assert_eq!(
+                            (&stored.entry.key, stored.entry.mod_revision),
+                            (&key, revision)
+                        );
+                        assert!(
+                            state
+                                .insert(key, stored.entry.clone())
+                                .is_none_or(|old| { old.mod_revision < revision }),
+                            "nothing that the reader has already"
+                        );
+                    }
+                    Changed::Gone => drop(state.remove(&key)),
+                }
+            }
+            let expected = by_key(self.etcd.state(&prefix()));
+            assert_eq!(state, expected, "what changed since {since}");
+        }
+    }
+
+    fn check_log(&self) {
+        assert!(self.log.bytes() <= BUDGET);
+        let first = self.published[0];
+        assert!(self.log.floor() >= first);
+        for range in ranges() {
+            let digest = |entries: Vec<Entry>| entries.iter().collect::<Digest>();
+            let now = digest(self.etcd.state(&range));
+            for revision in (first.get() - 1).max(0)..=self.etcd.revision().get() + 1 {
+                let revision = Revision::new(revision);
+                let inside = |(from, to): &(Revision, Revision)| *from < revision && revision < *to;
+                let unknown = revision < self.log.floor() || self.opaque.iter().any(inside);
+                let Some(past) = self.log.since(&range, revision) else {
+                    assert!(unknown, "{range} at {revision}");
+                    continue;
+                };
+                assert!(!unknown, "{range} at {revision}");
+                if self.unheard.iter().any(inside) {
+                    continue;
+                }
+                let then = self
+                    .etcd
+                    .state_at(&range, revision.min(self.etcd.revision()));
+                assert_eq!(past.delta, now - digest(then.unwrap()));
+                assert!(past.batches.is_sorted_by(|a, b| a.to <= b.from));
+                assert!(
+                    past.batches
+                        .iter()
+                        .all(|batch| batch.to > revision && batch.within(&range).count() > 0)
+                );
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_store_holds_what_etcd_holds_and_knows_what_changed(events in events()) {
+        let mut world = World::new();
+        world.check();
+        events.into_iter().for_each(|event| world.happen(event));
+    }
+}
+
+fn entry(key: &str, value: &str, mod_revision: i64) -> Entry {
+    Entry {
+        key: Key::new(key.to_owned()).unwrap(),
+        value: Bytes::copy_from_slice(value.as_bytes()),
+        create_revision: Revision::new(1),
+        mod_revision: Revision::new(mod_revision),
+        version: 1,
+    }
+}
+
+fn state(revision: i64, entries: Vec<Entry>) -> State {
+    State {
+        epoch: Epoch::of_cluster(1, ""),
+        revision: Revision::new(revision),
+        entries,
+        history: History::Continues,
+    }
+}
+
+#[test]
+fn a_state_that_contradicts_its_own_past_is_of_another_history() {
+    let start = || {
+        Writer::new(state(
+            10,
+            vec![entry("/c/a", "1", 5), entry("/c/b", "1", 5)],
+        ))
+    };
+    // A later revision, but a value that differs without having been written since.
+    let mut writer = start();
+    let changed = state(20, vec![entry("/c/a", "2", 5), entry("/c/b", "1", 5)]);
+    assert!(matches!(writer.replace(changed, 0), Replaced::Anew));
+    let older = state(20, vec![entry("/c/a", "0", 4), entry("/c/b", "1", 5)]);
+    assert!(matches!(start().replace(older, 0), Replaced::Anew));
+    let new_but_old = state(
+        20,
+        vec![
+            entry("/c/a", "1", 5),
+            entry("/c/b", "1", 5),
+            entry("/c/c", "1", 9),
+        ],
+    );
+    assert!(matches!(start().replace(new_but_old, 0), Replaced::Anew));
+    // One revision, two states.
+    let gone = state(10, vec![entry("/c/a", "1", 5)]);
+    assert!(matches!(start().replace(gone, 0), Replaced::Anew));
+    // What was written since is fine.
+    let later = state(20, vec![entry("/c/a", "2", 15)]);
+    assert!(matches!(start().replace(later, 0), Replaced::Continued(_)));
+    // Neither state has lost anything.
+    let start = Position::after(Revision::NONE);
+    assert_eq!(writer.snapshot().changed(&start).count(), 2);
+}
+
+#[test]
+fn a_batch_larger_than_the_log_leaves_an_empty_log_behind() {
+    let mut writer = Writer::new(state(10, Vec::new()));
+    let mut log = Log::new(Revision::new(10), 10_000);
+    let mut put = |revision, len: usize| {
+        let entry = entry("/c/a", &"v".repeat(len), revision);
+        let batch = writer.apply(Revision::new(revision), vec![Edit::Put(entry)], 0);
+        Arc::new(batch.unwrap())
+    };
+    assert!(log.push(put(11, 10)).is_empty());
+    let dropped = log.push(put(12, 10_000));
+    assert_eq!((dropped.len(), log.bytes()), (2, 0));
+    assert_eq!(log.floor(), Revision::new(12));
+    assert!(log.since(&prefix(), Revision::new(11)).is_none());
+    assert!(log.since(&prefix(), Revision::new(12)).is_some());
+}
