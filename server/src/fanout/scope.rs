@@ -139,6 +139,14 @@ impl Pace {
     }
 }
 
+/// A change that a stream has to send, with what its frame says.
+struct Due {
+    batch: Arc<Batch>,
+    from: Revision,
+    /// At the batch's revision.
+    digest: Digest,
+}
+
 /// What became of a change that was pushed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pushed {
@@ -386,8 +394,11 @@ impl Scope {
             return Next::Ending(ending);
         }
         if cursor < inner.visible {
-            return match self.changes(&inner, cursor) {
-                Some(next) => next,
+            let due = self.due(&inner, cursor);
+            // Ingest must not wait while something is encoded.
+            drop(inner);
+            return match due {
+                Some((first, rest)) => self.put_together(&first, &rest),
                 None => Next::Behind(Behind),
             };
         }
@@ -403,30 +414,45 @@ impl Scope {
         Next::Nothing
     }
 
-    /// The changes after `cursor`. `None` when they cannot, or should not, be had one by one.
-    fn changes(&self, inner: &Inner, cursor: Revision) -> Option<Next> {
+    /// The changes after `cursor`: the first, and those that may go with it. `None` when they cannot,
+    /// or should not, be had one by one.
+    fn due(&self, inner: &Inner, cursor: Revision) -> Option<(Due, Vec<Due>)> {
         if cursor < inner.floor {
             return None;
         }
+        let base = *self.base.get()?;
         let start = inner.heads.partition_point(|head| head.to <= cursor);
         let end = inner.heads.partition_point(|head| head.to <= inner.visible);
         if end - start > REPLAY_CHANGES {
             return None;
         }
-        let mut pending = inner.heads.range(start..end);
-        let first = pending.next()?;
-        let frame = self.frame(first)?;
-        let mut to = first.to;
-        if frame.len() >= JOIN || start + 1 == end {
-            return Some(Next::Frame { frame, to });
+        let mut pending = inner.heads.range(start..end).map_while(|head| {
+            // Gone when the log has let go of it.
+            let batch = head.batch.upgrade()?;
+            let (from, digest) = (head.from, base + head.after);
+            Some(Due {
+                batch,
+                from,
+                digest,
+            })
+        });
+        Some((pending.next()?, pending.collect()))
+    }
+
+    /// As many of the changes as make one piece.
+    fn put_together(&self, first: &Due, rest: &[Due]) -> Next {
+        let frame = self.frame(first);
+        let mut to = first.batch.to;
+        if rest.is_empty() || frame.len() >= JOIN {
+            return Next::Frame { frame, to };
         }
-        let mut joined = BytesMut::with_capacity(JOIN.min(frame.len() * (end - start)));
+        let mut joined = BytesMut::with_capacity(JOIN.min(frame.len() * (rest.len() + 1)));
         frame
             .segments()
             .iter()
             .for_each(|segment| joined.extend_from_slice(segment));
-        for head in pending {
-            let Some(frame) = self.frame(head) else { break };
+        for due in rest {
+            let frame = self.frame(due);
             if joined.len() + frame.len() > JOIN {
                 break;
             }
@@ -434,21 +460,24 @@ impl Scope {
                 .segments()
                 .iter()
                 .for_each(|segment| joined.extend_from_slice(segment));
-            to = head.to;
+            to = due.batch.to;
         }
-        Some(Next::Joined {
+        Next::Joined {
             bytes: joined.freeze(),
             to,
-        })
+        }
     }
 
-    /// A head's frame. `None` when the log has let go of the batch, or the base is not known yet.
-    fn frame(&self, head: &Head) -> Option<Arc<Frame>> {
-        let batch = head.batch.upgrade()?;
-        let digest = *self.base.get()? + head.after;
-        Some(batch.frame((self.id, head.from), || {
-            encode::diff(&self.range, &batch, head.from, digest, &self.metrics)
-        }))
+    /// A change's frame, encoded by whichever stream comes first.
+    fn frame(&self, due: &Due) -> Arc<Frame> {
+        let Due {
+            batch,
+            from,
+            digest,
+        } = due;
+        batch.frame((self.id, *from), || {
+            encode::diff(&self.range, batch, *from, *digest, &self.metrics)
+        })
     }
 
     fn newer_progress(&self, inner: &mut Inner, cursor: Revision, seen: u64) -> Option<Next> {
