@@ -95,9 +95,18 @@ impl Connections {
         }
     }
 
-    /// Accepts connections until it is dropped. While there are as many as allowed, the next ones
-    /// wait in the listener's backlog.
+    /// Accepts connections until the shutdown begins; then the listener is closed, so that clients
+    /// go elsewhere. While there are as many connections as allowed, the next ones wait in the
+    /// listener's backlog.
     pub async fn accept(&self, listener: TcpListener) {
+        self.drain
+            .run_until_cancelled(self.accept_all(&listener))
+            .await;
+    }
+
+    async fn accept_all(&self, listener: &TcpListener) {
+        // Said once for as long as it lasts, and not ten times a second.
+        let mut failing = false;
         loop {
             // The semaphore is never closed.
             let Ok(place) = Arc::clone(&self.places).acquire_owned().await else {
@@ -105,15 +114,21 @@ impl Connections {
             };
             match listener.accept().await {
                 Ok((stream, _)) => {
+                    if std::mem::take(&mut failing) {
+                        tracing::info!("connections are accepted again");
+                    }
                     // Small messages must not wait for each other.
                     let _ = stream.set_nodelay(true);
                     self.serve_holding(stream, place);
                 }
                 Err(error) => {
-                    if !is_of_one_connection(&error) {
-                        tracing::warn!(%error, "a connection cannot be accepted; pausing");
-                        sleep(ACCEPT_PAUSE).await;
+                    if is_of_one_connection(&error) {
+                        continue;
                     }
+                    if !std::mem::replace(&mut failing, true) {
+                        tracing::warn!(%error, "connections cannot be accepted; trying on");
+                    }
+                    sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
