@@ -27,6 +27,9 @@ const SHARE_FROM: usize = 4096;
 /// stalled stream can pin.
 const SEGMENT: usize = 64 * 1024;
 
+/// What the head of a message may have, in bytes: a few numbers, a digest, an epoch.
+const HEAD: usize = 256;
+
 /// A chunk of a snapshot or conflated diff is closed once it has this many bytes: as much as one
 /// segment, since one chunk per stream is in flight.
 const LAZY_CHUNK: usize = SEGMENT;
@@ -109,6 +112,9 @@ impl Segments {
 
     /// Something short, such as a head.
     fn write(&mut self, write: impl FnOnce(&mut BytesMut)) {
+        if self.open.len() > SEGMENT - HEAD {
+            self.close();
+        }
         let before = self.open.len();
         write(&mut self.open);
         self.len += self.open.len() - before;
@@ -353,14 +359,13 @@ impl Lazy {
         if self.done {
             return Chunk::Done;
         }
-        // One more than fits, so that it is known whether there is more.
         let mut len: usize = self.waiting.iter().map(Frame::len).sum();
-        if len <= LAZY_CHUNK && !self.exhausted {
+        if self.has_room(len) && !self.exhausted {
             let looked_at = match self.kind {
                 Kind::Snapshot { .. } => self.scan_entries(&mut len),
                 Kind::Diff { .. } => self.scan_changes(&mut len),
             };
-            if looked_at >= SCAN && len <= LAZY_CHUNK {
+            if looked_at >= SCAN && self.has_room(len) {
                 return Chunk::Scanning;
             }
         }
@@ -378,11 +383,17 @@ impl Lazy {
         Chunk::Ready(self.message(&fields))
     }
 
+    /// Whether more is to be looked for, with so many bytes waiting: until there is one field more
+    /// than fits into a chunk, so that it is known which chunk is the last.
+    fn has_room(&self, len: usize) -> bool {
+        len <= LAZY_CHUNK || self.waiting.len() < 2
+    }
+
     fn scan_entries(&mut self, len: &mut usize) -> usize {
         let mut looked_at = 0;
         let mut entries = self.root.entries(&self.range, self.key.as_ref());
         let mut last = None;
-        while *len <= LAZY_CHUNK && looked_at < SCAN {
+        while self.has_room(*len) && looked_at < SCAN {
             let Some(stored) = entries.next() else {
                 self.exhausted = true;
                 break;
@@ -405,7 +416,7 @@ impl Lazy {
         let mut looked_at = 0;
         let mut last = None;
         let mut changes = self.root.changed(&self.position);
-        while *len <= LAZY_CHUNK && looked_at < SCAN {
+        while self.has_room(*len) && looked_at < SCAN {
             let Some((position, revision, key, changed)) = changes.next() else {
                 self.exhausted = true;
                 break;
@@ -480,3 +491,6 @@ impl Lazy {
         out.finish()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,6 +22,8 @@ pub mod service;
 pub mod settings;
 pub mod source;
 pub mod store;
+#[cfg(test)]
+mod testing;
 
 pub use server::{Engine, ServeError, Server, StartError};
 pub use settings::{Settings, SettingsBuilder, SettingsError};

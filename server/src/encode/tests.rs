@@ -1,0 +1,352 @@
+//! What is written by hand is what the generated code reads, in bounds, and shared.
+
+use proptest::prelude::*;
+use v1::watch_response::Frame as Message;
+
+use super::*;
+use crate::source::{History, State};
+use crate::store::{Replaced, Writer};
+use crate::testing::{Replica, entry, frames, prefix};
+
+const MIB: usize = 1024 * 1024;
+
+fn sizes() -> impl Strategy<Value = usize> {
+    prop_oneof![
+        20 => prop_oneof![Just(0usize), Just(1), 2usize..100],
+        4 => prop_oneof![Just(4095usize), Just(4096), Just(4097)],
+        4 => prop_oneof![Just(SEGMENT - 1), Just(SEGMENT), Just(SEGMENT + 1)],
+        2 => prop_oneof![Just(MIB - 1), Just(MIB), Just(MIB + 1)],
+        1 => prop_oneof![Just(2 * MIB), Just(3 * MIB), Just(3 * MIB + 1)],
+    ]
+}
+
+fn value(len: usize, seed: u8) -> Bytes {
+    (0..len).map(|at| (at / 7) as u8 ^ seed).collect()
+}
+
+fn state(revision: i64, entries: Vec<Entry>) -> State {
+    State {
+        epoch: Epoch::of_cluster(7, "test"),
+        revision: Revision::new(revision),
+        entries,
+        history: History::Continues,
+    }
+}
+
+fn key(index: usize) -> String {
+    // Some keys are long.
+    format!("/c/{index:04}{}", "k".repeat(index % 5 * 100))
+}
+
+fn digest(root: &Snapshot, range: &KeyRange) -> Digest {
+    root.entries(range, None).map(|stored| stored.hash).sum()
+}
+
+fn held(root: &Snapshot, range: &KeyRange) -> Vec<Entry> {
+    let entries = root.entries(range, None);
+    entries.map(|stored| stored.entry.clone()).collect()
+}
+
+/// Bytes of values in a message, whether more follow, and its digest.
+fn head(message: &Message) -> (usize, bool, &Bytes) {
+    match message {
+        Message::Snapshot(snapshot) => {
+            let values = snapshot.entries.iter().map(|entry| entry.value.len());
+            (values.sum(), snapshot.more, &snapshot.digest)
+        }
+        Message::Diff(diff) => {
+            let values = diff.changes.iter().map(|change| match &change.change {
+                Some(v1::change::Change::Put(entry)) => entry.value.len(),
+                _ => 0,
+            });
+            (values.sum(), diff.more, &diff.digest)
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Chunks of one frame are bounded, and only the last says that it is.
+fn check_chunks(messages: &[Message], expected: Digest) {
+    let (last, others) = messages.split_last().expect("at least one");
+    for message in others {
+        let (values, more, digest) = head(message);
+        assert!(values <= MAX_CHUNK_BYTES && more && digest.is_empty());
+    }
+    let (values, more, digest) = head(last);
+    assert!(values <= MAX_CHUNK_BYTES && !more);
+    assert_eq!(Digest::from_bytes(digest), Some(expected));
+}
+
+fn check_segments<'a>(segments: impl IntoIterator<Item = &'a Bytes>) {
+    for segment in segments {
+        assert!((1..=SEGMENT).contains(&segment.len()), "{}", segment.len());
+    }
+}
+
+/// How many of the segments' bytes lie in the memory of `value`.
+fn shared<'a>(segments: impl IntoIterator<Item = &'a Bytes>, value: &Bytes) -> usize {
+    let memory = value.as_ptr_range();
+    let within = segments.into_iter().filter(|segment| {
+        memory.start <= segment.as_ptr() && segment.as_ptr_range().end <= memory.end
+    });
+    within.map(Bytes::len).sum()
+}
+
+/// All of what a lazy answer says, and how often it asked to be called again.
+fn exhaust(mut lazy: Lazy, metrics: &Metrics) -> (Vec<Bytes>, usize) {
+    let (mut segments, mut scans) = (Vec::new(), 0);
+    loop {
+        match lazy.next(metrics) {
+            Chunk::Ready(frame) => {
+                assert_eq!(
+                    frame.len(),
+                    frame.segments().iter().map(Bytes::len).sum::<usize>()
+                );
+                segments.extend(frame.segments().iter().cloned());
+            }
+            Chunk::Scanning => scans += 1,
+            Chunk::Done => break,
+        }
+    }
+    assert!(matches!(lazy.next(metrics), Chunk::Done), "and stays done");
+    (segments, scans)
+}
+
+fn snapshot(root: &Snapshot, range: &KeyRange) -> Lazy {
+    let kind = Kind::Snapshot { reset: false };
+    Lazy::new(root.clone(), range.clone(), kind, digest(root, range), 5)
+}
+
+fn diff_since(root: &Snapshot, range: &KeyRange, since: Revision) -> Lazy {
+    let kind = Kind::Diff { since };
+    Lazy::new(root.clone(), range.clone(), kind, digest(root, range), 5)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// A state, then a transaction: as snapshots, as one diff, as one conflated diff.
+    #[test]
+    fn the_generated_code_reads_what_is_written_by_hand(
+        first in proptest::collection::vec(sizes(), 0..12),
+        second in proptest::collection::vec(proptest::option::weighted(0.8, sizes()), 1..12),
+    ) {
+        let metrics = Metrics::new();
+        let entries = first.iter().enumerate();
+        let entries = entries.map(|(at, len)| entry(&key(at), value(*len, 1), 2));
+        let mut writer = Writer::new(state(10, entries.collect()));
+        let before = writer.snapshot().clone();
+        let to = Revision::new(20);
+        let edits = second.iter().enumerate().map(|(at, len)| match len {
+            Some(len) => Edit::Put(entry(&key(2 * at), value(*len, 2), 20)),
+            None => Edit::Delete { key: entry(&key(2 * at), "", 20).key, mod_revision: to },
+        });
+        let Some(batch) = writer.apply(to, edits.collect(), 3) else { return Ok(()) };
+        let after = writer.snapshot().clone();
+
+        for range in [prefix("/c/"), prefix("/c/0000"), KeyRange::key(key(2)).unwrap()] {
+            let mut replica = Replica::new(range.clone());
+            replica.applier.begin(before.epoch().clone());
+            let (segments, _) = exhaust(snapshot(&before, &range), &metrics);
+            check_segments(&segments);
+            let messages = frames(&segments);
+            check_chunks(&messages, digest(&before, &range));
+            replica.take_all(messages);
+            prop_assert_eq!(replica.entries(), held(&before, &range));
+
+            let mut behind = Replica::holding(
+                range.clone(), before.epoch(), before.revision(), held(&before, &range),
+            );
+            let (segments, _) = exhaust(diff_since(&after, &range, before.revision()), &metrics);
+            check_segments(&segments);
+            let messages = frames(&segments);
+            check_chunks(&messages, digest(&after, &range));
+            behind.take_all(messages);
+            prop_assert_eq!(behind.entries(), held(&after, &range));
+            prop_assert_eq!(&behind.heard, &["conflated"]);
+
+            if batch.within(&range).next().is_none() { continue }
+            let frame = diff(&range, &batch, before.revision(), digest(&after, &range), &metrics);
+            check_segments(frame.segments());
+            prop_assert_eq!(frame.len(), frame.segments().iter().map(Bytes::len).sum::<usize>());
+            let messages = frames(frame.segments());
+            check_chunks(&messages, digest(&after, &range));
+            let Message::Diff(last) = messages.last().unwrap() else { panic!() };
+            prop_assert_eq!((last.from, last.to, last.contact_ms), (10, 20, 3));
+            replica.take_all(messages);
+            prop_assert_eq!(replica.entries(), held(&after, &range));
+            prop_assert_eq!(replica.revision(), to);
+
+            for change in batch.within(&range) {
+                let Edit::Put(entry) = &change.edit else { continue };
+                // What is left over after the last whole segment may be small, and copied.
+                let tail = entry.value.len() % SEGMENT;
+                let expected = match tail {
+                    1..SHARE_FROM => entry.value.len() - tail,
+                    _ => entry.value.len(),
+                };
+                prop_assert_eq!(shared(frame.segments(), &entry.value), expected);
+                prop_assert_eq!(shared(&segments, &entry.value), expected);
+            }
+        }
+        let encoded = metrics.changes_encoded.get();
+        prop_assert!(encoded <= batch.changes.len() as u64, "each once, whatever the ranges");
+    }
+}
+
+#[test]
+fn many_small_changes_are_joined_and_bounded() {
+    let metrics = Metrics::new();
+    let mut writer = Writer::new(state(1, Vec::new()));
+    let edits = (0..20_000).map(|at| Edit::Put(entry(&format!("/c/{at:06}"), value(200, 3), 2)));
+    let batch = writer
+        .apply(Revision::new(2), edits.collect(), 0)
+        .expect("changes");
+    let (range, root) = (prefix("/c/"), writer.snapshot().clone());
+    let frame = diff(
+        &range,
+        &batch,
+        Revision::new(1),
+        digest(&root, &range),
+        &metrics,
+    );
+    check_segments(frame.segments());
+    assert!(
+        frame.segments().len() < 2 * frame.len().div_ceil(SEGMENT),
+        "segments are filled"
+    );
+    let messages = frames(frame.segments());
+    check_chunks(&messages, digest(&root, &range));
+    assert!(messages.len() > 1);
+    let mut replica = Replica::holding(range, root.epoch(), Revision::new(1), Vec::new());
+    replica.take_all(messages);
+    assert_eq!(replica.entries.len(), 20_000);
+}
+
+#[test]
+fn keys_may_be_as_large_as_values() {
+    let metrics = Metrics::new();
+    let long = format!("/c/{}", "k".repeat(MIB));
+    let mut writer = Writer::new(state(1, vec![entry("/c/a", "", 1)]));
+    let put = vec![Edit::Put(entry(&long, value(MIB + 1, 1), 2))];
+    let batch = writer.apply(Revision::new(2), put, 0).unwrap();
+    let range = prefix("/c/");
+    let mut replica = Replica::holding(
+        range.clone(),
+        writer.snapshot().epoch(),
+        Revision::new(1),
+        vec![entry("/c/a", "", 1)],
+    );
+    let mut check = |writer: &Writer, batch: &Batch| {
+        let digest = digest(writer.snapshot(), &range);
+        let frame = diff(&range, batch, batch.from, digest, &metrics);
+        check_segments(frame.segments());
+        replica.take_all(frames(frame.segments()));
+        assert_eq!(replica.entries(), held(writer.snapshot(), &range));
+    };
+    check(&writer, &batch);
+    let key = entry(&long, "", 3).key;
+    let mod_revision = Revision::new(3);
+    let gone = vec![Edit::Delete { key, mod_revision }];
+    let batch = writer.apply(mod_revision, gone, 0).unwrap();
+    check(&writer, &batch);
+}
+
+#[test]
+fn a_sparse_or_empty_range_yields_its_turn_and_comes_to_its_end() {
+    let metrics = Metrics::new();
+    let entries = (0..3 * SCAN).map(|at| entry(&format!("/c/{at:06}"), "v", 2));
+    let mut writer = Writer::new(state(2, entries.collect()));
+    let since = writer.snapshot().revision();
+    let edits = (0..3 * SCAN).map(|at| Edit::Put(entry(&format!("/c/{at:06}"), "w", 3)));
+    let edits = edits.chain([Edit::Put(entry("/c/sparse", "x", 3))]);
+    writer.apply(Revision::new(3), edits.collect(), 0).unwrap();
+    let root = writer.snapshot();
+
+    let range = KeyRange::key("/c/sparse").unwrap();
+    let (segments, scans) = exhaust(diff_since(root, &range, since), &metrics);
+    assert_eq!(scans, 3, "after every stretch");
+    let mut replica = Replica::holding(range.clone(), root.epoch(), since, Vec::new());
+    replica.take_all(frames(&segments));
+    assert_eq!(replica.entries(), held(root, &range));
+
+    for range in [prefix("/c/none"), KeyRange::key("/c/none").unwrap()] {
+        let (segments, scans) = exhaust(snapshot(root, &range), &metrics);
+        assert_eq!((frames(&segments).len(), scans), (1, 0), "found at once");
+        let mut replica = Replica::new(range.clone());
+        replica.applier.begin(root.epoch().clone());
+        replica.take_all(frames(&segments));
+        assert_eq!(
+            (replica.revision(), replica.entries.len()),
+            (root.revision(), 0)
+        );
+
+        let (segments, _) = exhaust(diff_since(root, &range, since), &metrics);
+        let mut replica = Replica::holding(range.clone(), root.epoch(), since, Vec::new());
+        replica.take_all(frames(&segments));
+        assert_eq!(
+            (replica.revision(), replica.entries.len()),
+            (root.revision(), 0)
+        );
+    }
+}
+
+#[test]
+fn a_range_that_ends_in_a_large_value_has_no_empty_chunk_behind_it() {
+    let metrics = Metrics::new();
+    for (len, messages) in [(1, 1), (2 * SEGMENT, 1), (MIB, 1), (MIB + 1, 2)] {
+        let writer = Writer::new(state(2, vec![entry("/c/a", value(len, 1), 2)]));
+        let (segments, _) = exhaust(snapshot(writer.snapshot(), &prefix("/c/")), &metrics);
+        assert_eq!(frames(&segments).len(), messages, "{len} bytes");
+    }
+}
+
+#[test]
+fn a_head_does_not_make_a_full_segment_larger() {
+    let mut segments = Segments::default();
+    segments.open.resize(SEGMENT, 0);
+    segments.write(|out| out.put_u8(1));
+    let lens: Vec<usize> = segments.finish().segments.iter().map(Bytes::len).collect();
+    assert_eq!(lens, [SEGMENT, 1]);
+}
+
+#[test]
+fn a_snapshot_says_its_epoch_and_whether_it_is_a_reset() {
+    let metrics = Metrics::new();
+    let writer = Writer::new(state(2, vec![entry("/c/a", value(3 * MIB, 1), 2)]));
+    let (root, range) = (writer.snapshot(), prefix("/c/"));
+    let kind = Kind::Snapshot { reset: true };
+    let lazy = Lazy::new(root.clone(), range.clone(), kind, digest(root, &range), 0);
+    let (segments, _) = exhaust(lazy, &metrics);
+    let messages = frames(&segments);
+    assert_eq!(metrics.chunks_encoded.get(), messages.len() as u64);
+    let epochs = messages.iter().map(|message| match message {
+        Message::Snapshot(snapshot) => {
+            assert!(snapshot.reset && snapshot.revision == 2);
+            snapshot.epoch.clone()
+        }
+        other => panic!("{other:?}"),
+    });
+    let epoch = root.epoch().as_bytes().clone();
+    assert_eq!(
+        epochs.collect::<Vec<_>>(),
+        [Bytes::new(), Bytes::new(), epoch]
+    );
+}
+
+#[test]
+fn a_difference_of_states_says_that_it_is_one() {
+    let metrics = Metrics::new();
+    let mut writer = Writer::new(state(2, vec![entry("/c/a", "1", 2)]));
+    let Replaced::Continued(batch) = writer.replace(state(9, vec![entry("/c/b", "1", 7)]), 0)
+    else {
+        panic!("the history went on");
+    };
+    let range = prefix("/c/");
+    let digest = digest(writer.snapshot(), &range);
+    let frame = diff(&range, &batch, batch.from, digest, &metrics);
+    let [Message::Diff(diff)] = &frames(frame.segments())[..] else {
+        panic!("one diff");
+    };
+    assert!(diff.conflated && diff.changes.len() == 2);
+}

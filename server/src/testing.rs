@@ -1,0 +1,131 @@
+//! What several modules' tests need: reading what was encoded, with the generated code only.
+
+use std::collections::BTreeMap;
+
+use bytes::{Buf, Bytes};
+use driftless_proto::apply::{Applier, Edit, Refusal, Step};
+use driftless_proto::{Entry, Epoch, Key, KeyRange, Revision, v1};
+use prost::Message;
+use v1::watch_response::Frame;
+
+pub(crate) fn entry(key: &str, value: impl Into<Bytes>, mod_revision: i64) -> Entry {
+    Entry {
+        key: Key::new(key.to_owned()).unwrap(),
+        value: value.into(),
+        create_revision: Revision::new(1),
+        mod_revision: Revision::new(mod_revision),
+        version: 1,
+    }
+}
+
+pub(crate) fn prefix(prefix: &str) -> KeyRange {
+    KeyRange::prefix(prefix).unwrap()
+}
+
+/// Takes whole gRPC messages out of a stream of bytes; what is left is the start of another.
+pub(crate) fn take_messages<M: Message + Default>(bytes: &mut Bytes) -> Vec<M> {
+    let mut messages = Vec::new();
+    while bytes.len() >= 5 {
+        let len = u32::from_be_bytes(bytes[1..5].try_into().unwrap()) as usize;
+        if bytes.len() < 5 + len {
+            break;
+        }
+        assert_eq!(bytes[0], 0, "not compressed");
+        bytes.advance(5);
+        messages.push(M::decode(bytes.split_to(len)).expect("the generated code reads it"));
+    }
+    messages
+}
+
+/// The frames in these segments, which hold whole messages.
+pub(crate) fn frames<'a>(segments: impl IntoIterator<Item = &'a Bytes>) -> Vec<Frame> {
+    let segments: Vec<&[u8]> = segments.into_iter().map(|segment| &segment[..]).collect();
+    let mut bytes = Bytes::from(segments.concat());
+    let messages = take_messages::<v1::WatchResponse>(&mut bytes);
+    assert!(bytes.is_empty(), "whole messages only");
+    let frames = messages.into_iter();
+    frames.map(|message| message.frame.unwrap()).collect()
+}
+
+/// A client's state, moved by the contract's own rule of application.
+#[derive(Debug)]
+pub(crate) struct Replica {
+    pub(crate) applier: Applier,
+    pub(crate) entries: BTreeMap<Key, Entry>,
+    /// The names of the frames that were applied.
+    pub(crate) heard: Vec<&'static str>,
+}
+
+impl Replica {
+    pub(crate) fn new(range: KeyRange) -> Self {
+        Self {
+            applier: Applier::new(range, usize::MAX),
+            entries: BTreeMap::new(),
+            heard: Vec::new(),
+        }
+    }
+
+    /// One that holds this already.
+    pub(crate) fn holding(
+        range: KeyRange,
+        epoch: &Epoch,
+        revision: Revision,
+        entries: Vec<Entry>,
+    ) -> Self {
+        let mut replica = Self::new(range);
+        replica.applier.resume(epoch.clone(), revision, &entries);
+        let by_key = entries.into_iter().map(|entry| (entry.key.clone(), entry));
+        replica.entries = by_key.collect();
+        replica.applier.begin(epoch.clone());
+        replica
+    }
+
+    pub(crate) fn revision(&self) -> Revision {
+        self.applier.revision()
+    }
+
+    pub(crate) fn entries(&self) -> Vec<Entry> {
+        self.entries.values().cloned().collect()
+    }
+
+    pub(crate) fn take(&mut self, frame: Frame) -> Result<(), Refusal> {
+        let (name, step) = match frame {
+            Frame::Hello(hello) => {
+                self.applier.begin(Epoch::new(hello.epoch));
+                ("hello", Step::Skipped)
+            }
+            Frame::Snapshot(snapshot) => ("snapshot", self.applier.snapshot(snapshot)?),
+            Frame::Diff(diff) if diff.conflated => {
+                ("conflated", self.applier.diff(diff, &self.entries)?)
+            }
+            Frame::Diff(diff) => ("diff", self.applier.diff(diff, &self.entries)?),
+            Frame::Current(current) => ("current", self.applier.current(&current)?),
+            Frame::Progress(progress) => ("progress", self.applier.progress(&progress)?),
+            Frame::Goodbye(_) => ("goodbye", Step::Skipped),
+        };
+        match step {
+            Step::Incomplete => return Ok(()),
+            Step::Skipped | Step::Confirm { .. } => {}
+            Step::Replace { entries, .. } => {
+                let entries = entries.into_iter();
+                self.entries = entries.map(|entry| (entry.key.clone(), entry)).collect();
+            }
+            Step::Edit { edits, .. } => {
+                for edit in edits {
+                    match edit {
+                        Edit::Put(entry) => drop(self.entries.insert(entry.key.clone(), entry)),
+                        Edit::Delete { key, .. } => drop(self.entries.remove(&key)),
+                    }
+                }
+            }
+        }
+        self.heard.push(name);
+        Ok(())
+    }
+
+    pub(crate) fn take_all(&mut self, frames: Vec<Frame>) {
+        for frame in frames {
+            self.take(frame).expect("the frame applies");
+        }
+    }
+}
