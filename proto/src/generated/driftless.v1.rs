@@ -114,7 +114,7 @@ pub struct Hello {
     /// How often to send a report, at most.
     #[prost(uint32, tag = "5")]
     pub report_interval_ms: u32,
-    /// Those of the request's features that this stream will use.
+    /// Those of the request's features that this stream may make use of.
     #[prost(enumeration = "Feature", repeated, tag = "6")]
     pub features: ::prost::alloc::vec::Vec<i32>,
     /// Which of several views of the range this is. Empty: the only one there is.

@@ -40,7 +40,8 @@ impl Service {
                 continue;
             };
             if let Some(start) = start(served, &subscriber, view, have.as_ref()).await? {
-                return Ok(self.stream(subscriber, start, &range));
+                let features = common_features(&request.features);
+                return Ok(self.stream(subscriber, start, &range, features));
             }
         }
         let status =
@@ -48,7 +49,13 @@ impl Service {
         Err(grpc::retry_after(RETRY_BEHIND, status))
     }
 
-    fn stream(&self, subscriber: Subscriber, start: Start, range: &KeyRange) -> Response<Body> {
+    fn stream(
+        &self,
+        subscriber: Subscriber,
+        start: Start,
+        range: &KeyRange,
+        features: Vec<i32>,
+    ) -> Response<Body> {
         let registered = self.0.watches.register();
         let (clock_ms, contact_ms) = subscriber.clock();
         let millis = |interval: Duration| u32::try_from(interval.as_millis()).unwrap_or(u32::MAX);
@@ -58,8 +65,7 @@ impl Service {
             progress_interval_ms: millis(self.0.intervals.progress),
             ping_interval_ms: millis(self.0.intervals.ping),
             report_interval_ms: millis(self.0.intervals.report),
-            // None of them is made use of yet.
-            features: Vec::new(),
+            features,
             view: String::new(),
             token: Bytes::new(),
             clock_ms,
@@ -108,6 +114,15 @@ impl Service {
             subscriber, first, lazy, cursor, registered,
         )))
     }
+}
+
+/// Of what the client understands beyond the basic contract, what this server knows too, each once.
+fn common_features(offered: &[i32]) -> Vec<i32> {
+    let known = [v1::Feature::ValueDeltas as i32];
+    known
+        .into_iter()
+        .filter(|feature| offered.contains(feature))
+        .collect()
 }
 
 /// What a client says that it has, checked.
