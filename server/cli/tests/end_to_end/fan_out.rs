@@ -1,0 +1,146 @@
+//! What a change costs does not depend on how many watch it.
+
+use super::common::{EtcdProcess, ServerProcess, wait_until};
+use super::counters::Counters;
+use super::direct::{Direct, Op};
+use super::world::{World, change, client, entries, key, many, prefix};
+
+/// Nothing is sent by the clock while a test counts bytes.
+const QUIET: [&str; 2] = ["--progress-interval", "1h"];
+
+const SUBSCRIBERS: usize = 200;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_is_encoded_once_for_all_subscribers() {
+    let mut world = World::with(&QUIET).await;
+    world.write([Op::put("/c/a", "0")]).await;
+    let clients = (0..SUBSCRIBERS).map(|_| world.client()).collect();
+    let mut watchers = many(clients, &prefix("/c/")).await;
+    let before = Counters::of(&world.server);
+    assert_eq!(before.get("streams"), SUBSCRIBERS as u64);
+    assert_eq!(before.get("connections"), SUBSCRIBERS as u64);
+    assert_eq!(before.get("scopes"), 1);
+
+    for (count, value) in (1..).zip(["1", "2", "3"]) {
+        world.etcd.put("/c/a", value);
+        for watcher in &mut watchers {
+            change(watcher).await;
+            assert_eq!(watcher.load().get(b"/c/a").unwrap().value, value);
+        }
+        let now = Counters::of(&world.server);
+        assert_eq!(now.since(&before, "changes"), count);
+        assert_eq!(now.since(&before, "changes_encoded"), count);
+        assert_eq!(now.since(&before, "frames_encoded"), count);
+        assert_eq!(now.since(&before, "chunks_encoded"), 0);
+    }
+    let watches = world.etcd.metric("etcd_debugging_mvcc_watcher_total");
+    assert_eq!(watches, Some(1.0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn etcd_has_one_watch_for_each_served_prefix() {
+    let etcd = EtcdProcess::start();
+    let watches = |count: f64| {
+        let name = "etcd_debugging_mvcc_watcher_total";
+        wait_until("etcd counts its watches", || {
+            etcd.metric(name) == Some(count)
+        });
+    };
+    watches(0.0);
+    let server = ServerProcess::start(&etcd, &["/c/", "/d/"]);
+    watches(2.0);
+    let clients: Vec<_> = (0..10).map(|_| client(&server.url())).collect();
+    let mut held = many(clients.clone(), &prefix("/c/")).await;
+    held.extend(many(clients.clone(), &key("/c/a")).await);
+    held.extend(many(clients, &prefix("/d/x")).await);
+    assert_eq!(Counters::of(&server).get("streams"), 30);
+    watches(2.0);
+    drop(held);
+    wait_until("the streams end", || {
+        Counters::of(&server).get("streams") == 0
+    });
+    watches(2.0);
+    assert!(server.stop().status.success());
+    watches(0.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ranges_that_overlap_share_the_encoding() {
+    let mut world = World::with(&QUIET).await;
+    let ranges = [
+        prefix("/c/"),
+        prefix("/c/shop/"),
+        prefix("/c/shop/li"),
+        key("/c/shop/limits"),
+    ];
+    let mut watchers = Vec::new();
+    for range in &ranges {
+        for _ in 0..3 {
+            watchers.push(entries(&world.client(), range).await);
+        }
+    }
+    let before = Counters::of(&world.server);
+    assert_eq!(before.get("scopes"), ranges.len() as u64);
+    for count in 1..=5 {
+        let value = count.to_string();
+        let revision = world.direct.put("/c/shop/limits", value).await;
+        for watcher in &mut watchers {
+            assert_eq!(change(watcher).await.revision, revision);
+        }
+        let now = Counters::of(&world.server);
+        assert_eq!(now.since(&before, "changes_encoded"), count);
+        let frames = now.since(&before, "frames_encoded");
+        assert_eq!(frames, count * ranges.len() as u64, "one for each range");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_elsewhere_sends_nothing() {
+    let mut world = World::with(&QUIET).await;
+    let mut watchers = Vec::new();
+    for range in [prefix("/c/shop/"), key("/c/shop/limits")] {
+        for _ in 0..10 {
+            watchers.push(entries(&world.client(), &range).await);
+        }
+    }
+    // What each put of the same size costs; all revisions are of the same length on the wire.
+    async fn cost(world: &mut World, watchers: &mut [driftless_client::EntriesWatcher]) -> u64 {
+        let before = Counters::of(&world.server);
+        let revision = world.direct.put("/c/shop/limits", "value").await;
+        for watcher in watchers {
+            assert_eq!(change(watcher).await.revision, revision);
+        }
+        let cost = Counters::of(&world.server).since(&before, "sent_bytes");
+        assert!(cost > 0);
+        cost
+    }
+    let first = cost(&mut world, &mut watchers).await;
+    assert_eq!(cost(&mut world, &mut watchers).await, first);
+
+    let before = Counters::of(&world.server);
+    for elsewhere in ["/c/other", "/c/shop", "/c/shop0", "/d/shop/limits"] {
+        world.direct.put(elsewhere, "value").await;
+    }
+    world.direct.delete("/c/other").await;
+    let after = cost(&mut world, &mut watchers).await;
+    assert_eq!(after, first, "nothing but what is watched was sent");
+    let now = Counters::of(&world.server);
+    assert_eq!(now.since(&before, "changes"), 5, "of the served prefix");
+    assert_eq!(now.since(&before, "changes_encoded"), 1, "the watched one");
+    assert_eq!(now.since(&before, "sent_bytes"), first);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_nobody_watches_is_never_encoded() {
+    let world = World::with(&QUIET).await;
+    let mut direct = Direct::connect(&world.etcd.url()).await;
+    for n in 0..20 {
+        direct.put("/c/a", n.to_string()).await;
+    }
+    wait_until("the changes arrive", || {
+        Counters::of(&world.server).get("changes") == 20
+    });
+    let counters = Counters::of(&world.server);
+    assert_eq!(counters.get("changes_encoded"), 0);
+    assert_eq!(counters.get("scopes"), 0);
+}

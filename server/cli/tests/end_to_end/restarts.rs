@@ -1,0 +1,223 @@
+//! Servers and etcd that come late, go, and come back.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use driftless_client::{EntriesWatcher, Revision};
+use rustix::process::Signal;
+
+use super::common::{EtcdProcess, ServerProcess, free_port, http_get, wait_for, wait_until};
+use super::counters::Counters;
+use super::direct::{Direct, Op};
+use super::proxy::Proxy;
+use super::world::{
+    PREFIX, World, change, client, entries, in_time, is_live, key, many, prefix, settle,
+};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_may_be_first_then_the_server_then_etcd() {
+    let mut etcd = EtcdProcess::start();
+    etcd.put("/c/a", "1");
+    etcd.kill();
+    let port = free_port();
+    let early = client(&format!("http://127.0.0.1:{port}"));
+    let waiting = tokio::spawn(async move { early.watch::<u32>("/c/a").await });
+
+    let server = ServerProcess::start_at(&etcd.url(), &[PREFIX], port, &[]);
+    let etcd_url = etcd.url();
+    let reason = wait_for("it says what is missing", || {
+        let (status, text) = http_get(server.admin(), "/readyz")?;
+        assert_eq!(status, 503, "{text}");
+        text.contains(&etcd_url).then_some(text)
+    });
+    assert!(reason.contains("/c/*: not in sync: "), "{reason}");
+    wait_until("the client asks", || {
+        Counters::of(&server).get("connections") > 0
+    });
+    assert!(!waiting.is_finished());
+
+    etcd.resume();
+    server.wait_ready();
+    let watcher = in_time("the first value", waiting).await.unwrap().unwrap();
+    assert_eq!(*watcher.load(), 1);
+    etcd.put("/c/a", "2");
+    wait_until("the client follows", || *watcher.load() == 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn etcd_restarted_with_changes_meanwhile_is_not_read_anew() {
+    let mut etcd = EtcdProcess::start();
+    let road = Proxy::to(etcd.addr().port()).await;
+    for name in ["a", "b", "c"] {
+        etcd.put(&format!("/c/{name}"), "1");
+    }
+    let server = ServerProcess::start_at(&road.endpoint(), &[PREFIX], 0, &[]);
+    server.wait_ready();
+    let mut watcher = entries(&client(&server.url()), &prefix(PREFIX)).await;
+    assert_eq!(Counters::of(&server).get("etcd_lists"), 1);
+
+    road.cut();
+    wait_until("the server misses etcd", || {
+        Counters::of(&server).get("etcd_lost") == 1
+    });
+    // What was read stays good, and that it is old is said.
+    let (status, text) = http_get(server.admin(), "/readyz").expect("it answers");
+    assert_eq!(status, 200);
+    assert!(text.contains("last heard of"), "{text}");
+    etcd.kill();
+    etcd.resume();
+    let mut direct = Direct::connect(&etcd.url()).await;
+    direct.put("/c/a", "2").await;
+    direct.delete("/c/b").await;
+    direct.put("/c/b", "again").await;
+    let last = direct.delete("/c/c").await;
+    road.heal();
+
+    wait_until("everything arrives", || watcher.load().revision() >= last);
+    settle(&mut direct, [(&prefix(PREFIX), &watcher)]).await;
+    // And what comes after the restart.
+    let put = direct.put("/c/a", "3").await;
+    assert_eq!(change(&mut watcher).await.revision, put);
+    let counters = Counters::of(&server);
+    assert_eq!(counters.get("etcd_lists"), 1, "the watch went on");
+    assert_eq!(counters.get("etcd_history_replaced"), 0);
+    let status = watcher.status();
+    assert_eq!((status.reconnects, status.diverged), (0, 0), "{status:?}");
+}
+
+/// How many clients come back at a time.
+const CLIENTS: usize = 50;
+
+/// The answer to a client that has it all, in bytes at most.
+const CURRENT: u64 = 200;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_crash_clients_that_have_it_all_are_sent_nothing() {
+    let mut world = World::start().await;
+    let put = |n: usize| Op::put(format!("/c/shop/{n:03}"), vec![b'v'; 200]);
+    for start in (0..500).step_by(100) {
+        world.write((start..start + 100).map(put)).await;
+    }
+    let clients = (0..CLIENTS).map(|_| world.client()).collect();
+    let shop = prefix("/c/shop/");
+    let watchers = many(clients, &shop).await;
+
+    let port = world.server.addr().port();
+    world.server.process.signal(Signal::KILL);
+    world.server.process.wait();
+    // What is not theirs does not matter.
+    world.direct.put("/c/other", "1").await;
+    let etcd = world.etcd.url();
+    world.server = ServerProcess::start_at(&etcd, &[PREFIX], port, &["--progress-interval", "1h"]);
+    wait_until("all are back", || {
+        watchers
+            .iter()
+            .all(|watcher| is_live(watcher) && watcher.status().reconnects == 1)
+    });
+    let counters = Counters::of(&world.server);
+    assert_eq!(counters.get("answers_current"), CLIENTS as u64);
+    assert_eq!(counters.get("answers_snapshot"), 0);
+    assert_eq!(counters.get("chunks_encoded"), 0);
+    let sent = counters.get("sent_bytes");
+    assert!(sent <= CLIENTS as u64 * CURRENT, "{sent} bytes");
+    settle(
+        &mut world.direct,
+        watchers.iter().map(|watcher| (&shop, watcher)),
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_was_cut_off_is_sent_what_it_missed() {
+    let mut world = World::with(&["--progress-interval", "1h"]).await;
+    let put = |n: usize| Op::put(format!("/c/{n:03}"), vec![b'v'; 1000]);
+    world.write((0..100).map(put)).await;
+    let road = Proxy::to(world.server.addr().port()).await;
+    let all = prefix(PREFIX);
+    let mut watcher = entries(&client(&road.endpoint()), &all).await;
+    wait_until("it is live", || is_live(&watcher));
+
+    road.cut();
+    wait_until("the stream ends", || {
+        Counters::of(&world.server).get("streams") == 0
+    });
+    let before = Counters::of(&world.server);
+    world.direct.put("/c/000", "changed").await;
+    world.direct.put("/c/new", "1").await;
+    let last = world.direct.delete("/c/001").await;
+    road.heal();
+    // One step, from what it had to what there is.
+    let told = change(&mut watcher).await;
+    assert_eq!((told.revision, told.changes.len()), (last, 3), "{told:?}");
+    settle(&mut world.direct, [(&all, &watcher)]).await;
+    let now = Counters::of(&world.server);
+    assert_eq!(now.since(&before, "answers_replay"), 1);
+    let sent = now.since(&before, "sent_bytes");
+    assert!(sent < 1000, "{sent} bytes for three small changes");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changes_while_the_server_was_down_arrive_with_deletes() {
+    let mut world = World::start().await;
+    let put = |name| Op::put(format!("/c/{name}"), "1");
+    world.write(["a", "b", "c"].map(put)).await;
+    let ranges = [prefix(PREFIX), key("/c/a"), key("/c/b"), prefix("/c/none")];
+    let mut watchers = Vec::new();
+    for range in &ranges {
+        watchers.push(entries(&world.client(), range).await);
+    }
+    let revisions = |watchers: &[EntriesWatcher]| -> Vec<Revision> {
+        watchers.iter().map(|w| w.load().revision()).collect()
+    };
+    let mut before = revisions(&watchers);
+    let port = world.server.addr().port();
+    for (signal, value) in [(Signal::KILL, "2"), (Signal::TERM, "3")] {
+        world.server.process.signal(signal);
+        world.server.process.wait();
+        world.direct.delete("/c/a").await;
+        world.direct.put("/c/b", value).await;
+        world.direct.put("/c/c", value).await;
+        world.server = ServerProcess::start_at(&world.etcd.url(), &[PREFIX], port, &[]);
+        settle(&mut world.direct, ranges.iter().zip(&watchers)).await;
+        wait_until("all are live", || watchers.iter().all(is_live));
+        let now = revisions(&watchers);
+        assert!(before.iter().zip(&now).all(|(before, now)| before <= now));
+        before = now;
+        world.direct.put("/c/a", value).await;
+        settle(&mut world.direct, ranges.iter().zip(&watchers)).await;
+    }
+    assert!(watchers.iter().all(|w| w.status().diverged == 0));
+}
+
+/// A server that etcd cannot be reached from goes on serving, and its clients can tell.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_etcd_gone_clients_still_come_and_see_how_old_the_state_is() {
+    let mut world = World::with(&["--progress-interval", "200ms"]).await;
+    world.write([Op::put("/c/a", "1")]).await;
+    let old = entries(&world.client(), &key("/c/a")).await;
+    world.etcd.kill();
+    wait_until("the server misses etcd", || {
+        Counters::of(&world.server).get("etcd_lost") == 1
+    });
+    let new = entries(&world.client(), &key("/c/a")).await;
+    assert_eq!(new.load().get(b"/c/a").unwrap().value, "1");
+    // It grows while progress frames arrive, each of which proves the state and no contact.
+    let aged = Duration::from_millis(1500);
+    wait_until("the age grows", || {
+        [&old, &new]
+            .iter()
+            .all(|watcher| is_live(watcher) && watcher.status().age() > Some(aged))
+    });
+    world.etcd.resume();
+    wait_until("the age is small again", || {
+        [&old, &new]
+            .iter()
+            .all(|watcher| watcher.status().age() < Some(Duration::from_secs(1)))
+    });
+    let mut direct = Direct::connect(&world.etcd.url()).await;
+    let put = direct.put("/c/a", "2").await;
+    wait_until("changes arrive", || {
+        let revisions: HashSet<_> = [&old, &new].iter().map(|w| w.load().revision()).collect();
+        revisions.iter().all(|revision| *revision >= put)
+    });
+}

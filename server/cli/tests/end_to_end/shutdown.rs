@@ -1,0 +1,124 @@
+//! A server that stops says goodbye and does not wait for those who do not listen.
+
+use std::time::{Duration, Instant};
+
+use driftless_client::{Client, EntriesWatcher};
+
+use super::common::{Finished, ServerProcess, is_running, wait_until};
+use super::counters::Counters;
+use super::direct::Op;
+use super::proxy::Proxy;
+use super::world::{PREFIX, World, change, client, is_live, many, prefix, settle};
+
+const STREAMS: usize = 200;
+
+const STALLED: usize = 5;
+
+/// Those beside them that read.
+const WELL: usize = 50;
+
+/// What service managers give, and `--help` promises.
+const ENDS_WITHIN: Duration = Duration::from_secs(10);
+
+/// Stops a server; it must end well, and in time.
+fn stop(server: ServerProcess) -> Finished {
+    let start = Instant::now();
+    let finished = server.stop();
+    assert!(start.elapsed() < ENDS_WITHIN, "{:?}", start.elapsed());
+    assert_eq!(finished.status.code(), Some(0), "{finished:?}");
+    finished
+}
+
+fn was_told(watcher: &EntriesWatcher) -> bool {
+    let why = watcher.status().last_error.unwrap_or_default();
+    why.contains("shutting down")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_are_told_and_go_to_another_server() {
+    let mut world = World::start().await;
+    world.write([Op::put("/c/a", "1")]).await;
+    let other = ServerProcess::start(&world.etcd, &[PREFIX]);
+    let both = || -> Client {
+        Client::builder()
+            .endpoint(world.server.url())
+            .endpoint(other.url())
+            .build()
+            .unwrap()
+    };
+    let clients: Vec<Client> = (0..STREAMS).map(|_| both()).collect();
+    let all = prefix(PREFIX);
+    let mut watchers = many(clients, &all).await;
+    let stay = Counters::of(&other).get("streams");
+    let move_on = STREAMS as u64 - stay;
+    assert_eq!(Counters::of(&world.server).get("streams"), move_on);
+
+    let finished = stop(world.server);
+    assert!(!finished.stderr.contains("cut off"), "{finished:?}");
+    wait_until("all are with the other", || {
+        watchers.iter().all(is_live) && Counters::of(&other).get("streams") == STREAMS as u64
+    });
+    let counters = Counters::of(&other);
+    assert_eq!(counters.get("answers_current"), move_on);
+    let told = watchers.iter().filter(|watcher| was_told(watcher)).count();
+    assert_eq!(told as u64, move_on);
+    let put = world.direct.put("/c/a", "2").await;
+    for watcher in &mut watchers {
+        assert_eq!(change(watcher).await.revision, put);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_wait_for_the_only_server_there_is() {
+    let mut world = World::start().await;
+    world.write([Op::put("/c/a", "1")]).await;
+    let all = prefix(PREFIX);
+    let watchers = many((0..STREAMS).map(|_| world.client()).collect(), &all).await;
+
+    let port = world.server.addr().port();
+    let finished = stop(world.server);
+    assert!(!finished.stderr.contains("cut off"), "{finished:?}");
+    wait_until("all know", || {
+        watchers.iter().all(|watcher| !is_live(watcher))
+    });
+    assert!(watchers.iter().all(|w| w.load().len() == 1), "it is kept");
+    world.direct.put("/c/a", "2").await;
+    world.server = ServerProcess::start_at(&world.etcd.url(), &[PREFIX], port, &[]);
+    settle(
+        &mut world.direct,
+        watchers.iter().map(|watcher| (&all, watcher)),
+    )
+    .await;
+    wait_until("all are live", || watchers.iter().all(is_live));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stalled_clients_hold_up_neither_it_nor_the_others() {
+    let mut world = World::start().await;
+    let all = prefix(PREFIX);
+    let road = Proxy::to(world.server.addr().port()).await;
+    let stalled = many(
+        (0..STALLED).map(|_| client(&road.endpoint())).collect(),
+        &all,
+    )
+    .await;
+    let well = many((0..WELL).map(|_| world.client()).collect(), &all).await;
+    road.stall();
+    // More than the windows of their streams: what is said to them last does not leave the server.
+    world.direct.put("/c/a", vec![1; 1 << 20]).await;
+    let last = world.direct.put("/c/b", vec![2; 1 << 20]).await;
+    wait_until("the others have it", || {
+        well.iter().all(|w| w.load().revision() == last)
+    });
+
+    let pid = world.server.process.pid();
+    let stopping = std::thread::scope(|scope| {
+        let stopping = scope.spawn(|| stop(world.server));
+        wait_until("the others are sent away", || !well.iter().any(is_live));
+        assert!(is_running(pid), "they did not have to wait for its end");
+        stopping.join().unwrap()
+    });
+    let cut_off = format!("{STALLED} connections did not end in time and were cut off");
+    assert!(stopping.stderr.contains(&cut_off), "{stopping:?}");
+    assert!(stalled.iter().all(|w| w.load().revision() < last));
+}
