@@ -22,6 +22,23 @@ pub(crate) fn prefix(prefix: &str) -> KeyRange {
     KeyRange::prefix(prefix).unwrap()
 }
 
+pub(crate) fn by_key(entries: Vec<Entry>) -> BTreeMap<Key, Entry> {
+    let entries = entries.into_iter();
+    entries.map(|entry| (entry.key.clone(), entry)).collect()
+}
+
+/// What leads from one state to the other, as etcd would say it of one transaction.
+pub(crate) fn edits(before: Vec<Entry>, after: Vec<Entry>, at: Revision) -> Vec<Edit> {
+    let (before, after) = (by_key(before), by_key(after));
+    let gone = before.keys().filter(|key| !after.contains_key(*key));
+    let gone = gone.map(|key| Edit::Delete {
+        key: key.clone(),
+        mod_revision: at,
+    });
+    let put = after.values().filter(|entry| entry.mod_revision == at);
+    gone.chain(put.cloned().map(Edit::Put)).collect()
+}
+
 /// Takes whole gRPC messages out of a stream of bytes; what is left is the start of another.
 pub(crate) fn take_messages<M: Message + Default>(bytes: &mut Bytes) -> Vec<M> {
     let mut messages = Vec::new();
@@ -74,8 +91,7 @@ impl Replica {
     ) -> Self {
         let mut replica = Self::new(range);
         replica.applier.resume(epoch.clone(), revision, &entries);
-        let by_key = entries.into_iter().map(|entry| (entry.key.clone(), entry));
-        replica.entries = by_key.collect();
+        replica.entries = by_key(entries);
         replica.applier.begin(epoch.clone());
         replica
     }
@@ -106,10 +122,7 @@ impl Replica {
         match step {
             Step::Incomplete => return Ok(()),
             Step::Skipped | Step::Confirm { .. } => {}
-            Step::Replace { entries, .. } => {
-                let entries = entries.into_iter();
-                self.entries = entries.map(|entry| (entry.key.clone(), entry)).collect();
-            }
+            Step::Replace { entries, .. } => self.entries = by_key(entries),
             Step::Edit { edits, .. } => {
                 for edit in edits {
                     match edit {

@@ -8,13 +8,15 @@
 //! of the same moment. It is held for as long as it takes to swap pointers and to tell the scopes
 //! that a batch touches; never across an await, never while something is encoded or hashed.
 
+mod pace;
 mod scope;
 mod scopes;
 mod subscriber;
+#[cfg(test)]
+mod tests;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use driftless_proto::digest::Digest;
 use driftless_proto::{KeyRange, Revision, v1};
@@ -23,19 +25,11 @@ use tokio::time::Instant;
 
 use crate::metrics::Metrics;
 use crate::store::{Batch, Log, Snapshot};
+pub use pace::PACE;
 pub use scope::{Behind, Next};
 use scope::{Pushed, Scope};
 use scopes::Scopes;
 pub use subscriber::Subscriber;
-
-/// How long changes to a scope that changes often are held back, so that they travel together: 20
-/// ms, once a burst of 64 is used up.
-///
-/// Two reasons. Fifty messages a second to each of thousands of streams cost far less than a
-/// thousand. And HTTP/2 peers take many small unread frames for an attack: h2 (0.4.20) ends the whole
-/// connection after some 25 KiB to 2.5 MiB of them, each counted as 256 bytes less its length;
-/// frames that hold several changes do not count at all.
-pub const PACE: Duration = Duration::from_millis(20);
 
 /// Why all the streams of a prefix have to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +77,17 @@ struct Published {
     /// Scopes that have changes held back.
     paced: Vec<Arc<Scope>>,
     draining: bool,
+}
+
+impl Published {
+    /// Ends all scopes and returns them, to be woken and let go of outside the lock. They know of
+    /// their end before anybody can miss them here.
+    fn end(&mut self, ending: Ending) -> Vec<Arc<Scope>> {
+        let mut ended = self.scopes.take();
+        ended.iter().for_each(|scope| scope.end(ending));
+        ended.append(&mut self.paced);
+        ended
+    }
 }
 
 /// A snapshot and the log that led to it.
@@ -180,12 +185,9 @@ impl Publisher {
         let mut published = self.0.lock();
         let log = Log::new(revision, log_budget);
         let old = published.state.replace(State { snapshot, log });
-        let scopes = published.scopes.take();
-        published.paced.clear();
+        let ended = published.end(Ending::History);
         drop(published);
-        for scope in scopes {
-            scope.end(Ending::History);
-        }
+        ended.iter().for_each(|scope| scope.wake());
         if let Some(old) = old {
             self.0
                 .metrics
@@ -252,7 +254,8 @@ impl Publisher {
     /// Lets out what was held back.
     pub fn flush(&self) {
         let paced = std::mem::take(&mut self.0.lock().paced);
-        paced.iter().for_each(|scope| scope.flush());
+        let now = Instant::now();
+        paced.iter().for_each(|scope| scope.flush(now));
     }
 
     /// Time for everybody's progress.
@@ -351,10 +354,8 @@ impl Fanout {
     pub fn drain(&self) {
         let mut published = self.0.lock();
         published.draining = true;
-        let scopes = published.scopes.take();
+        let ended = published.end(Ending::Drain);
         drop(published);
-        for scope in scopes {
-            scope.end(Ending::Drain);
-        }
+        ended.iter().for_each(|scope| scope.wake());
     }
 }

@@ -5,6 +5,7 @@
 //! was made, which ingest adds up meanwhile: so there is no moment at which it has to catch up.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Waker};
@@ -16,7 +17,8 @@ use slab::Slab;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
-use super::{Ending, PACE};
+use super::Ending;
+use super::pace::Pace;
 use crate::encode::{self, Frame};
 use crate::metrics::{Held, Metrics};
 use crate::store::{Batch, Past, Snapshot};
@@ -31,10 +33,6 @@ const REPLAY_CHANGES: usize = 256;
 /// A stream that is behind gets its pending changes joined until a piece has this many bytes: a
 /// quarter of the segment that it may pin, and far above what HTTP/2 peers take for an attack.
 const JOIN: usize = 16 * 1024;
-
-/// How many changes may go out one by one before [`PACE`] applies: what a person, a deployment or a
-/// script of a few dozen puts does is never held back.
-pub(super) const BURST: u32 = 64;
 
 /// How many entries are added up before others get a turn: some 50 µs.
 const DIGEST_SLICE: usize = 4096;
@@ -67,6 +65,13 @@ impl Head {
             before,
             after,
             batch: Arc::downgrade(batch),
+        }
+    }
+
+    /// The scope has no more use for the batch, nor for its frame.
+    fn forget(&self, scope: u64) {
+        if let Some(batch) = self.batch.upgrade() {
+            batch.forget(scope);
         }
     }
 }
@@ -106,6 +111,17 @@ struct Inner {
     waiting: Slab<Option<Waker>>,
 }
 
+impl Inner {
+    /// Which heads a stream at `cursor` has not got yet, and may.
+    fn unsent(&self, cursor: Revision) -> Range<usize> {
+        if cursor >= self.visible {
+            return 0..0;
+        }
+        let up_to = |revision| self.heads.partition_point(|head| head.to <= revision);
+        up_to(cursor)..up_to(self.visible)
+    }
+}
+
 #[derive(Clone, Debug)]
 struct Progress {
     number: u64,
@@ -113,30 +129,6 @@ struct Progress {
     since_base: Digest,
     contact_ms: u64,
     message: Option<Bytes>,
-}
-
-/// A bucket of [`BURST`] tokens that fills by one every [`PACE`].
-#[derive(Debug)]
-struct Pace {
-    tokens: u32,
-    filled: Instant,
-}
-
-impl Pace {
-    fn allows(&mut self, now: Instant) -> bool {
-        let earned =
-            now.saturating_duration_since(self.filled).as_millis() / PACE.as_millis().max(1);
-        if earned > 0 {
-            self.tokens = self
-                .tokens
-                .saturating_add(u32::try_from(earned).unwrap_or(u32::MAX))
-                .min(BURST);
-            self.filled = now;
-        }
-        let allowed = self.tokens > 0;
-        self.tokens = self.tokens.saturating_sub(1);
-        allowed
-    }
 }
 
 /// A change that a stream has to send, with what its frame says.
@@ -213,10 +205,7 @@ impl Scope {
                 visible: revision,
                 progress: None,
                 ending: None,
-                pace: Pace {
-                    tokens: BURST,
-                    filled: Instant::now(),
-                },
+                pace: Pace::new(Instant::now()),
                 held: false,
                 waiting: Slab::new(),
             }),
@@ -303,23 +292,27 @@ impl Scope {
             && let Some(oldest) = inner.heads.pop_front()
         {
             inner.floor = oldest.to;
+            oldest.forget(self.id);
+        }
+        // While some are held back, the next ones join them.
+        if inner.held {
+            return Pushed::Held;
         }
         if inner.pace.allows(now) {
             inner.visible = batch.to;
             return Pushed::Wake;
         }
-        if std::mem::replace(&mut inner.held, true) {
-            Pushed::Held
-        } else {
-            Pushed::Hold
-        }
+        inner.held = true;
+        Pushed::Hold
     }
 
     /// Lets out what was held back.
-    pub(super) fn flush(&self) {
+    pub(super) fn flush(&self, now: Instant) {
         let mut inner = self.lock();
         inner.held = false;
         inner.visible = inner.last;
+        // It wakes the streams as any change does, so it takes what was earned meanwhile.
+        inner.pace.allows(now);
         drop(inner);
         self.wake();
     }
@@ -344,10 +337,9 @@ impl Scope {
         });
     }
 
-    /// Every stream has to end.
+    /// Every stream has to end; the caller wakes them.
     pub(super) fn end(&self, ending: Ending) {
         self.lock().ending = Some(ending);
-        self.wake();
     }
 
     /// Wakes every stream that waits.
@@ -393,7 +385,7 @@ impl Scope {
         if let Some(ending) = inner.ending {
             return Next::Ending(ending);
         }
-        if cursor < inner.visible {
+        if cursor < inner.floor.min(inner.visible) || !inner.unsent(cursor).is_empty() {
             let due = self.due(&inner, cursor);
             // Ingest must not wait while something is encoded.
             drop(inner);
@@ -421,12 +413,11 @@ impl Scope {
             return None;
         }
         let base = *self.base.get()?;
-        let start = inner.heads.partition_point(|head| head.to <= cursor);
-        let end = inner.heads.partition_point(|head| head.to <= inner.visible);
-        if end - start > REPLAY_CHANGES {
+        let unsent = inner.unsent(cursor);
+        if unsent.len() > REPLAY_CHANGES {
             return None;
         }
-        let mut pending = inner.heads.range(start..end).map_while(|head| {
+        let mut pending = inner.heads.range(unsent).map_while(|head| {
             // Gone when the log has let go of it.
             let batch = head.batch.upgrade()?;
             let (from, digest) = (head.from, base + head.after);
@@ -535,11 +526,12 @@ impl Scope {
     }
 
     /// Makes the heads reach back to `revision`, from what the log knows about the time since, so
-    /// that changes from before the scope was made can be replayed. Does nothing when they are more
-    /// than one would replay.
-    pub(super) fn extend_back(&self, revision: Revision, past: &Past) {
+    /// that changes from before the scope was made can be replayed. `known` is the revision up to
+    /// which the log does know. Does nothing when they are more than one would replay.
+    pub(super) fn extend_back(&self, revision: Revision, past: &Past, known: Revision) {
         let mut inner = self.lock();
-        if inner.floor <= revision {
+        // Heads that went since the log was looked at would leave a hole.
+        if inner.floor <= revision || inner.floor > known {
             return;
         }
         let older: Vec<&Arc<Batch>> = past
@@ -571,5 +563,24 @@ impl Scope {
             after -= delta;
         }
         inner.floor = revision;
+    }
+}
+
+#[cfg(test)]
+impl Scope {
+    pub(super) fn slots(&self) -> usize {
+        self.lock().waiting.len()
+    }
+
+    pub(super) fn heads(&self) -> usize {
+        self.lock().heads.len()
+    }
+}
+
+impl Drop for Scope {
+    fn drop(&mut self) {
+        let inner = self.inner.get_mut();
+        let inner = inner.unwrap_or_else(PoisonError::into_inner);
+        inner.heads.iter().for_each(|head| head.forget(self.id));
     }
 }

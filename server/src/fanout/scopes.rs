@@ -90,6 +90,11 @@ impl Scopes {
             .collect()
     }
 
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.by_range.is_empty() && self.lengths.is_empty()
+    }
+
     pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Scope>> {
         self.by_range.values().map(|watched| &watched.scope)
     }

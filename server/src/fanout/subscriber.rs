@@ -83,7 +83,8 @@ impl Subscriber {
             return Some(digest);
         }
         let past = view.log.since(self.range(), revision)?;
-        self.scope.extend_back(revision, &past);
+        self.scope
+            .extend_back(revision, &past, view.root.revision());
         Some(view.digest - past.delta)
     }
 
@@ -101,6 +102,19 @@ impl Subscriber {
     /// nothing to send, its waker is kept and will be called.
     pub fn next(&self, cursor: Revision, progress: u64, cx: &Context<'_>) -> Next {
         self.scope.next(self.slot, cursor, progress, cx)
+    }
+}
+
+#[cfg(test)]
+impl Subscriber {
+    /// How many streams have a slot in the scope.
+    pub(super) fn waiting(&self) -> usize {
+        self.scope.slots()
+    }
+
+    /// How many changes the scope remembers.
+    pub(super) fn scope_heads(&self) -> usize {
+        self.scope.heads()
     }
 }
 

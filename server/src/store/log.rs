@@ -7,7 +7,7 @@
 //! to it.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use driftless_proto::apply::Edit;
 use driftless_proto::digest::Digest;
@@ -56,7 +56,8 @@ pub struct Batch {
     pub contact_ms: u64,
     /// In ascending order of keys, each key once.
     pub changes: Vec<Change>,
-    frames: Mutex<HashMap<(u64, Revision), Arc<Frame>>>,
+    /// By scope, each with the revision of the scope's change before this batch.
+    frames: Mutex<HashMap<u64, (Revision, Arc<Frame>)>>,
 }
 
 impl Batch {
@@ -92,8 +93,32 @@ impl Batch {
     /// The frame for a scope (its id, and the revision of its change before this batch), made once
     /// for all its streams.
     pub fn frame(&self, scope: (u64, Revision), make: impl FnOnce() -> Frame) -> Arc<Frame> {
-        let mut frames = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(frames.entry(scope).or_insert_with(|| Arc::new(make())))
+        let (scope, from) = scope;
+        let mut frames = self.frames();
+        match frames.get(&scope) {
+            Some((made_for, frame)) if *made_for == from => Arc::clone(frame),
+            _ => {
+                let frame = Arc::new(make());
+                frames.insert(scope, (from, Arc::clone(&frame)));
+                frame
+            }
+        }
+    }
+
+    /// Lets go of the frame of a scope that has no more use for it: a batch outlives many scopes.
+    pub fn forget(&self, scope: u64) {
+        let frame = self.frames().remove(&scope);
+        drop(frame);
+    }
+
+    fn frames(&self) -> MutexGuard<'_, HashMap<u64, (Revision, Arc<Frame>)>> {
+        self.frames.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many frames are kept.
+    #[cfg(test)]
+    pub(crate) fn frame_count(&self) -> usize {
+        self.frames().len()
     }
 
     fn bytes(&self) -> usize {

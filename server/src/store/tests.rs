@@ -1,9 +1,7 @@
 //! The writer, the snapshot and the log against a model of etcd.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use driftless_proto::apply::Edit;
 use driftless_proto::digest::Digest;
 use driftless_proto::{Entry, Epoch, Key, KeyRange, Revision};
@@ -12,6 +10,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::source::scripted::{Op, ScriptedEtcd};
 use crate::source::{History, State};
+use crate::testing::{by_key, edits, entry};
 
 const PREFIX: &str = "/c/";
 
@@ -81,23 +80,6 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         1 => Just(Event::Replaced),
     ];
     proptest::collection::vec(event, 1..60)
-}
-
-fn by_key(entries: Vec<Entry>) -> BTreeMap<Key, Entry> {
-    let entries = entries.into_iter();
-    entries.map(|entry| (entry.key.clone(), entry)).collect()
-}
-
-/// What leads from one state to the other, as etcd would say it of one transaction.
-fn edits(before: Vec<Entry>, after: Vec<Entry>, at: Revision) -> Vec<Edit> {
-    let (before, after) = (by_key(before), by_key(after));
-    let gone = before.keys().filter(|key| !after.contains_key(*key));
-    let gone = gone.map(|key| Edit::Delete {
-        key: key.clone(),
-        mod_revision: at,
-    });
-    let put = after.values().filter(|entry| entry.mod_revision == at);
-    gone.chain(put.cloned().map(Edit::Put)).collect()
 }
 
 struct World {
@@ -352,16 +334,6 @@ proptest! {
     }
 }
 
-fn entry(key: &str, value: &str, mod_revision: i64) -> Entry {
-    Entry {
-        key: Key::new(key.to_owned()).unwrap(),
-        value: Bytes::copy_from_slice(value.as_bytes()),
-        create_revision: Revision::new(1),
-        mod_revision: Revision::new(mod_revision),
-        version: 1,
-    }
-}
-
 fn state(revision: i64, entries: Vec<Entry>) -> State {
     State {
         epoch: Epoch::of_cluster(1, ""),
@@ -410,7 +382,7 @@ fn a_batch_larger_than_the_log_leaves_an_empty_log_behind() {
     let mut writer = Writer::new(state(10, Vec::new()));
     let mut log = Log::new(Revision::new(10), 10_000);
     let mut put = |revision, len: usize| {
-        let entry = entry("/c/a", &"v".repeat(len), revision);
+        let entry = entry("/c/a", "v".repeat(len), revision);
         let batch = writer.apply(Revision::new(revision), vec![Edit::Put(entry)], 0);
         Arc::new(batch.unwrap())
     };
