@@ -1,0 +1,256 @@
+//! The READMEs are true: every command in them runs, every setting and log line is there.
+
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::{EtcdProcess, Process, ServerProcess, driftless, find_on_path};
+use driftless_server::settings::Setting;
+use rustix::process::Signal;
+
+/// Commands that end only when they are stopped.
+const ENDLESS: [&str; 3] = ["driftless dev", "driftless serve", "driftless watch"];
+
+/// What the pipeline itself runs, or has run to get here.
+const ELSEWHERE: [&str; 2] = ["make ", "cargo build "];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// The fenced blocks of a page that are written in `language`.
+fn blocks(page: &str, language: &str) -> Vec<String> {
+    let mut blocks = Vec::new();
+    let mut open: Option<(bool, String)> = None;
+    for line in page.lines() {
+        match (&mut open, line.strip_prefix("```")) {
+            (Some(_), Some(_)) => {
+                let (wanted, text) = open.take().unwrap();
+                blocks.extend(wanted.then_some(text));
+            }
+            (Some((_, text)), None) => {
+                text.push_str(line);
+                text.push('\n');
+            }
+            (None, Some(info)) => open = Some((info == language, String::new())),
+            (None, None) => {}
+        }
+    }
+    assert!(open.is_none(), "a block is not closed");
+    blocks
+}
+
+/// A place in which a page's commands run: an etcd and a server instead of those at the usual ports.
+struct Shell {
+    etcd: EtcdProcess,
+    server: ServerProcess,
+    dir: tempfile::TempDir,
+}
+
+impl Shell {
+    fn start() -> Self {
+        let etcd = EtcdProcess::start();
+        let server = ServerProcess::start(&etcd, &["/config/"]);
+        Self {
+            etcd,
+            server,
+            dir: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    /// Runs what a block says, as somebody would who types it line by line.
+    fn run(&self, block: &str) {
+        let block = block.replace("http://127.0.0.1:2379", &self.etcd.url());
+        let mut script = String::new();
+        for line in block.lines() {
+            if ELSEWHERE.iter().any(|start| line.starts_with(start)) {
+                continue;
+            }
+            if ENDLESS.iter().any(|start| line.starts_with(start)) {
+                self.run_to_end(&std::mem::take(&mut script));
+                self.run_until_it_speaks(line);
+                continue;
+            }
+            script.push_str(line);
+            script.push('\n');
+        }
+        self.run_to_end(&script);
+    }
+
+    fn bash(&self, script: &str) -> Command {
+        let mut command = driftless_in_bash(self.dir.path());
+        command
+            .arg(script)
+            .current_dir(self.dir.path())
+            .env("ETCDCTL_API", "3")
+            .env("ETCDCTL_ENDPOINTS", self.etcd.url())
+            .env("DRIFTLESS_SERVER", self.server.url());
+        command
+    }
+
+    fn run_to_end(&self, script: &str) {
+        let finished = common::run(&mut self.bash(&format!("set -euo pipefail\n{script}")));
+        assert!(
+            finished.status.success(),
+            "{script}\n{}{}",
+            finished.stdout,
+            finished.stderr
+        );
+    }
+
+    fn run_until_it_speaks(&self, line: &str) {
+        let mut command = line.split('#').next().unwrap().trim_end().to_owned();
+        if command.starts_with("driftless serve") {
+            command.push_str(" --listen 127.0.0.1:0 --admin 127.0.0.1:0");
+        }
+        let mut process = Process::spawn(&mut self.bash(&format!("exec {command}")));
+        assert!(!process.line().is_empty(), "{command}");
+        process.signal(Signal::TERM);
+        process.wait();
+    }
+}
+
+/// A `bash -c` that finds the binary under test as `driftless`.
+fn driftless_in_bash(dir: &Path) -> Command {
+    let bin = dir.join("bin");
+    if !bin.exists() {
+        fs::create_dir(&bin).unwrap();
+        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_driftless"), bin.join("driftless")).unwrap();
+    }
+    let path = std::env::var_os("PATH").unwrap();
+    let path = std::env::join_paths([bin].into_iter().chain(std::env::split_paths(&path))).unwrap();
+    let mut command = Command::new(find_on_path("bash").expect("bash is on PATH"));
+    command
+        .env("PATH", path)
+        .env_remove("DRIFTLESS_ETCD")
+        .arg("-c");
+    command
+}
+
+fn run_page(path: &str, at_least: usize) {
+    let shell = Shell::start();
+    let blocks = blocks(&read(path), "sh");
+    assert!(
+        blocks.len() >= at_least,
+        "{path} has only {} blocks",
+        blocks.len()
+    );
+    blocks.iter().for_each(|block| shell.run(block));
+}
+
+#[test]
+fn the_commands_of_the_readme_run() {
+    run_page("README.md", 4);
+}
+
+#[test]
+fn the_commands_of_the_servers_readme_run() {
+    run_page("server/README.md", 7);
+}
+
+#[test]
+fn the_settings_file_of_the_servers_readme_is_taken() {
+    let page = read("server/README.md");
+    let [file] = &blocks(&page, "toml")[..] else {
+        panic!("not one file")
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("driftless.toml");
+    fs::write(&path, file).unwrap();
+    let settings = driftless_server::Settings::builder()
+        .file(&path)
+        .unwrap()
+        .build()
+        .unwrap();
+    assert_eq!(settings.etcd().len(), 3);
+    assert_eq!(settings.log_bytes(), 128 * 1024 * 1024);
+}
+
+#[test]
+fn every_setting_is_in_the_servers_readme_and_in_help() {
+    let page = read("server/README.md");
+    let help = common::run(driftless().args(["serve", "--help"])).stdout;
+    for setting in Setting::ALL {
+        let row = format!(
+            "| `{}` | `{}` | `{}` |",
+            setting.name(),
+            setting.flag(),
+            setting.variable()
+        );
+        assert!(page.contains(&row), "no row starts with {row}");
+        assert!(
+            help.contains(&setting.flag()),
+            "--help lacks {}",
+            setting.flag()
+        );
+    }
+}
+
+#[test]
+fn every_warning_and_error_is_in_the_servers_readme() {
+    let page = read("server/README.md");
+    let mut messages = 0;
+    for file in sources(&["server/src", "server/cli/src"]) {
+        let source = fs::read_to_string(&file).unwrap();
+        for (start, _) in source
+            .match_indices("tracing::warn!(")
+            .chain(source.match_indices("tracing::error!("))
+        {
+            let message = last_literal(&source[start..]);
+            // One that is only a placeholder has its text elsewhere.
+            if message.starts_with('{') {
+                continue;
+            }
+            messages += 1;
+            assert!(
+                page.contains(message),
+                "{}: the README does not explain: {message}",
+                file.display()
+            );
+        }
+    }
+    assert!(messages > 5, "the sources were not searched as they should");
+}
+
+/// The last string literal of the call that `source` starts with: the message of a log line.
+fn last_literal(source: &str) -> &str {
+    let (mut depth, mut open, mut last) = (0, None, "");
+    for (at, c) in source.char_indices() {
+        match (c, open) {
+            ('"', None) => open = Some(at + 1),
+            ('"', Some(start)) => (open, last) = (None, &source[start..at]),
+            ('(', None) => depth += 1,
+            (')', None) => depth -= 1,
+            _ => {}
+        }
+        if c == ')' && depth == 0 {
+            break;
+        }
+    }
+    last
+}
+
+/// All Rust files below these folders.
+fn sources(folders: &[&str]) -> Vec<PathBuf> {
+    let mut folders: Vec<PathBuf> = folders.iter().map(|folder| root().join(folder)).collect();
+    let mut files = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                files.push(path);
+            }
+        }
+    }
+    files
+}
