@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use driftless_client::{Client, EntriesWatcher, Entry, Key, KeyRange, Revision};
 use rand::rngs::StdRng;
-use rand::seq::{IndexedRandom, SliceRandom};
+use rand::seq::{IndexedMutRandom, IndexedRandom, SliceRandom};
 use rand::{Rng, SeedableRng};
 use rustix::process::Signal;
 use tokio::task::JoinSet;
@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::common::{EtcdProcess, ServerProcess, wait_until};
 use super::direct::{Direct, Event, Op};
 use super::proxy::Proxy;
-use super::world::{PREFIX, client, entries, in_time, is_live, key, prefix, settle};
+use super::world::{PREFIX, entries, in_time, is_live, key, prefix, settle};
 
 /// How long things happen.
 const CHAOS: Duration = Duration::from_secs(15);
@@ -216,9 +216,44 @@ impl Record {
     }
 }
 
-/// A client with a way of its own to the server.
+/// One of two servers, with a way of its own to etcd: one may know more than the other.
+struct Server {
+    process: ServerProcess,
+    to_etcd: Proxy,
+    port: u16,
+}
+
+impl Server {
+    /// More often than they need to, so that revisions move without a change too.
+    const FLAGS: [&str; 2] = ["--progress-interval", "200ms"];
+
+    async fn start(etcd: &EtcdProcess) -> Self {
+        let to_etcd = Proxy::to(etcd.addr().port()).await;
+        let process = ServerProcess::start_at(&to_etcd.endpoint(), &[PREFIX], 0, &Self::FLAGS);
+        process.wait_ready();
+        Self {
+            port: process.addr().port(),
+            process,
+            to_etcd,
+        }
+    }
+
+    /// Ends it in this way.
+    fn end(&mut self, signal: Signal) {
+        self.process.process.signal(signal);
+        let status = self.process.process.wait();
+        assert_eq!(status.success(), signal == Signal::TERM, "{status}");
+    }
+
+    fn start_again(&mut self) {
+        let etcd = self.to_etcd.endpoint();
+        self.process = ServerProcess::start_at(&etcd, &[PREFIX], self.port, &Self::FLAGS);
+    }
+}
+
+/// A client with ways of its own to the servers.
 struct Subscriber {
-    road: Proxy,
+    roads: Vec<Proxy>,
     client: Client,
     /// Shared with those that are observed: two watchers of one range are one stream.
     watchers: Vec<(KeyRange, EntriesWatcher)>,
@@ -230,20 +265,16 @@ struct World {
     subscribers: Vec<Subscriber>,
     observing: JoinSet<Vec<Seen>>,
     observed: CancellationToken,
-    port: u16,
     /// How often what happened.
     happened: BTreeMap<&'static str, u32>,
-    to_etcd: Proxy,
-    server: ServerProcess,
+    servers: Vec<Server>,
     etcd: EtcdProcess,
 }
 
 impl World {
     async fn start(random: StdRng) -> Self {
         let etcd = EtcdProcess::start();
-        let to_etcd = Proxy::to(etcd.addr().port()).await;
-        let server = ServerProcess::start_at(&to_etcd.endpoint(), &[PREFIX], 0, &[]);
-        server.wait_ready();
+        let servers = vec![Server::start(&etcd).await, Server::start(&etcd).await];
         let record = Record {
             direct: Direct::connect(&etcd.url()).await,
             events: Vec::new(),
@@ -255,18 +286,22 @@ impl World {
             subscribers: Vec::new(),
             observing: JoinSet::new(),
             observed: CancellationToken::new(),
-            port: server.addr().port(),
             happened: BTreeMap::new(),
-            to_etcd,
-            server,
+            servers,
             etcd,
         }
     }
 
     /// One more client.
     async fn join(&mut self) {
-        let road = Proxy::to(self.port).await;
-        let client = client(&road.endpoint());
+        let mut roads = Vec::new();
+        let mut client = Client::builder();
+        for server in &self.servers {
+            let road = Proxy::to(server.port).await;
+            client = client.endpoint(road.endpoint());
+            roads.push(road);
+        }
+        let client = client.build().unwrap();
         let mut watchers = Vec::new();
         for range in ranges() {
             let watcher = entries(&client, &range).await;
@@ -277,7 +312,7 @@ impl World {
             watchers.push((range.clone(), entries(&client, &range).await));
         }
         self.subscribers.push(Subscriber {
-            road,
+            roads,
             client,
             watchers,
         });
@@ -302,19 +337,22 @@ impl World {
         *self.happened.entry(what).or_default() += 1;
         match what {
             "client cut off" | "client stalled" => {
-                let road = &self.subscribers.choose(&mut self.random).unwrap().road;
-                if what == "client stalled" {
-                    road.stall();
-                } else {
-                    road.cut();
+                let roads = &self.subscribers.choose(&mut self.random).unwrap().roads;
+                for road in roads {
+                    if what == "client stalled" {
+                        road.stall();
+                    } else {
+                        road.cut();
+                    }
                 }
                 sleep(a_while).await;
-                road.heal();
+                roads.iter().for_each(Proxy::heal);
             }
             "etcd cut off" => {
-                self.to_etcd.cut();
+                let server = self.servers.choose(&mut self.random).unwrap();
+                server.to_etcd.cut();
                 sleep(a_while).await;
-                self.to_etcd.heal();
+                server.to_etcd.heal();
             }
             "etcd killed" => {
                 self.etcd.kill();
@@ -323,15 +361,13 @@ impl World {
             }
             "etcd compacted" => self.record.compact().await,
             "server killed" | "server stopped" => {
-                let stopped = what == "server stopped";
-                self.server
-                    .process
-                    .signal(if stopped { Signal::TERM } else { Signal::KILL });
-                let status = self.server.process.wait();
-                assert_eq!(status.success(), stopped, "{status}");
+                let server = self.servers.choose_mut(&mut self.random).unwrap();
+                server.end(match what {
+                    "server stopped" => Signal::TERM,
+                    _ => Signal::KILL,
+                });
                 sleep(a_while).await;
-                let etcd = self.to_etcd.endpoint();
-                self.server = ServerProcess::start_at(&etcd, &[PREFIX], self.port, &[]);
+                server.start_again();
             }
             "client new" if self.subscribers.len() < CLIENTS + LATE_CLIENTS => self.join().await,
             _ => {}

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use driftless_client::{EntriesWatcher, Revision};
 use rustix::process::Signal;
+use tokio::task::JoinSet;
 
 use super::common::{EtcdProcess, ServerProcess, free_port, http_get, wait_for, wait_until};
 use super::counters::Counters;
@@ -21,7 +22,8 @@ async fn a_client_may_be_first_then_the_server_then_etcd() {
     etcd.kill();
     let port = free_port();
     let early = client(&format!("http://127.0.0.1:{port}"));
-    let waiting = tokio::spawn(async move { early.watch::<u32>("/c/a").await });
+    let mut waiting = JoinSet::new();
+    waiting.spawn(async move { early.watch::<u32>("/c/a").await });
 
     let server = ServerProcess::start_at(&etcd.url(), &[PREFIX], port, &[]);
     let etcd_url = etcd.url();
@@ -34,11 +36,12 @@ async fn a_client_may_be_first_then_the_server_then_etcd() {
     wait_until("the client asks", || {
         Counters::of(&server).get("connections") > 0
     });
-    assert!(!waiting.is_finished());
+    assert!(waiting.try_join_next().is_none());
 
     etcd.resume();
     server.wait_ready();
-    let watcher = in_time("the first value", waiting).await.unwrap().unwrap();
+    let watcher = in_time("the first value", waiting.join_next()).await;
+    let watcher = watcher.unwrap().unwrap().unwrap();
     assert_eq!(*watcher.load(), 1);
     etcd.put("/c/a", "2");
     wait_until("the client follows", || *watcher.load() == 2);

@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 
 use driftless_client::{EntryChange, Revision};
+use tokio::task::JoinSet;
 
-use super::common::{wait_for, wait_until};
+use super::common::wait_until;
 use super::counters::Counters;
 use super::direct::Op;
 use super::world::{World, change, entries, in_time, key, prefix};
@@ -203,13 +204,15 @@ async fn values_are_bytes_of_any_kind_and_size() {
 async fn a_value_may_be_awaited_before_its_key_is_there() {
     let world = World::start().await;
     let client = world.client();
-    let waiting = tokio::spawn(async move { client.watch::<u32>("/c/later").await });
-    wait_for("it asks", || {
-        (Counters::of(&world.server).get("streams") == 1).then_some(())
+    let mut waiting = JoinSet::new();
+    waiting.spawn(async move { client.watch::<u32>("/c/later").await });
+    wait_until("it asks", || {
+        Counters::of(&world.server).get("streams") == 1
     });
-    assert!(!waiting.is_finished());
+    assert!(waiting.try_join_next().is_none());
     world.etcd.put("/c/later", "7");
-    let watcher = in_time("the value", waiting).await.unwrap().unwrap();
+    let watcher = in_time("the value", waiting.join_next()).await;
+    let watcher = watcher.unwrap().unwrap().unwrap();
     assert_eq!(*watcher.load(), 7);
     assert!(watcher.load().revision() > Revision::NONE);
 }
