@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bytes::Buf;
+use bytes::{Buf, Bytes};
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body_util::{BodyExt, Limited};
@@ -52,7 +52,11 @@ pub(super) async fn request<M: Message + Default>(request: Request<Incoming>) ->
             ));
         }
     };
-    let mut message = body;
+    message(body)
+}
+
+/// The message in a request's body.
+pub(super) fn message<M: Message + Default>(mut message: Bytes) -> Result<M, Status> {
     if message.len() < PREFIX {
         return Err(Status::invalid_argument("the request holds no message"));
     }
@@ -66,7 +70,9 @@ pub(super) async fn request<M: Message + Default>(request: Request<Incoming>) ->
             "the request does not hold exactly one message",
         ));
     }
-    M::decode(message)
+    // From a slice, so that what is kept of the message is a copy of just that: fields that share the
+    // body would keep all of it alive, and with it what the connection had read into one buffer.
+    M::decode(&message[..])
         .map_err(|_| Status::invalid_argument("the request cannot be decoded as its message"))
 }
 
