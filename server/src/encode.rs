@@ -38,7 +38,21 @@ const LAZY_CHUNK: usize = SEGMENT;
 /// hold up the thread: some 0.2 ms.
 const SCAN: usize = 4096;
 
-/// Protobuf's tag of a length-delimited field. All field numbers here are below 16: one byte.
+/// What streams get again and again is at least this long, in bytes, or padded until it is.
+///
+/// HTTP/2 peers take many small unread frames for an attack: h2 (0.4.20) counts each as 256 bytes
+/// less its length and ends the whole connection once that comes to half its window. Without
+/// padding, some 150 unread changes or signs of life do that to a client with the protocol's default
+/// windows, however slowly they come.
+const SMALL: usize = 256;
+
+/// The field of `WatchResponse` that padding is in: none that the contract names, so it is skipped.
+const PADDING: u8 = 15;
+
+/// gRPC's prefix of a message: a flag and a length.
+const PREFIX: usize = 5;
+
+/// Protobuf's tag of a length-delimited field. All field numbers here are below 16, so it is one byte.
 const fn tag(field: u8) -> u8 {
     field << 3 | 2
 }
@@ -48,12 +62,22 @@ const fn tag(field: u8) -> u8 {
 pub struct Frame {
     segments: Vec<Bytes>,
     len: usize,
+    /// When the frame is small: the same, long enough to travel alone.
+    padded: Option<Bytes>,
 }
 
 impl Frame {
     /// In order; each at most 64 KiB.
     pub fn segments(&self) -> &[Bytes] {
         &self.segments
+    }
+
+    /// As [`Frame::segments`], for a frame that is sent by itself: not too small for that.
+    pub fn alone(&self) -> &[Bytes] {
+        match &self.padded {
+            Some(padded) => std::slice::from_ref(padded),
+            None => &self.segments,
+        }
     }
 
     /// Bytes of all segments.
@@ -125,7 +149,19 @@ impl Segments {
         Frame {
             segments: self.done,
             len: self.len,
+            padded: None,
         }
+    }
+
+    /// As [`Segments::finish`], of whole messages.
+    fn finish_messages(self) -> Frame {
+        let mut frame = self.finish();
+        if frame.len < SMALL
+            && let [message] = &frame.segments[..]
+        {
+            frame.padded = Some(padded(message));
+        }
+        frame
     }
 }
 
@@ -209,19 +245,37 @@ fn message(out: &mut Segments, frame: u8, head: &impl Message, fields: &[&Frame]
     fields.iter().for_each(|field| out.append(field));
 }
 
-/// One message without repeated fields, such as a `Hello`.
-pub fn single(response: &v1::WatchResponse) -> Bytes {
-    unary(response)
-}
-
 /// Any message with gRPC's prefix.
-pub fn unary(response: &impl Message) -> Bytes {
-    let len = response.encoded_len();
+pub fn unary(message: &impl Message) -> Bytes {
+    let len = message.encoded_len();
     let mut out = BytesMut::with_capacity(5 + len);
     out.put_u8(0);
     out.put_u32(len as u32);
-    response.encode_raw(&mut out);
+    message.encode_raw(&mut out);
     out.freeze()
+}
+
+/// The same message, gRPC's prefix included, made long enough to travel alone again and again.
+pub fn padded(message: &[u8]) -> Bytes {
+    let Some((_, content)) = message.split_at_checked(PREFIX) else {
+        return Bytes::copy_from_slice(message);
+    };
+    // The padding's own tag and length take two bytes at least.
+    let zeros = SMALL.saturating_sub(message.len() + 2);
+    let len = content.len() + 1 + encoded_len_varint(zeros as u64) + zeros;
+    let mut out = BytesMut::with_capacity(PREFIX + len);
+    out.put_u8(0);
+    out.put_u32(len as u32);
+    out.put_slice(content);
+    out.put_u8(tag(PADDING));
+    encode_varint(zeros as u64, &mut out);
+    out.put_bytes(0, zeros);
+    out.freeze()
+}
+
+/// Whether a piece of a stream is too small to travel alone again and again.
+pub fn is_small(bytes: &[u8]) -> bool {
+    bytes.len() < SMALL
 }
 
 /// The diff of one scope for one batch: one or more messages, at most [`MAX_CHUNK_BYTES`] of values
@@ -272,7 +326,7 @@ pub fn diff(
         message(&mut out, 3, &head, &fields);
     }
     metrics.frames_encoded.inc();
-    out.finish()
+    out.finish_messages()
 }
 
 /// What a [`Lazy`] answer is.
@@ -488,7 +542,7 @@ impl Lazy {
                 message(&mut out, 3, &head, &fields);
             }
         }
-        out.finish()
+        out.finish_messages()
     }
 }
 

@@ -292,6 +292,35 @@ fn a_sparse_or_empty_range_yields_its_turn_and_comes_to_its_end() {
 }
 
 #[test]
+fn what_is_small_is_padded_to_travel_alone() {
+    let metrics = Metrics::new();
+    for len in [0, 1, 100, 120, 150, 170, 180, 190, 200, 210, 300, 5000] {
+        let mut writer = Writer::new(state(1, Vec::new()));
+        let put = vec![Edit::Put(entry("/c/a", value(len, 1), 2))];
+        let batch = writer.apply(Revision::new(2), put, 0).unwrap();
+        let (range, root) = (prefix("/c/"), writer.snapshot());
+        let digest = digest(root, &range);
+        let frame = diff(&range, &batch, Revision::new(1), digest, &metrics);
+        assert_eq!(frames(frame.alone()), frames(frame.segments()));
+        let alone: usize = frame.alone().iter().map(Bytes::len).sum();
+        assert!(alone >= SMALL);
+        let needless = alone.saturating_sub(frame.len().max(SMALL + 2));
+        assert_eq!(needless, 0, "{} became {alone}", frame.len());
+    }
+    for len in 0..=SMALL + 1 {
+        let message = unary(&v1::Have {
+            token: vec![7; len].into(),
+            ..Default::default()
+        });
+        let padded = padded(&message);
+        assert!(padded.len() >= SMALL);
+        let mut whole = padded.clone();
+        let read = crate::testing::take_messages::<v1::Have>(&mut whole);
+        assert_eq!((read[0].token.len(), whole.len()), (len, 0));
+    }
+}
+
+#[test]
 fn a_range_that_ends_in_a_large_value_has_no_empty_chunk_behind_it() {
     let metrics = Metrics::new();
     for (len, messages) in [(1, 1), (2 * SEGMENT, 1), (MIB, 1), (MIB + 1, 2)] {

@@ -438,20 +438,26 @@ impl Scope {
             return Next::Frame { frame, to };
         }
         let mut joined = BytesMut::with_capacity(JOIN.min(frame.len() * (rest.len() + 1)));
-        frame
-            .segments()
-            .iter()
-            .for_each(|segment| joined.extend_from_slice(segment));
+        let join = |joined: &mut BytesMut, frame: &Frame| {
+            let segments = frame.segments().iter();
+            segments.for_each(|segment| joined.extend_from_slice(segment));
+        };
+        join(&mut joined, &frame);
+        let mut last = frame;
         for due in rest {
             let frame = self.frame(due);
             if joined.len() + frame.len() > JOIN {
                 break;
             }
-            frame
-                .segments()
-                .iter()
-                .for_each(|segment| joined.extend_from_slice(segment));
+            join(&mut joined, &frame);
             to = due.batch.to;
+            last = frame;
+        }
+        if encode::is_small(&joined) {
+            // A few tiny ones: the last brings its padding.
+            joined.truncate(joined.len() - last.len());
+            let padded = last.alone().iter();
+            padded.for_each(|segment| joined.extend_from_slice(segment));
         }
         Next::Joined {
             bytes: joined.freeze(),
@@ -481,13 +487,13 @@ impl Scope {
         // proven by the next one.
         let number = progress.number;
         let message = progress.message.get_or_insert_with(|| {
-            encode::single(&v1::WatchResponse {
+            encode::padded(&encode::unary(&v1::WatchResponse {
                 frame: Some(v1::watch_response::Frame::Progress(v1::Progress {
                     revision: progress.at.get(),
                     digest: (base + progress.since_base).to_bytes(),
                     contact_ms: progress.contact_ms,
                 })),
-            })
+            }))
         });
         let bytes = if progress.at < cursor {
             Bytes::new()

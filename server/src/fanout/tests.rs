@@ -173,7 +173,7 @@ impl Stream {
         let mut segments = Vec::new();
         loop {
             match lazy.next(&metrics) {
-                Chunk::Ready(frame) => segments.extend(frame.segments().to_vec()),
+                Chunk::Ready(frame) => segments.extend(frame.alone().to_vec()),
                 Chunk::Scanning => {}
                 Chunk::Done => break,
             }
@@ -191,16 +191,19 @@ impl Stream {
     fn step(&mut self) -> bool {
         match self.next() {
             Next::Frame { frame, to } => {
-                self.replica.take_all(frames(frame.segments()));
+                assert!(frame.len() >= 4096 || frame.alone().len() == 1);
+                self.replica.take_all(frames(frame.alone()));
                 self.cursor = to;
             }
             Next::Joined { bytes, to } => {
+                assert!(bytes.len() >= 256);
                 let joined = frames([&bytes]);
                 assert!(joined.len() > 1);
                 self.replica.take_all(joined);
                 self.cursor = to;
             }
             Next::Progress { bytes, number, to } => {
+                assert!(bytes.is_empty() || bytes.len() >= 256);
                 assert!(number > self.progress && to >= self.cursor);
                 self.replica.take_all(frames([&bytes]));
                 (self.progress, self.cursor) = (number, to);

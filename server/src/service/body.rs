@@ -35,10 +35,11 @@ pub(super) struct WatchBody {
 }
 
 impl WatchBody {
-    /// Sends `first` messages, then `lazy` if there is one, then what changes after `cursor`.
+    /// Sends `first`, which is whole messages, then `lazy` if there is one, then what changes after
+    /// `cursor`.
     pub(super) fn new(
         subscriber: Subscriber,
-        first: impl IntoIterator<Item = Bytes>,
+        first: Bytes,
         lazy: Option<Lazy>,
         cursor: Revision,
         registered: Registered,
@@ -47,7 +48,7 @@ impl WatchBody {
         let counted = Held::new(&metrics.streams);
         let progress = subscriber.progress_number();
         let sending = Sending {
-            segments: first.into_iter().collect(),
+            segments: VecDeque::from([first]),
             lazy,
             done: false,
             metrics,
@@ -96,9 +97,7 @@ impl Body for WatchBody {
             }
             match this.subscriber.next(this.cursor, this.progress, cx) {
                 Next::Frame { frame, to } => {
-                    this.sending
-                        .segments
-                        .extend(frame.segments().iter().cloned());
+                    this.sending.segments.extend(frame.alone().iter().cloned());
                     this.cursor = to;
                 }
                 Next::Joined { bytes, to } => {
@@ -117,7 +116,7 @@ impl Body for WatchBody {
                     let goodbye = v1::watch_response::Frame::Goodbye(ending.goodbye());
                     this.sending
                         .segments
-                        .push_back(encode::single(&v1::WatchResponse {
+                        .push_back(encode::unary(&v1::WatchResponse {
                             frame: Some(goodbye),
                         }));
                     this.ending = true;
@@ -182,7 +181,7 @@ impl Sending {
                 return Some(Poll::Ready(Some(Ok(Frame::data(segment)))));
             }
             match self.lazy.as_mut().map(|lazy| lazy.next(&self.metrics)) {
-                Some(Chunk::Ready(chunk)) => self.segments.extend(chunk.segments().iter().cloned()),
+                Some(Chunk::Ready(chunk)) => self.segments.extend(chunk.alone().iter().cloned()),
                 Some(Chunk::Scanning) => {
                     cx.waker().wake_by_ref();
                     return Some(Poll::Pending);

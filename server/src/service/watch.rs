@@ -107,9 +107,11 @@ impl Service {
                 (lazy(kind), root_revision)
             }
         };
+        // In one piece, which travels in one frame.
         let first = first
             .into_iter()
-            .map(|frame| encode::single(&v1::WatchResponse { frame: Some(frame) }));
+            .flat_map(|frame| encode::unary(&v1::WatchResponse { frame: Some(frame) }))
+            .collect();
         grpc::streaming(Body::new(WatchBody::new(
             subscriber, first, lazy, cursor, registered,
         )))
