@@ -28,12 +28,15 @@ pub(crate) async fn serve(listener: TcpListener, app: Router) {
     let _ = axum::serve(listener, app).await;
 }
 
-/// 200 once every prefix has its first state, and from then on: with etcd gone, what was read stays
-/// good, and taking all servers out of service at once would only take it away. Says what is amiss
-/// in either case.
+/// 200 once every prefix has its first state, and until the server shuts down: with etcd gone, what
+/// was read stays good, and taking all servers out of service at once would only take it away. Says
+/// what is amiss in either case.
 async fn ready(State(service): State<Service>) -> impl IntoResponse {
     let mut text = String::new();
-    let mut ready = true;
+    let mut ready = !service.is_draining();
+    if !ready {
+        text.push_str("shutting down\n");
+    }
     for served in service.served() {
         let fanout = &served.fanout;
         let (clock, contact) = fanout.clock();
@@ -84,5 +87,83 @@ async fn scrape(State(metrics): State<Metrics>) -> impl IntoResponse {
             [(CONTENT_TYPE, "text/plain")],
             String::new(),
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use driftless_proto::{Epoch, KeyRange, Revision};
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::fanout::{Publisher, fanout};
+    use crate::service::{Intervals, Served};
+    use crate::source::{CatchUp, History, State as SourceState};
+    use crate::store::Writer;
+
+    fn service() -> (Service, Publisher) {
+        let metrics = Metrics::new();
+        let prefix = KeyRange::prefix("/c/").unwrap();
+        let (publisher, fanout) = fanout(prefix, metrics.clone(), Instant::now());
+        let (catch_up, _) = CatchUp::channel();
+        let hour = Duration::from_secs(3600);
+        let intervals = Intervals {
+            progress: hour,
+            ping: hour,
+            report: hour,
+        };
+        let served = vec![Served { fanout, catch_up }];
+        (Service::new(served, intervals, metrics), publisher)
+    }
+
+    async fn readiness(service: &Service) -> (StatusCode, String) {
+        let response = ready(State(service.clone())).await.into_response();
+        let status = response.status();
+        let body = axum::body::to_bytes(response.into_body(), 4096).await;
+        (status, String::from_utf8(body.unwrap().to_vec()).unwrap())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn readiness_says_what_is_amiss() {
+        let (service, publisher) = service();
+        let unready = StatusCode::SERVICE_UNAVAILABLE;
+        let text = "/c/*: not in sync yet\n".to_owned();
+        assert_eq!(readiness(&service).await, (unready, text));
+        publisher.lost("nobody is there".to_owned());
+        let text = "/c/*: not in sync: nobody is there\n".to_owned();
+        assert_eq!(readiness(&service).await, (unready, text));
+
+        publisher.contact();
+        let writer = Writer::new(SourceState {
+            epoch: Epoch::of_cluster(1, ""),
+            revision: Revision::new(7),
+            entries: Vec::new(),
+            history: History::Continues,
+        });
+        publisher.publish_anew(writer.snapshot().clone(), 1024);
+        let text = "/c/*: in sync at revision 7\n".to_owned();
+        assert_eq!(readiness(&service).await, (StatusCode::OK, text));
+        tokio::time::advance(Duration::from_secs(90)).await;
+        publisher.lost("nobody is there".to_owned());
+        let text = "/c/*: at revision 7, but etcd was last heard of 90 s ago: nobody is there\n";
+        assert_eq!(readiness(&service).await, (StatusCode::OK, text.to_owned()));
+
+        service.drain();
+        let (status, text) = readiness(&service).await;
+        assert_eq!(status, unready);
+        assert!(text.starts_with("shutting down\n"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn every_counter_is_scraped() {
+        let response = scrape(State(Metrics::new())).await.into_response();
+        let body = axum::body::to_bytes(response.into_body(), 1024 * 1024).await;
+        let text = String::from_utf8(body.unwrap().to_vec()).unwrap();
+        for name in ["driftless_streams 0", "driftless_changes_encoded_total 0"] {
+            assert!(text.lines().any(|line| line == name), "{text}");
+        }
+        assert!(text.ends_with("# EOF\n"));
     }
 }

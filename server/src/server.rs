@@ -221,6 +221,11 @@ impl Engine {
         &self.metrics
     }
 
+    #[cfg(test)]
+    pub(crate) const fn service(&self) -> &Service {
+        &self.service
+    }
+
     /// Serves one connection, in a task that ends with it.
     pub fn serve(&self, io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
         self.connections.serve(io);

@@ -10,6 +10,8 @@ mod grpc;
 mod listen;
 mod report;
 mod resume;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 use std::convert::Infallible;
@@ -21,6 +23,7 @@ use std::time::Duration;
 use driftless_proto::{FILE_DESCRIPTOR_SET, KeyRange, v1};
 use http::{Request, Response};
 use hyper::body::Incoming;
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::service::Routes;
@@ -67,6 +70,8 @@ struct Inner {
     metrics: Metrics,
     standard: Routes,
     health: HealthReporter,
+    /// No new streams; the open ones are being ended.
+    draining: CancellationToken,
 }
 
 /// The name under which the health of the service is told.
@@ -99,6 +104,7 @@ impl Service {
             metrics,
             standard: standard.prepare(),
             health,
+            draining: CancellationToken::new(),
         }))
     }
 
@@ -118,11 +124,21 @@ impl Service {
     }
 
     /// Keeps the standard health service truthful: not serving until every prefix has its first
-    /// state. Runs until it is dropped.
+    /// state, nor once the server shuts down. Runs until it is dropped.
     pub async fn keep_health(&self) {
+        let draining = &self.0.draining;
         self.set_serving(ServingStatus::NotServing).await;
-        self.ready().await;
-        self.set_serving(ServingStatus::Serving).await;
+        if draining.run_until_cancelled(self.ready()).await.is_some() {
+            self.set_serving(ServingStatus::Serving).await;
+            draining.cancelled().await;
+        }
+        self.set_serving(ServingStatus::NotServing).await;
+        // Those who watch it are told and let go, or they would hold up the shutdown.
+        let mut health = self.0.health.clone();
+        for name in ["", SERVICE] {
+            health.clear_service_status(name).await;
+        }
+        self.set_serving(ServingStatus::NotServing).await;
         std::future::pending().await
     }
 
@@ -131,8 +147,14 @@ impl Service {
         self.0.health.set_service_status(SERVICE, status).await;
     }
 
+    /// Whether the server shuts down.
+    pub fn is_draining(&self) -> bool {
+        self.0.draining.is_cancelled()
+    }
+
     /// Ends every stream with a goodbye and refuses new ones.
     pub fn drain(&self) {
+        self.0.draining.cancel();
         self.0
             .served
             .iter()
