@@ -1,6 +1,6 @@
 //! Where a watcher's current value lives: one writer, any number of wait-free readers.
 //!
-//! The only user of arc-swap. It knows nothing of where values come from.
+//! The only user of arc-swap. It knows nothing of how states become values.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -11,6 +11,7 @@ use arc_swap::{ArcSwap, Guard};
 use driftless_proto::Revision;
 use tokio::sync::watch;
 
+use crate::entries::Entries;
 use crate::error::Closed;
 
 /// A value and the state that it was made from.
@@ -26,12 +27,13 @@ pub(crate) enum Shown<T> {
 }
 
 /// What has happened to a cell.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Version {
     /// Grows by one with each value.
     pub(crate) number: u64,
-    /// The revision of the newest value.
-    pub(crate) revision: Revision,
+    /// The state that the newest value was made from; an empty one for a default that was taken
+    /// because no state came in time.
+    pub(crate) state: Entries,
     /// No value will follow.
     pub(crate) closed: Option<Closed>,
 }
@@ -43,10 +45,11 @@ pub(crate) struct Cell<T> {
 }
 
 impl<T> Cell<T> {
-    pub(crate) fn new(value: Shown<T>, revision: Revision) -> Self {
+    pub(crate) fn new(value: Shown<T>, state: Entries) -> Self {
+        let revision = state.revision();
         let version = Version {
             number: 0,
-            revision,
+            state,
             closed: None,
         };
         Self {
@@ -56,11 +59,12 @@ impl<T> Cell<T> {
     }
 
     /// Replaces the value, then wakes who waits: whoever is woken finds it.
-    pub(crate) fn store(&self, value: Shown<T>, revision: Revision) {
+    pub(crate) fn store(&self, value: Shown<T>, state: Entries) {
+        let revision = state.revision();
         self.slot.store(Arc::new(Versioned { value, revision }));
         self.version.send_modify(|version| {
             version.number += 1;
-            version.revision = revision;
+            version.state = state;
         });
     }
 
@@ -150,12 +154,18 @@ impl<T> fmt::Debug for Loaded<'_, T> {
 mod tests {
     use super::*;
 
+    fn at(revision: i64) -> Entries {
+        let mut state = Entries::default();
+        state.set_revision(Revision::new(revision));
+        state
+    }
+
     #[test]
     fn a_held_value_outlives_its_replacement() {
-        let cell = Cell::new(Shown::Own(1), Revision::new(1));
+        let cell = Cell::new(Shown::Own(1), at(1));
         let mut bell = cell.subscribe();
         let old = cell.load();
-        cell.store(Shown::Default(Arc::new(2)), Revision::new(2));
+        cell.store(Shown::Default(Arc::new(2)), at(2));
         assert_eq!((*old, old.revision()), (1, Revision::new(1)));
         assert_eq!(
             (*cell.load(), cell.load().revision()),
@@ -168,9 +178,9 @@ mod tests {
     #[test]
     fn replaced_values_are_freed() {
         let value = Arc::new(());
-        let cell = Cell::new(Shown::Own(Arc::clone(&value)), Revision::NONE);
+        let cell = Cell::new(Shown::Own(Arc::clone(&value)), at(0));
         let held = cell.load();
-        cell.store(Shown::Own(Arc::new(())), Revision::NONE);
+        cell.store(Shown::Own(Arc::new(())), at(0));
         assert_eq!(Arc::strong_count(&value), 2);
         drop(held);
         assert_eq!(Arc::strong_count(&value), 1);

@@ -89,6 +89,14 @@ impl Entries {
         old.map.diff(&self.map).map(item).collect()
     }
 
+    /// The keys of the same difference, made one by one.
+    pub(crate) fn changed_keys_since<'a>(&'a self, old: &'a Self) -> impl Iterator<Item = &'a Key> {
+        old.map.diff(&self.map).map(|item| match item {
+            DiffItem::Add(key, _) | DiffItem::Remove(key, _) => key,
+            DiffItem::Update { new, .. } => new.0,
+        })
+    }
+
     pub(crate) fn set_revision(&mut self, revision: Revision) {
         self.revision = revision;
     }
@@ -211,8 +219,11 @@ impl IntoFuture for EntriesBuilder {
                 error = shared.hopeless() => return Err(error),
                 within = expired(self.within) => {
                     let last_error = shared.status().last_error;
-                    let why = NoValue::NotConnected { last_error };
-                    return Err(WatchError::NoFirstValue { within, why });
+                    return Err(WatchError::NoFirstValue {
+                        range: shared.range().clone(),
+                        within,
+                        why: NoValue::NotConnected { last_error },
+                    });
                 }
             };
             let Some(found) = found else {

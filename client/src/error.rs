@@ -6,7 +6,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use driftless_proto::RangeError;
+use driftless_proto::{KeyRange, RangeError};
 
 use crate::decode::Rejection;
 
@@ -68,12 +68,22 @@ impl BuildError {
 /// somebody changes something.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-#[error("{reason}: {message}")]
+#[error("{endpoint}: {reason}: {message}")]
 pub struct Refused {
+    /// Whose answer it is about.
+    pub endpoint: String,
     /// What kind of refusal.
     pub reason: RefusedReason,
-    /// What the server says about it.
+    /// What the server says about it, or what to do.
     pub message: String,
+}
+
+/// What to say when a range holds more than this client takes.
+pub(crate) fn too_large(range: &KeyRange, limit: usize) -> String {
+    format!(
+        "{range} holds more than {limit} bytes; name less, or raise `range_limit` of the client's \
+         builder"
+    )
 }
 
 /// The kinds of refusals.
@@ -119,8 +129,10 @@ pub enum WatchError {
     #[error(transparent)]
     Refused(#[from] Refused),
     /// There was no good value in time, and no default.
-    #[error("no value within {within:?}: {why}")]
+    #[error("no value for {range} within {within:?}: {why}")]
     NoFirstValue {
+        /// What was watched.
+        range: KeyRange,
         /// How long it was waited for.
         within: Duration,
         /// What stood in the way at the end.
@@ -132,7 +144,8 @@ pub enum WatchError {
 }
 
 impl WatchError {
-    /// Whether the same call may succeed later without anybody changing the call.
+    /// Whether the same call may well succeed later: a server comes back, a key is put, a value is
+    /// mended. Not where the call, or who may do what, has to change first.
     pub const fn is_retryable(&self) -> bool {
         match self {
             Self::NoFirstValue { .. } => true,
@@ -160,11 +173,13 @@ pub enum NoValue {
 impl fmt::Display for NoValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotConnected { last_error: None } => f.write_str("no server has answered"),
+            Self::NotConnected { last_error: None } => f.write_str("no server has answered yet"),
             Self::NotConnected {
                 last_error: Some(error),
-            } => write!(f, "no server has answered: {error}"),
-            Self::Missing => f.write_str("the key does not exist"),
+            } => write!(f, "no server has answered in full: {error}"),
+            Self::Missing => f.write_str(
+                "the key does not exist; put it, watch it as an `Option`, or give a default",
+            ),
             Self::Rejected(rejection) => write!(f, "the value was refused: {rejection}"),
         }
     }
@@ -200,27 +215,32 @@ pub enum GetError {
     #[error(transparent)]
     Refused(#[from] Refused),
     /// There was no complete answer in time.
-    #[error("no answer within {after:?}")]
+    #[error("no answer within {after:?} for {range} from {endpoints}")]
     TimedOut {
+        /// What was asked for.
+        range: KeyRange,
+        /// Who was asked, or would have been.
+        endpoints: String,
         /// The limit that was set.
         after: Duration,
     },
-    /// No server could be reached, or it could not answer now.
+    /// No server could be reached, or it could not answer now or in full.
     #[error("no server could answer: {message}")]
     Unavailable {
-        /// What went wrong.
+        /// What went wrong, and with which server.
         message: String,
     },
     /// The answer breaks the contract.
     #[error("the answer cannot be used: {message}")]
     BadAnswer {
-        /// What is wrong with it.
+        /// What is wrong with it, and whose it is.
         message: String,
     },
 }
 
 impl GetError {
-    /// Whether the same call may succeed later without anybody changing the call.
+    /// Whether the same call may well succeed later: a server comes back, or is in sync. Not where
+    /// the call, or who may do what, has to change first.
     pub const fn is_retryable(&self) -> bool {
         match self {
             Self::TimedOut { .. } | Self::Unavailable { .. } => true,

@@ -10,8 +10,9 @@ use driftless_proto::apply::Refusal;
 use driftless_proto::v1::{self, watch_response::Frame};
 use driftless_proto::{KeyRange, RangeError};
 
+use crate::connect::Endpoint;
 use crate::entries::Entries;
-use crate::error::{GetError, Refused, RefusedReason};
+use crate::error::{GetError, Refused, RefusedReason, too_large};
 use crate::replica::{Applied, Replica};
 use crate::transport::{CallError, Transport};
 
@@ -67,9 +68,15 @@ impl IntoFuture for GetBuilder {
         Box::pin(async move {
             let range = self.range?;
             let after = self.timeout;
-            tokio::time::timeout(after, get(&self.transport, range, self.limit))
+            tokio::time::timeout(after, get(&self.transport, range.clone(), self.limit))
                 .await
-                .unwrap_or(Err(GetError::TimedOut { after }))
+                .unwrap_or_else(|_| {
+                    Err(GetError::TimedOut {
+                        range,
+                        endpoints: self.transport.endpoints(),
+                        after,
+                    })
+                })
         })
     }
 }
@@ -84,14 +91,19 @@ impl fmt::Debug for GetBuilder {
 }
 
 async fn get(transport: &Transport, range: KeyRange, limit: usize) -> Result<Entries, GetError> {
-    let connection = transport.connection().await.map_err(failed)?;
+    let connection = match transport.connection().await {
+        Ok(connection) => connection,
+        // It says itself which endpoint it is about.
+        Err(CallError { message, .. }) => return Err(GetError::Unavailable { message }),
+    };
+    let endpoint = connection.endpoint();
     let request = v1::GetRequest {
         range: Some((&range).into()),
         client: Some(transport.info().clone()),
     };
     let answer = async {
         let mut chunks = connection.get(request).await?;
-        let mut replica = Replica::new(range, limit);
+        let mut replica = Replica::new(range.clone(), limit);
         // One state stands alone: what history it belongs to makes no difference.
         replica.begin(&v1::Hello::default());
         while let Some(response) = chunks.next().await? {
@@ -101,11 +113,11 @@ async fn get(transport: &Transport, range: KeyRange, limit: usize) -> Result<Ent
                 Some(Ok(Applied::Changed | Applied::Confirmed)) => {
                     return Ok(Ok(replica.entries().cloned().unwrap_or_default()));
                 }
-                Some(Err(refusal)) => return Ok(Err(refused(&refusal))),
+                Some(Err(refusal)) => return Ok(Err(refused(&refusal, &range, endpoint))),
             }
         }
-        Ok::<_, CallError>(Err(GetError::BadAnswer {
-            message: "it ended before it was complete".to_owned(),
+        Ok::<_, CallError>(Err(GetError::Unavailable {
+            message: format!("{endpoint}: the answer ended before it was complete"),
         }))
     };
     match answer.await {
@@ -115,29 +127,38 @@ async fn get(transport: &Transport, range: KeyRange, limit: usize) -> Result<Ent
             if error.lost {
                 connection.retire();
             }
-            Err(failed(error))
+            Err(failed(error, endpoint))
         }
     }
 }
 
-fn failed(error: CallError) -> GetError {
+fn failed(error: CallError, endpoint: &Endpoint) -> GetError {
     let CallError {
         refused, message, ..
     } = error;
     match refused {
-        Some(reason) => Refused { reason, message }.into(),
-        None => GetError::Unavailable { message },
-    }
-}
-
-fn refused(refusal: &Refusal) -> GetError {
-    let message = refusal.to_string();
-    match refusal {
-        Refusal::TooLarge { .. } => Refused {
-            reason: RefusedReason::TooLarge,
+        Some(reason) => Refused {
+            endpoint: endpoint.to_string(),
+            reason,
             message,
         }
         .into(),
-        _ => GetError::BadAnswer { message },
+        None => GetError::Unavailable {
+            message: format!("{endpoint}: {message}"),
+        },
+    }
+}
+
+fn refused(refusal: &Refusal, range: &KeyRange, endpoint: &Endpoint) -> GetError {
+    match refusal {
+        Refusal::TooLarge { limit } => Refused {
+            endpoint: endpoint.to_string(),
+            reason: RefusedReason::TooLarge,
+            message: too_large(range, *limit),
+        }
+        .into(),
+        _ => GetError::BadAnswer {
+            message: format!("{endpoint}: {refusal}"),
+        },
     }
 }

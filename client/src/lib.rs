@@ -37,8 +37,24 @@
 //!
 //! # What to use
 //!
-//! [`Client::watch`] for a value (see [`decoding`] for what becomes of keys), [`Client::entries`] for keys and their changes (tools), and
-//! [`Client::get`] for one look. All of them need a tokio runtime with I/O and time enabled.
+//! [`Client::watch`] for a value (see [`decoding`] for what becomes of keys), [`Client::entries`]
+//! for keys and their changes (tools), and [`Client::get`] for one look. All of them need a tokio
+//! runtime with I/O and time enabled.
+//!
+//! # Features
+//!
+//! * `toml`, `yaml`: values may be documents in these formats, as a key's suffix or
+//!   [`WatchBuilder::format`] says. JSON can always be read.
+//!
+//! # What is logged
+//!
+//! Through `tracing`, in the target `driftless_client`: a `warn` when a state is refused, when a
+//! server refuses a range, and when no server is in sync, once each for as long as it lasts; an
+//! `info` when that is over; connections and streams at `debug`.
+//!
+//! What is yours is yours to keep quiet: the text of a validator's error goes nowhere, but a panic in
+//! a `Deserialize` or a validator runs the process's panic hook, with whatever its message quotes,
+//! before this library catches it.
 
 mod builder;
 mod cell;
@@ -64,7 +80,7 @@ pub use builder::ClientBuilder;
 pub use cell::Loaded;
 pub use client::Client;
 pub use connect::{Connect, Connecting, Endpoint, Io};
-pub use decode::{Rejection, RejectionKind};
+pub use decode::{Format, Rejection, RejectionKind};
 pub use driftless_proto::{Entry, Key, KeyRange, RangeError, Revision};
 pub use entries::{Entries, EntriesBuilder, EntriesChange, EntriesWatcher, EntryChange};
 pub use error::{BuildError, Closed, GetError, NoValue, Refused, RefusedReason, WatchError};

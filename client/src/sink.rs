@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{Notify, SetOnce};
 
 use crate::cell::{Cell, Shown};
-use crate::decode::{self, Rejection};
+use crate::decode::{self, Format, Rejection};
 use crate::entries::Entries;
 use crate::error::Closed;
 use crate::status::RejectedState;
@@ -54,6 +54,7 @@ pub(crate) type Validate<T> = Box<dyn Fn(&T) -> Result<(), ()> + Send + Sync>;
 /// Decodes states into a cell.
 pub(crate) struct TypedSink<T> {
     range: KeyRange,
+    format: Option<Format>,
     default: Option<Arc<T>>,
     validate: Option<Validate<T>>,
     /// The number of the last state that was shown.
@@ -64,9 +65,15 @@ pub(crate) struct TypedSink<T> {
 }
 
 impl<T: DeserializeOwned> TypedSink<T> {
-    pub(crate) fn new(range: KeyRange, default: Option<T>, validate: Option<Validate<T>>) -> Self {
+    pub(crate) fn new(
+        range: KeyRange,
+        format: Option<Format>,
+        default: Option<T>,
+        validate: Option<Validate<T>>,
+    ) -> Self {
         Self {
             range,
+            format,
             default: default.map(Arc::new),
             validate,
             shown: AtomicU64::new(0),
@@ -87,33 +94,34 @@ impl<T: DeserializeOwned> TypedSink<T> {
     pub(crate) fn fall_back(&self) -> Option<Arc<Cell<T>>> {
         let default = Shown::Default(Arc::clone(self.default.as_ref()?));
         // Where a first value came in this moment, that is as good.
-        self.begin(default, Revision::NONE);
+        self.begin(default, &Entries::default());
         self.cell.get().cloned()
     }
 
     /// Makes the cell with its first value; gives the value back when there is a cell.
-    fn begin(&self, value: Shown<T>, revision: Revision) -> Option<Shown<T>> {
+    fn begin(&self, value: Shown<T>, state: &Entries) -> Option<Shown<T>> {
         // The task and `fall_back` may both want to.
         let _one_at_a_time = self.lock();
         if self.cell.initialized() {
             return Some(value);
         }
-        let cell = Arc::new(Cell::new(value, revision));
+        let cell = Arc::new(Cell::new(value, state.clone()));
         // Cannot fail: nobody sets it without the lock.
         let _ = self.cell.set(cell);
         None
     }
 
-    fn put(&self, value: Shown<T>, revision: Revision) {
-        if let Some(value) = self.begin(value, revision)
+    fn put(&self, value: Shown<T>, state: &Entries) {
+        if let Some(value) = self.begin(value, state)
             && let Some(cell) = self.cell.get()
         {
-            cell.store(value, revision);
+            cell.store(value, state.clone());
         }
     }
 
     fn decode(&self, entries: &Entries) -> Result<Option<T>, Rejection> {
-        let Some(value) = decode::decode::<T>(&self.range, &mut entries.iter())? else {
+        let mut all = entries.iter();
+        let Some(value) = decode::decode::<T>(&self.range, &mut all, self.format)? else {
             return Ok(None);
         };
         if let Some(validate) = &self.validate
@@ -143,20 +151,14 @@ impl<T: DeserializeOwned + Send + Sync> Sink for TypedSink<T> {
             ..Outcome::default()
         };
         match decoded {
-            Ok(Some(value)) => self.put(Shown::Own(value), revision),
+            Ok(Some(value)) => self.put(Shown::Own(value), state.entries),
             Ok(None) => {
                 outcome.missing = true;
                 if let Some(default) = &self.default {
-                    self.put(Shown::Default(Arc::clone(default)), revision);
+                    self.put(Shown::Default(Arc::clone(default)), state.entries);
                 }
             }
             Err(rejection) => {
-                tracing::warn!(
-                    range = %self.range,
-                    %revision,
-                    %rejection,
-                    "a state was refused; the last good value stays"
-                );
                 outcome.accepted = self.lock().accepted;
                 outcome.rejected = Some(RejectedState {
                     revision,
@@ -179,20 +181,34 @@ impl<T: DeserializeOwned + Send + Sync> Sink for TypedSink<T> {
 }
 
 /// The sinks of one subscription: its handles add and remove them, its task shows them states.
-#[derive(Default)]
 pub(crate) struct Sinks {
+    range: KeyRange,
     set: Mutex<Set>,
     added: Notify,
 }
+
+/// What is wrong, and since when: since the value in question was put, where it is one value, else
+/// since this state.
+type Refusal = (Rejection, Revision);
 
 #[derive(Default)]
 struct Set {
     next: u64,
     sinks: BTreeMap<u64, Arc<dyn Sink>>,
+    /// What is wrong with the state that was shown last, each refusal once. It was logged.
+    refusals: Vec<Refusal>,
     closed: Option<Closed>,
 }
 
 impl Sinks {
+    pub(crate) fn new(range: KeyRange) -> Self {
+        Self {
+            range,
+            set: Mutex::default(),
+            added: Notify::new(),
+        }
+    }
+
     /// Adds a sink; the task shows it what is held. Dropping what is returned removes it.
     pub(crate) fn attach(self: &Arc<Self>, sink: Arc<dyn Sink>) -> Attached {
         let mut set = self.lock();
@@ -221,11 +237,18 @@ impl Sinks {
         // Without the lock: there is user code in there, and it may well drop a watcher.
         let sinks: Vec<Arc<dyn Sink>> = self.lock().sinks.values().cloned().collect();
         let mut least: Option<Outcome> = None;
+        let mut refusals: Vec<Refusal> = Vec::new();
         for sink in sinks {
             if let Some(state) = state {
                 sink.show(state);
             }
             let outcome = sink.outcome();
+            if let (Some(state), Some(rejected)) = (state, &outcome.rejected) {
+                let refusal = since(rejected, state.entries);
+                if !refusals.contains(&refusal) {
+                    refusals.push(refusal);
+                }
+            }
             if least
                 .as_ref()
                 .is_none_or(|least| outcome.accepted < least.accepted)
@@ -233,7 +256,24 @@ impl Sinks {
                 least = Some(outcome);
             }
         }
+        if let Some(state) = state {
+            self.log(refusals, state.entries.revision());
+        }
         least
+    }
+
+    /// Logs what was not wrong before. What stays wrong is logged once, however many watchers refuse
+    /// it, whatever else changes in the range meanwhile, and whether or not the connection holds.
+    fn log(&self, refusals: Vec<Refusal>, revision: Revision) {
+        let before = std::mem::replace(&mut self.lock().refusals, refusals.clone());
+        for refusal in refusals.iter().filter(|refusal| !before.contains(refusal)) {
+            tracing::warn!(
+                range = %self.range,
+                %revision,
+                rejection = %refusal.0,
+                "a state was refused; the last good value stays"
+            );
+        }
     }
 
     /// No state will follow, for those that are added later too. The first reason stands.
@@ -257,6 +297,17 @@ impl Sinks {
     fn lock(&self) -> MutexGuard<'_, Set> {
         self.set.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn since(rejected: &RejectedState, state: &Entries) -> Refusal {
+    let rejection = rejected.rejection.clone();
+    let since = match rejection.key() {
+        Some(key) => state
+            .get(key.as_ref())
+            .map_or(Revision::NONE, |entry| entry.mod_revision),
+        None => rejected.revision,
+    };
+    (rejection, since)
 }
 
 /// Keeps a sink attached.

@@ -113,6 +113,12 @@ impl Transport {
         &self.info
     }
 
+    /// All that it may dial, for people.
+    pub(crate) fn endpoints(&self) -> String {
+        let endpoints: Vec<String> = self.endpoints.iter().map(Endpoint::to_string).collect();
+        endpoints.join(", ")
+    }
+
     /// Whether there is more than one endpoint.
     pub(crate) const fn has_choice(&self) -> bool {
         self.endpoints.len() > 1

@@ -6,11 +6,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use driftless_proto::{KeyRange, RangeError, Revision};
+use driftless_proto::{Key, KeyRange, RangeError, Revision};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use crate::cell::{Cell, Loaded, Version};
+use crate::decode::Format;
+use crate::entries::Entries;
 use crate::error::{Closed, NoValue, WatchError};
 use crate::registry::Registry;
 use crate::sink::{Attached, Outcome, Sink, TypedSink, Validate};
@@ -30,6 +32,7 @@ pub struct WatchBuilder<T> {
     registry: Arc<Registry>,
     range: Result<KeyRange, RangeError>,
     within: Duration,
+    format: Option<Format>,
     default: Option<T>,
     validate: Option<Validate<T>>,
 }
@@ -40,6 +43,7 @@ impl<T> WatchBuilder<T> {
             registry,
             range,
             within: FIRST_VALUE_WITHIN,
+            format: None,
             default: None,
             validate: None,
         }
@@ -50,6 +54,15 @@ impl<T> WatchBuilder<T> {
     /// none. Default: 30 s.
     pub const fn first_value_within(mut self, limit: Duration) -> Self {
         self.within = limit;
+        self
+    }
+
+    /// What values are written in whose keys do not say it: each is read as if its key had that
+    /// format's suffix, without the suffix being cut off. A suffix `.json`, `.toml`, `.yaml` or
+    /// `.yml` beats it. It matters only where a document is asked for; a string takes the text in
+    /// any case. Default: JSON where only a document will do; see [`decoding`](crate::decoding).
+    pub fn format(mut self, format: Format) -> Self {
+        self.format = Some(format);
         self
     }
 
@@ -88,7 +101,8 @@ impl<T: DeserializeOwned + Send + Sync + 'static> IntoFuture for WatchBuilder<T>
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
             let range = self.range?;
-            let sink = Arc::new(TypedSink::new(range.clone(), self.default, self.validate));
+            let sink = TypedSink::new(range.clone(), self.format, self.default, self.validate);
+            let sink = Arc::new(sink);
             let shared = self.registry.subscribe(range);
             let attached = shared.attach(Arc::clone(&sink) as Arc<dyn Sink>);
             let cell = tokio::select! {
@@ -98,6 +112,7 @@ impl<T: DeserializeOwned + Send + Sync + 'static> IntoFuture for WatchBuilder<T>
                 () = tokio::time::sleep(self.within) => match sink.fall_back() {
                     Some(cell) => cell,
                     None => return Err(WatchError::NoFirstValue {
+                        range: shared.range().clone(),
                         within: self.within,
                         why: obstacle(&shared.status(), sink.outcome()),
                     }),
@@ -108,11 +123,15 @@ impl<T: DeserializeOwned + Send + Sync + 'static> IntoFuture for WatchBuilder<T>
                 return Err(WatchError::Closed(shared.closed()));
             }
             let version = cell.subscribe();
-            let seen = version.borrow().number;
+            let (seen, seen_state) = {
+                let now = version.borrow();
+                (now.number, now.state.clone())
+            };
             Ok(Watcher {
                 cell,
                 version,
                 seen,
+                seen_state,
                 sink,
                 shared,
                 _attached: attached,
@@ -144,11 +163,39 @@ impl<T> fmt::Debug for WatchBuilder<T> {
 }
 
 /// What a watcher moved to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone)]
 #[non_exhaustive]
 pub struct Changed {
     /// The revision of the state that the newest value was made from.
     pub revision: Revision,
+    old: Entries,
+    new: Entries,
+}
+
+impl Changed {
+    /// The keys that differ from what the value told of before was made from, in ascending order:
+    /// put, or deleted. All of them for a value that follows a default for want of a state.
+    ///
+    /// Found when asked for, at the cost of what changed and without allocating for each key.
+    pub fn keys(&self) -> impl Iterator<Item = &Key> {
+        self.new.changed_keys_since(&self.old)
+    }
+}
+
+impl fmt::Debug for Changed {
+    /// The revision and the keys.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        struct Keys<'a>(&'a Changed);
+        impl fmt::Debug for Keys<'_> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_list().entries(self.0.keys()).finish()
+            }
+        }
+        f.debug_struct("Changed")
+            .field("revision", &self.revision)
+            .field("keys", &Keys(self))
+            .finish()
+    }
 }
 
 /// A value that is always current: the last good one.
@@ -160,6 +207,9 @@ pub struct Watcher<T> {
     version: watch::Receiver<Version>,
     /// The number of the value that was current at the start, or that `changed` told of last.
     seen: u64,
+    /// The state that it was made from: what changes are told against. It shares with the current
+    /// one what is the same in them, so it costs what changed since.
+    seen_state: Entries,
     sink: Arc<dyn Sink>,
     // Before `shared`: fields are dropped in order, and the sink goes before the task is ended.
     _attached: Attached,
@@ -176,8 +226,9 @@ impl<T> Watcher<T> {
     }
 
     /// Waits for a value newer than the one that this watcher began with, or that this method last
-    /// told of. The latest value counts; those in between are not told. It resolves also for values
-    /// that [`load`](Self::load) has shown already, and for ones that are equal to the one before.
+    /// told of, and tells its revision and which keys changed. The latest value counts; those in
+    /// between are not told. It resolves also for values that [`load`](Self::load) has shown
+    /// already, and for ones that are equal to the one before.
     ///
     /// # Errors
     /// When no value will follow.
@@ -191,11 +242,14 @@ impl<T> Watcher<T> {
             .wait_for(|version| version.number != seen || version.closed.is_some())
             .await;
         // Cannot fail while the cell is held; if it could, it would mean this.
-        let version = *news.map_err(|_| Closed::Ended)?;
+        let version = news.map_err(|_| Closed::Ended)?.clone();
         if version.number != seen {
             self.seen = version.number;
+            let old = std::mem::replace(&mut self.seen_state, version.state.clone());
             return Ok(Changed {
-                revision: version.revision,
+                revision: version.state.revision(),
+                old,
+                new: version.state,
             });
         }
         Err(version.closed.unwrap_or(Closed::Ended))

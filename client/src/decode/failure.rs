@@ -66,6 +66,24 @@ impl Failure {
         self
     }
 
+    /// Adds what may be known of what a format's decoder said: what it is about, where that is not
+    /// the type, and the line and column.
+    pub(super) fn told(
+        mut self,
+        is: Option<(RejectionKind, &'static str)>,
+        position: Option<(usize, usize)>,
+    ) -> Self {
+        let by_decoder = self.by_decoder;
+        let facts = self.facts_mut();
+        if let Some((kind, detail)) = is.filter(|_| by_decoder) {
+            facts.kind = kind;
+            facts.detail = detail;
+            facts.expected = None;
+        }
+        facts.position = position;
+        self
+    }
+
     /// It happened within this field, element or segment.
     pub(super) fn within(mut self, segment: &str) -> Self {
         let inner = std::mem::take(&mut self.facts_mut().path);

@@ -5,42 +5,14 @@ use serde::de::value::Error as Discarded;
 use serde::de::{DeserializeOwned, Deserializer, Visitor};
 
 use super::failure::Failure;
+use super::format::{Format, Suffix};
+use super::json;
 use super::rejection::{Rejection, RejectionKind};
 use super::text::Text;
-use super::track::{Track, track};
-
-/// What a value is written in, when its key says so.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Suffix {
-    Json,
-    /// A format that this build cannot read; what to say about it.
-    Unread(&'static str),
-}
-
-impl Suffix {
-    /// Splits the suffix off a key's text, when there is one and it leaves a name.
-    pub(super) fn split(key: &str) -> (&str, Option<Self>) {
-        const KNOWN: [(&str, Suffix); 3] = [
-            (".json", Suffix::Json),
-            (
-                ".toml",
-                Suffix::Unread("this build has no decoder for .toml: write it as .json"),
-            ),
-            (
-                ".yaml",
-                Suffix::Unread("this build has no decoder for .yaml: write it as .json"),
-            ),
-        ];
-        KNOWN
-            .iter()
-            .find_map(|(text, suffix)| {
-                let name = key.strip_suffix(text)?;
-                let named = !name.is_empty() && !name.ends_with('/');
-                named.then_some((name, Some(*suffix)))
-            })
-            .unwrap_or((key, None))
-    }
-}
+#[cfg(feature = "toml")]
+use super::toml;
+#[cfg(feature = "yaml")]
+use super::yaml;
 
 /// A value that exists.
 #[derive(Clone, Copy)]
@@ -48,16 +20,22 @@ pub(super) struct Leaf<'a> {
     pub(super) key: &'a Key,
     value: &'a [u8],
     pub(super) suffix: Option<Suffix>,
-    /// A target that takes anything gets text, and not JSON.
+    /// What it is written in when no suffix says it.
+    format: Option<Format>,
+    /// A target that takes anything gets text, and no document, unless
+    /// something says what it is written in.
     any_is_text: bool,
 }
 
 /// The one value that a range of one key holds.
-pub(super) fn decode<T: DeserializeOwned>(entry: &Entry) -> Result<T, Rejection> {
+pub(super) fn decode<T: DeserializeOwned>(
+    entry: &Entry,
+    format: Option<Format>,
+) -> Result<T, Rejection> {
     let suffix = entry.key.as_str().and_then(|key| Suffix::split(key).1);
     let leaf = Leaf {
         any_is_text: false,
-        ..Leaf::in_tree(entry, suffix)
+        ..Leaf::in_tree(entry, suffix, format)
     };
     T::deserialize(leaf).map_err(|failure| failure.at(&entry.key).into_rejection())
 }
@@ -68,11 +46,16 @@ pub(super) fn decode_missing<T: DeserializeOwned>() -> Option<T> {
 }
 
 impl<'a> Leaf<'a> {
-    pub(super) fn in_tree(entry: &'a Entry, suffix: Option<Suffix>) -> Self {
+    pub(super) fn in_tree(
+        entry: &'a Entry,
+        suffix: Option<Suffix>,
+        format: Option<Format>,
+    ) -> Self {
         Self {
             key: &entry.key,
             value: &entry.value,
             suffix,
+            format,
             any_is_text: true,
         }
     }
@@ -82,45 +65,40 @@ impl<'a> Leaf<'a> {
             .map_err(|_| Failure::new(RejectionKind::Utf8, "the value is not UTF-8"))
     }
 
-    /// Reads the value as a document in the format that the suffix names, JSON without one.
-    fn document<R>(
-        &self,
-        read: impl FnOnce(Track<'_, &mut Json<'a>>) -> Result<R, Failure>,
-    ) -> Result<R, Failure> {
-        if let Some(Suffix::Unread(why)) = self.suffix {
-            return Err(Failure::new(RejectionKind::Format, why));
+    /// What a document is written in: what the suffix says, else the caller, else JSON.
+    fn format(&self) -> Result<Format, Failure> {
+        match self.suffix {
+            Some(Suffix::Named(format)) => Ok(format),
+            Some(Suffix::Unread(why)) => Err(Failure::new(RejectionKind::Format, why)),
+            None => Ok(self.format.unwrap_or(Format::Json)),
         }
-        let mut json = serde_json::Deserializer::from_str(self.text()?);
-        let read = track(&mut json, read).map_err(|(failure, said)| located(failure, said));
-        let value = read?;
-        // More behind the end of it is no JSON either.
-        let end = json.end();
-        end.map_err(|said| located(Failure::by_decoder("the end"), Some(said)))?;
-        Ok(value)
+    }
+
+    /// Whether a variant's name alone is what the value is, rather than a document: `fast` is not
+    /// JSON and not TOML, and everybody who writes it means it.
+    fn is_name(&self, text: &str) -> Result<bool, Failure> {
+        Ok(match self.format()? {
+            Format::Json => !text.trim_start().starts_with(['"', '{']),
+            #[cfg(feature = "toml")]
+            Format::Toml => !text.contains(['=', '[']),
+            // Names are documents there.
+            #[cfg(feature = "yaml")]
+            Format::Yaml => false,
+        })
     }
 }
 
-type Json<'a> = serde_json::Deserializer<serde_json::de::StrRead<'a>>;
-
-/// Adds what may be known of what the decoder said: where, and which sort.
-fn located(mut failure: Failure, said: Option<serde_json::Error>) -> Failure {
-    let Some(said) = said else { return failure };
-    let by_decoder = failure.by_decoder;
-    let facts = failure.facts_mut();
-    if by_decoder && !said.is_data() {
-        facts.kind = RejectionKind::Syntax;
-        facts.detail = if said.is_eof() {
-            "not JSON: it ends too early"
-        } else {
-            "not JSON"
-        };
-        facts.expected = None;
-    }
-    // Line 0: it does not know.
-    if said.line() > 0 {
-        facts.position = Some((said.line(), said.column()));
-    }
-    failure
+/// Reads a leaf as a document, by a method of its format's deserialiser.
+macro_rules! document {
+    ($leaf:expr, $method:ident($($arg:expr),*)) => {
+        match $leaf.format()? {
+            Format::Json => json::read($leaf.text()?, |json| json.$method($($arg),*)),
+            #[cfg(feature = "toml")]
+            Format::Toml => toml::read($leaf.text()?, |toml| toml.$method($($arg),*)),
+            #[cfg(feature = "yaml")]
+            Format::Yaml => yaml::read($leaf.text()?, |yaml| yaml.$method($($arg),*)),
+        }
+    };
 }
 
 macro_rules! as_text {
@@ -134,7 +112,7 @@ macro_rules! as_text {
 macro_rules! as_document {
     ($($method:ident($($arg:ident: $type:ty),*),)*) => {$(
         fn $method<V: Visitor<'de>>(self, $($arg: $type,)* visitor: V) -> Result<V::Value, Failure> {
-            self.document(|json| json.$method($($arg,)* visitor))
+            document!(self, $method($($arg,)* visitor))
         }
     )*};
 }
@@ -167,10 +145,10 @@ impl<'de> Deserializer<'de> for Leaf<'de> {
     }
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Failure> {
-        if self.any_is_text && self.suffix.is_none() {
+        if self.any_is_text && self.suffix.is_none() && self.format.is_none() {
             Text::new(self.text()?).deserialize_any(visitor)
         } else {
-            self.document(|json| json.deserialize_any(visitor))
+            document!(self, deserialize_any(visitor))
         }
     }
 
@@ -197,10 +175,10 @@ impl<'de> Deserializer<'de> for Leaf<'de> {
         visitor: V,
     ) -> Result<V::Value, Failure> {
         let text = self.text()?;
-        if text.trim_start().starts_with(['"', '{']) {
-            self.document(|json| json.deserialize_enum(name, variants, visitor))
-        } else {
+        if self.is_name(text)? {
             Text::new(text).deserialize_enum(name, variants, visitor)
+        } else {
+            document!(self, deserialize_enum(name, variants, visitor))
         }
     }
 }

@@ -34,11 +34,17 @@ macro_rules! scalars {
 }
 
 mod failure;
+mod format;
+mod json;
 mod leaf;
 mod rejection;
 mod text;
+#[cfg(feature = "toml")]
+mod toml;
 mod track;
 mod tree;
+#[cfg(feature = "yaml")]
+mod yaml;
 
 #[cfg(test)]
 mod tests;
@@ -46,10 +52,12 @@ mod tests;
 use driftless_proto::{Entry, KeyRange};
 use serde::de::DeserializeOwned;
 
+pub use format::Format;
 pub use rejection::{Rejection, RejectionKind};
 
 /// The value that `entries`, all that `range` holds, make. `Ok(None)` when the range is one key, it
-/// does not exist, and the type cannot be made from nothing.
+/// does not exist, and the type cannot be made from nothing. Documents are in `format` where no
+/// suffix says another.
 ///
 /// # Errors
 /// When the entries are no `T`.
@@ -59,16 +67,17 @@ pub use rejection::{Rejection, RejectionKind};
 pub(crate) fn decode<T: DeserializeOwned>(
     range: &KeyRange,
     entries: &mut dyn Iterator<Item = &Entry>,
+    format: Option<Format>,
 ) -> Result<Option<T>, Rejection> {
     match range {
         KeyRange::Key(key) => {
             for entry in entries {
                 if entry.key == *key {
-                    return leaf::decode(entry).map(Some);
+                    return leaf::decode(entry, format).map(Some);
                 }
             }
             Ok(leaf::decode_missing())
         }
-        KeyRange::Prefix(prefix) => tree::decode(prefix, entries).map(Some),
+        KeyRange::Prefix(prefix) => tree::decode(prefix, entries, format).map(Some),
     }
 }

@@ -29,10 +29,12 @@ pub enum RejectionKind {
     Utf8,
     /// Two keys, or two fields of a document, are for the same thing.
     Conflict,
-    /// This build has no decoder for the format that the key's suffix names.
+    /// This build does not read the format that the key's suffix names.
     Format,
     /// Keys are nested deeper than is followed.
     TooDeep,
+    /// A document is nested deeper, or stands for more, than is followed.
+    TooLarge,
     /// The service's own validation refused the value.
     Invalid,
     /// The service's own code panicked over the value.
@@ -51,6 +53,7 @@ impl RejectionKind {
             Self::Conflict => "conflict",
             Self::Format => "format",
             Self::TooDeep => "too-deep",
+            Self::TooLarge => "too-large",
             Self::Invalid => "invalid",
             Self::Panic => "panic",
         }

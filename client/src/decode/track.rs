@@ -42,7 +42,7 @@ pub(super) fn track<'de, D: Deserializer<'de>, R>(
 }
 
 /// A format's deserialiser.
-pub(super) struct Track<'t, D, E = serde_json::Error> {
+pub(super) struct Track<'t, D, E> {
     inner: D,
     aside: &'t Aside,
     said: &'t Said<E>,

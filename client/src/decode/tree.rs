@@ -12,7 +12,8 @@ use serde::de::{
 };
 
 use super::failure::Failure;
-use super::leaf::{Leaf, Suffix};
+use super::format::{Format, Suffix};
+use super::leaf::Leaf;
 use super::rejection::{Rejection, RejectionKind};
 use super::text::Text;
 
@@ -34,12 +35,13 @@ const SUFFIXES: &str = "they differ by their suffix only: use one of them";
 pub(super) fn decode<T: DeserializeOwned>(
     prefix: &Key,
     entries: &mut dyn Iterator<Item = &Entry>,
+    format: Option<Format>,
 ) -> Result<T, Rejection> {
     let mut below: Vec<Below<'_>> = Vec::new();
     for entry in entries {
         // The owner of the entries keeps to the range; what is not in it is not for this type.
         if let Some(path) = entry.key.as_ref().strip_prefix(prefix.as_ref()) {
-            below.push(Below::new(path, entry)?);
+            below.push(Below::new(path, entry, format)?);
         }
     }
     below.sort_by(|a, b| a.name.split('/').cmp(b.name.split('/')));
@@ -81,12 +83,11 @@ struct Below<'a> {
     path: &'a str,
     /// The same without its suffix.
     name: &'a str,
-    suffix: Option<Suffix>,
-    entry: &'a Entry,
+    leaf: Leaf<'a>,
 }
 
 impl<'a> Below<'a> {
-    fn new(path: &'a [u8], entry: &'a Entry) -> Result<Self, Rejection> {
+    fn new(path: &'a [u8], entry: &'a Entry, format: Option<Format>) -> Result<Self, Rejection> {
         let path = std::str::from_utf8(path).map_err(|_| {
             Failure::new(RejectionKind::Utf8, "the key is not UTF-8")
                 .at(&entry.key)
@@ -96,13 +97,8 @@ impl<'a> Below<'a> {
         Ok(Self {
             path,
             name,
-            suffix,
-            entry,
+            leaf: Leaf::in_tree(entry, suffix, format),
         })
-    }
-
-    fn leaf(&self) -> Leaf<'a> {
-        Leaf::in_tree(self.entry, self.suffix)
     }
 }
 
@@ -168,11 +164,9 @@ impl<'a, 's> Branch<'a, 's> {
                 start: self.start + name.len() + 1,
                 place: self.place.clone(),
             }),
-            (1, [leaf]) => What::Leaf(leaf.leaf()),
-            (1, [leaf, child, ..]) => {
-                What::Clash(LEAF_AND_PARENT, &leaf.entry.key, &child.entry.key)
-            }
-            (_, [one, other, ..]) => What::Clash(SUFFIXES, &one.entry.key, &other.entry.key),
+            (1, [leaf]) => What::Leaf(leaf.leaf),
+            (1, [leaf, child, ..]) => What::Clash(LEAF_AND_PARENT, leaf.leaf.key, child.leaf.key),
+            (_, [one, other, ..]) => What::Clash(SUFFIXES, one.leaf.key, other.leaf.key),
             (_, [_] | []) => return None,
         };
         Some((name, what, others))
@@ -188,7 +182,7 @@ impl<'a, 's> Branch<'a, 's> {
     /// The first of the paths, its value, and the rest.
     fn split_path(&self) -> Option<(&'a str, What<'a, 's>, &'s [Below<'a>])> {
         let (first, others) = self.below.split_first()?;
-        Some((&first.path[self.start..], What::Leaf(first.leaf()), others))
+        Some((&first.path[self.start..], What::Leaf(first.leaf), others))
     }
 
     /// As a struct, or as a map.
@@ -228,7 +222,7 @@ impl<'a, 's> What<'a, 's> {
     fn key(&self) -> Option<&'a Key> {
         match self {
             Self::Leaf(leaf) => Some(leaf.key),
-            Self::Branch(branch) => branch.below.first().map(|below| &below.entry.key),
+            Self::Branch(branch) => branch.below.first().map(|below| below.leaf.key),
             Self::Clash(_, key, _) => Some(key),
         }
     }

@@ -46,7 +46,7 @@ impl Shared {
         transport: Arc<Transport>,
         registry: Weak<Registry>,
     ) -> Self {
-        let sinks = Arc::new(Sinks::default());
+        let sinks = Arc::new(Sinks::new(range.clone()));
         let (show_entries, entries) = watch::channel(None);
         let (show_status, status) = watch::channel(Status::new(Instant::now().into_std()));
         let task = Task::new(

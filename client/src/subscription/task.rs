@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::state::{Cause, Event, Machine, Phase};
 use crate::entries::Entries;
-use crate::error::{Closed, Refused, RefusedReason};
+use crate::error::{Closed, Refused, RefusedReason, too_large};
 use crate::replica::{Applied, Replica};
 use crate::report::Slot;
 use crate::sink::{Numbered, Sinks};
@@ -38,6 +38,8 @@ pub(crate) struct Task {
     /// Where the outcome of the stream at hand is reported.
     slot: Option<Slot>,
     clock: Clock,
+    /// No server serves the range: it was logged, and that one does again will be.
+    outage: bool,
 }
 
 /// Why a stream or an attempt ended.
@@ -46,6 +48,8 @@ struct End {
     at_least: Duration,
     message: String,
     refused: Option<RefusedReason>,
+    /// The server that it is about, where the message does not say.
+    endpoint: Option<String>,
     /// The connection, or the server at its other end, is not to be used for the next attempt.
     leave: bool,
     /// The server took back the right to the range.
@@ -107,6 +111,7 @@ impl Task {
             connection: None,
             slot: None,
             clock: Clock::default(),
+            outage: false,
         }
     }
 
@@ -126,11 +131,13 @@ impl Task {
                 self.close(Closed::Revoked);
                 return;
             }
+            // What was live may well be live again in a moment, elsewhere: no reason to alarm.
+            let fruitless = !matches!(self.machine.phase(), Phase::Live { .. });
             self.step(Event::Ended {
                 cause: end.cause,
                 at_least: end.at_least,
             });
-            self.tell(&end);
+            self.tell(&end, fruitless);
             if let Some(until) = self.machine.deadline() {
                 self.serving(tokio::time::sleep_until(until)).await;
             }
@@ -150,26 +157,27 @@ impl Task {
             },
         };
         self.connection = Some(Arc::clone(&connection));
-        let request = self.request();
-        self.step(Event::Asked);
-        let asked = self.limited(connection.watch(request)).await;
-        let mut frames = match asked {
-            Some(Ok(frames)) => frames,
-            Some(Err(error)) => return self.failed(error),
-            None => return End::silent(),
-        };
-        match self.follow(&connection, &mut frames).await {
+        match self.follow(&connection).await {
             Ok(never) => match never {},
-            Err(end) => end,
+            Err(end) => End {
+                endpoint: Some(connection.endpoint().to_string()),
+                ..end
+            },
         }
     }
 
-    /// Follows a stream to its end.
+    /// Asks, and follows the stream to its end.
     async fn follow(
         &mut self,
         connection: &Arc<Connection>,
-        frames: &mut Frames,
     ) -> Result<std::convert::Infallible, End> {
+        let request = self.request();
+        self.step(Event::Asked);
+        let frames = &mut match self.limited(connection.watch(request)).await {
+            Some(Ok(frames)) => frames,
+            Some(Err(error)) => return Err(self.failed(error)),
+            None => return Err(End::silent()),
+        };
         let hello = match self.next(frames).await? {
             Some(Frame::Hello(hello)) => hello,
             // A server that wants to be left alone may say only that.
@@ -220,7 +228,7 @@ impl Task {
         let applied = self
             .replica
             .apply(frame)
-            .map_err(|refusal| End::refused(&refusal))?;
+            .map_err(|refusal| End::refused(&refusal, &self.range))?;
         match applied {
             Applied::Nothing => {
                 self.step(Event::Heard);
@@ -242,6 +250,9 @@ impl Task {
         let was_live = matches!(self.machine.phase(), Phase::Live { .. });
         self.step(Event::InSync);
         self.show_phase();
+        if std::mem::take(&mut self.outage) {
+            tracing::info!(range = %self.range, "in sync");
+        }
         if applied == Applied::Changed || !was_live {
             self.show_sinks();
         }
@@ -388,29 +399,39 @@ impl Task {
     }
 
     /// Says why a stream or an attempt ended, in the status and in the log.
-    fn tell(&self, end: &End) {
+    fn tell(&mut self, end: &End, fruitless: bool) {
         let range = &self.range;
         let wait = self
             .machine
             .deadline()
             .map(|until| until.saturating_duration_since(Instant::now()));
         let refused = end.refused.map(|reason| Refused {
+            endpoint: end.endpoint.clone().unwrap_or_default(),
             reason,
             message: end.message.clone(),
         });
+        let why = match &end.endpoint {
+            Some(endpoint) => format!("{endpoint}: {}", end.message),
+            None => end.message.clone(),
+        };
         // Once for each run of refusals, not at every retry.
         let news = self.status.borrow().refused != refused;
         match (&refused, end.cause) {
             (Some(refused), _) if news => {
+                self.outage = true;
                 tracing::warn!(%range, %refused, ?wait, "a range is refused; asking again");
             }
             (_, Cause::Differs | Cause::Discard) => {
-                tracing::warn!(%range, why = %end.message, ?wait, "a state cannot be trusted; fetching it anew");
+                tracing::warn!(%range, %why, ?wait, "a state cannot be trusted; fetching it anew");
             }
-            _ => tracing::debug!(%range, why = %end.message, ?wait, "a stream ended"),
+            // Once for each outage, not at every attempt.
+            (None, _) if fruitless && !std::mem::replace(&mut self.outage, true) => {
+                tracing::warn!(%range, %why, "not in sync with any server; trying again, and the last state stays");
+            }
+            _ => tracing::debug!(%range, %why, ?wait, "a stream ended"),
         }
         self.status.send_modify(|status| {
-            status.last_error = Some(end.message.clone());
+            status.last_error = Some(why);
             status.diverged = self.machine.diverged();
             // Of a server that cannot be reached it is not known whether it still refuses.
             if refused.is_some() {
@@ -448,6 +469,7 @@ impl End {
             at_least: Duration::ZERO,
             message: message.into(),
             refused: None,
+            endpoint: None,
             leave: false,
             purge: false,
         }
@@ -469,10 +491,11 @@ impl End {
         Self::over(format!("the server broke the contract: {what}"))
     }
 
-    fn refused(refusal: &Refusal) -> Self {
+    fn refused(refusal: &Refusal, range: &KeyRange) -> Self {
         let over = Self::over(refusal.to_string());
         match refusal {
-            Refusal::TooLarge { .. } => Self {
+            Refusal::TooLarge { limit } => Self {
+                message: too_large(range, *limit),
                 cause: Cause::Refused,
                 refused: Some(RefusedReason::TooLarge),
                 // Finding out costs both ends as much as the limit allows.

@@ -7,6 +7,7 @@
 mod chaos;
 mod drops;
 mod entries;
+mod logs;
 mod reconnects;
 mod reports;
 mod server;

@@ -284,6 +284,10 @@ async fn a_range_that_is_too_large_is_refused() {
         panic!("{watcher:?}");
     };
     assert_eq!(refused.reason, RefusedReason::TooLarge);
+    let shown = refused.to_string();
+    for named in ["/a", "1000 bytes", "range_limit"] {
+        assert!(shown.contains(named), "{shown}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

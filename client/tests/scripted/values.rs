@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use driftless_client::{
-    Changed, Client, Closed, KeyRange, NoValue, RefusedReason, RejectionKind, Revision, State,
+    Changed, Client, Closed, Key, KeyRange, NoValue, RefusedReason, RejectionKind, Revision, State,
     WatchError, Watcher,
 };
 use driftless_proto::v1::{self, watch_response::Frame};
@@ -92,6 +92,69 @@ async fn a_prefix_becomes_one_value() {
         limits: Limits { rps: 8 },
     };
     assert_eq!(*watcher.load(), expected, "one transaction, one change");
+}
+
+#[tokio::test]
+async fn a_change_tells_its_keys() {
+    type Values = std::collections::BTreeMap<String, u32>;
+    let mut server = Server::start();
+    let mut world = World::of(&[("/p/a", "1"), ("/p/b", "1"), ("/p/c", "1")]);
+    let client = server.client();
+    let range = || KeyRange::prefix("/p/");
+    let (watcher, call) = tokio::join!(client.watch::<Values>(range()).into_future(), async {
+        let call = server.call().await;
+        call.serve(&world).await;
+        call
+    });
+    let mut watcher = watcher.unwrap();
+    let keys = |changed: &Changed| -> Vec<String> { changed.keys().map(Key::to_string).collect() };
+
+    let edit = [("/p/a", Some("2")), ("/p/b", None), ("/p/d", Some("1"))];
+    call.send(world.edit(&edit)).await;
+    let changed = soon(watcher.changed()).await.unwrap();
+    assert_eq!(keys(&changed), ["/p/a", "/p/b", "/p/d"]);
+    assert_eq!(
+        format!("{changed:?}"),
+        "Changed { revision: 14, keys: [/p/a, /p/b, /p/d] }"
+    );
+
+    // One that is refused is told with the one that is not, and what nobody waited for comes
+    // together.
+    call.send(world.put("/p/a", "x")).await;
+    call.send(world.put("/p/c", "2")).await;
+    call.send(world.put("/p/a", "3")).await;
+    call.send(world.put("/p/d", "2")).await;
+    soon(async {
+        while watcher.load().get("d") != Some(&2) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let changed = soon(watcher.changed()).await.unwrap();
+    assert_eq!(keys(&changed), ["/p/a", "/p/c", "/p/d"]);
+    assert_eq!(changed.revision.get(), world.revision);
+
+    // Each watcher has its own "before".
+    let mut late = client.watch::<Values>(range()).await.unwrap();
+    call.send(world.put("/p/c", "4")).await;
+    for watcher in [&mut watcher, &mut late] {
+        let changed = soon(watcher.changed()).await.unwrap();
+        assert_eq!(keys(&changed), ["/p/c"]);
+    }
+}
+
+#[tokio::test]
+async fn what_replaces_a_default_for_want_of_a_state_is_all_new() {
+    let mut server = Server::start();
+    let world = World::of(&[("/a", "1")]);
+    let client = server.client();
+    let watch = client.watch::<u32>("/a").default_value(0);
+    let watch = watch.first_value_within(Duration::from_millis(1));
+    let mut watcher = watch.await.unwrap();
+    let call = server.call().await;
+    call.serve(&world).await;
+    let changed = soon(watcher.changed()).await.unwrap();
+    assert_eq!(changed.keys().count(), 1);
 }
 
 #[tokio::test]
@@ -248,8 +311,13 @@ async fn why_there_is_no_first_value() {
         });
         let error = watcher.unwrap_err();
         assert!(error.is_retryable());
-        let WatchError::NoFirstValue { within, why } = error else {
-            panic!("{error}");
+        let shown = error.to_string();
+        assert!(
+            shown.starts_with("no value for /a within 30s: the "),
+            "{shown}"
+        );
+        let WatchError::NoFirstValue { within, why, .. } = error else {
+            panic!("{shown}");
         };
         assert!(is_expected(&why), "{why}");
         assert_eq!(within, Duration::from_secs(30));
@@ -268,7 +336,11 @@ async fn a_default_is_there_when_no_server_is() {
     let limit = Duration::from_secs(2);
     let error = client.watch::<u32>("/a").first_value_within(limit).await;
     let error = error.unwrap_err();
-    assert!(error.to_string().contains("connection refused"), "{error}");
+    assert_eq!(
+        error.to_string(),
+        "no value for /a within 2s: no server has answered in full: http://scripted:7400: \
+         connection refused"
+    );
 
     let watch = client.watch::<u32>("/a").first_value_within(limit);
     let watcher = watch.default_value(3).await.unwrap();
@@ -305,6 +377,8 @@ async fn a_refusal_fails_the_first_watch() {
             panic!("{error}");
         };
         assert_eq!((refused.reason, &*refused.message), (reason, "not here"));
+        assert_eq!(refused.endpoint, "http://scripted:7400");
+        assert!(refused.to_string().contains("not here"), "{refused}");
         server.idle().await;
     }
 }
@@ -353,8 +427,10 @@ async fn a_right_that_is_taken_back_closes_the_watcher() {
         ..Default::default()
     }))
     .await;
-    assert_eq!(soon(watcher.changed()).await, Err(Closed::Revoked));
-    assert_eq!(soon(watcher.changed()).await, Err(Closed::Revoked), "again");
+    for _ in 0..2 {
+        let closed = soon(watcher.changed()).await.unwrap_err();
+        assert_eq!(closed, Closed::Revoked);
+    }
     assert_eq!(soon(entries.changed()).await, Err(Closed::Revoked));
     assert_eq!(watcher.status().state, State::Closed);
     assert_eq!(soon(entries.status_changed()).await.state, State::Closed);

@@ -1,0 +1,40 @@
+//! JSON: the only user of its decoder for values.
+
+use super::failure::Failure;
+use super::rejection::RejectionKind;
+use super::track::{Track, track};
+
+type Decoder<'de> = serde_json::Deserializer<serde_json::de::StrRead<'de>>;
+type Error = serde_json::Error;
+
+/// Reads one document, which is all of the text.
+///
+/// The decoder's own limit on depth, 128, protects the stack.
+pub(super) fn read<'de, R>(
+    text: &'de str,
+    read: impl FnOnce(Track<'_, &mut Decoder<'de>, Error>) -> Result<R, Failure>,
+) -> Result<R, Failure> {
+    let mut json = serde_json::Deserializer::from_str(text);
+    let read = track(&mut json, read).map_err(|(failure, said)| told(failure, said));
+    let value = read?;
+    // More behind the end of it is no JSON either.
+    let end = json.end();
+    end.map_err(|said| told(Failure::by_decoder("the end"), Some(said)))?;
+    Ok(value)
+}
+
+/// Adds what may be known of what the decoder said: where, and which sort.
+fn told(failure: Failure, said: Option<Error>) -> Failure {
+    let Some(said) = said else { return failure };
+    let is = (!said.is_data()).then(|| {
+        let detail = if said.is_eof() {
+            "not JSON: it ends too early"
+        } else {
+            "not JSON"
+        };
+        (RejectionKind::Syntax, detail)
+    });
+    // Line 0: it does not know.
+    let position = (said.line() > 0).then(|| (said.line(), said.column()));
+    failure.told(is, position)
+}
