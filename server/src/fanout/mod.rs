@@ -6,7 +6,8 @@
 //!
 //! One lock per prefix guards what is published, so that a snapshot and a scope's digest are always
 //! of the same moment. It is held for as long as it takes to swap pointers and to tell the scopes
-//! that a batch touches; never across an await, never while something is encoded or hashed.
+//! that a batch touches; never across an await, never while something is encoded or hashed. Who
+//! holds it may take a scope's lock, and who holds that may take a batch's; never the other way.
 
 mod pace;
 mod scope;

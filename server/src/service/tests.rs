@@ -950,3 +950,19 @@ async fn two_thousand_unread_changes_at_a_hundred_a_second_do_not_end_a_connecti
 async fn slow_unread_changes_do_not_end_a_connection() {
     unread(2_000, Duration::from_millis(500)).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn unread_signs_of_life_do_not_end_a_connection() {
+    let etcd = ScriptedEtcd::default();
+    let engine = engine(&etcd);
+    engine.ready().await;
+    let mut client = Client::new(&engine).await;
+    let range = prefix("/c/");
+    let mut watch = client.watch(&range, None).await;
+    sleep(Duration::from_secs(6 * 3600)).await;
+    let last = etcd.put("/c/k", "v");
+    let mut replica = Replica::new(range.clone());
+    watch.read_to(&mut replica, last).await.unwrap();
+    assert_eq!(replica.entries(), etcd.state(&range));
+    assert!(client.is_alive());
+}
