@@ -1,0 +1,185 @@
+//! Watches `/config/shop/` as one validated struct and prints which of its fields changed, from
+//! what to what, each time that a new value takes the place of the old one.
+//!
+//! A value that does not decode, or does not make sense, changes nothing: the program goes on with
+//! the last good one and says which key is to be mended.
+//!
+//! ```text
+//! typed_hot_reload [URL]
+//! etcdctl put /config/shop/limits/rps 100
+//! ```
+
+// Printing is what this program is for.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use driftless_client::{Client, KeyRange, RejectedState, Watcher};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// Where the server listens unless the first argument says otherwise.
+const DEFAULT_SERVER: &str = "http://127.0.0.1:7400";
+
+/// How long to wait for a server before saying that there is none: somebody watches the terminal.
+const FIRST_VALUE: Duration = Duration::from_secs(5);
+
+/// How often the status is looked at: a refusal is news for a person, so soon enough to seem
+/// immediate is soon enough.
+const STATUS_EVERY: Duration = Duration::from_millis(200);
+
+/// Everything below `/config/shop/`. A key that does not exist leaves its field at the default, so
+/// deleting a key goes back to it.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(default)]
+struct Shop {
+    /// `/config/shop/currency`, as text.
+    currency: String,
+    /// `/config/shop/banner`, as text; `None` while there is no such key.
+    banner: Option<String>,
+    /// `/config/shop/limits/…`: a struct within is one more level of keys.
+    limits: Limits,
+    /// `/config/shop/prices/…`: a map takes whatever keys there are, here prices in cents.
+    prices: BTreeMap<String, u32>,
+}
+
+/// How many requests the shop accepts.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(default)]
+struct Limits {
+    /// Requests per second.
+    rps: u32,
+    /// Requests at once.
+    burst: u32,
+}
+
+impl Default for Shop {
+    fn default() -> Self {
+        Self {
+            currency: "EUR".to_owned(),
+            banner: None,
+            limits: Limits { rps: 10, burst: 20 },
+            prices: BTreeMap::new(),
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Shop::default().limits
+    }
+}
+
+impl Shop {
+    /// What the types cannot say.
+    fn check(&self) -> Result<(), &'static str> {
+        if self.limits.burst < self.limits.rps {
+            return Err("limits.burst must be at least limits.rps");
+        }
+        Ok(())
+    }
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    match run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("typed_hot_reload: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run() -> Result<(), Box<dyn Error>> {
+    let server = std::env::args().nth(1);
+    let client = Client::connect(server.as_deref().unwrap_or(DEFAULT_SERVER))?;
+    let mut shop = client
+        .watch::<Shop>(KeyRange::prefix("/config/shop/"))
+        .first_value_within(FIRST_VALUE)
+        // The library never shows the text of an error, which may quote a value. This one quotes
+        // none, so it can be printed.
+        .validate(|shop: &Shop| {
+            shop.check()
+                .inspect_err(|why| eprintln!("not valid: {why}"))
+        })
+        .await?;
+
+    let mut shown = BTreeMap::new();
+    let mut told = None;
+    let mut look = tokio::time::interval(STATUS_EVERY);
+    show(&shop, &mut shown)?;
+    loop {
+        tokio::select! {
+            changed = shop.changed() => {
+                changed?;
+                show(&shop, &mut shown)?;
+            }
+            // A refused state changes no value, so `changed` says nothing about it.
+            _ = look.tick() => {}
+        }
+        let rejected = shop.status().last_rejection;
+        if let Some(rejected) = rejected.as_ref().filter(|_| rejected != told) {
+            refused(&shop, rejected);
+        }
+        told = rejected;
+    }
+}
+
+/// Prints what differs from what was shown before, which it then is.
+fn show(shop: &Watcher<Shop>, shown: &mut BTreeMap<String, Value>) -> Result<(), Box<dyn Error>> {
+    let shop = shop.load();
+    let fields = fields(&*shop)?;
+    println!("revision {}", shop.revision());
+    let paths: BTreeSet<_> = shown.keys().chain(fields.keys()).collect();
+    for path in paths {
+        let (old, new) = (shown.get(path), fields.get(path));
+        if old != new {
+            println!("  {path}: {} → {}", text(old), text(new));
+        }
+    }
+    *shown = fields;
+    Ok(())
+}
+
+/// Prints what is to be mended, and what is used until then.
+fn refused(shop: &Watcher<Shop>, rejected: &RejectedState) {
+    let why = &rejected.rejection;
+    println!("revision {} refused: {}", rejected.revision, why.kind());
+    if let Some(key) = why.key() {
+        println!("  key: {key}");
+    }
+    if !why.path().is_empty() {
+        println!("  field: {}", why.path());
+    }
+    println!("  {why}");
+    println!("  still used: revision {}", shop.load().revision());
+}
+
+/// The fields of any struct by their paths, such as `limits.rps`; what is `None` has none.
+fn fields(of: &impl Serialize) -> serde_json::Result<BTreeMap<String, Value>> {
+    fn collect(path: &str, value: Value, into: &mut BTreeMap<String, Value>) {
+        match value {
+            Value::Null => {}
+            Value::Object(fields) => {
+                for (name, value) in fields {
+                    let dot = if path.is_empty() { "" } else { "." };
+                    collect(&format!("{path}{dot}{name}"), value, into);
+                }
+            }
+            leaf => {
+                into.insert(path.to_owned(), leaf);
+            }
+        }
+    }
+    let mut fields = BTreeMap::new();
+    collect("", serde_json::to_value(of)?, &mut fields);
+    Ok(fields)
+}
+
+fn text(value: Option<&Value>) -> String {
+    value.map_or_else(|| "none".to_owned(), Value::to_string)
+}

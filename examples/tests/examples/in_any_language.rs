@@ -1,0 +1,181 @@
+use std::path::Path;
+
+use driftless_client::{Client, KeyRange};
+use driftless_proto::digest::Digest;
+use rustix::process::Signal;
+use serde_json::Value;
+use tokio::process::Command;
+
+use crate::etcd::eventually;
+use crate::program::Program;
+use crate::proxy::Proxy;
+use crate::python;
+use crate::world::World;
+
+/// Larger than one message may be, and so in pieces; etcd takes up to 1.5 MiB.
+const LARGE: usize = 1_400_000;
+
+fn python(interpreter: &Path) -> Command {
+    let mut command = Command::new(interpreter);
+    command
+        .current_dir(python::folder())
+        .env("PYTHONDONTWRITEBYTECODE", "1");
+    // gRPC would send even loopback through it.
+    for proxy in ["http_proxy", "https_proxy", "grpc_proxy"] {
+        command.env_remove(proxy);
+        command.env_remove(proxy.to_uppercase());
+    }
+    command
+}
+
+#[tokio::test]
+async fn the_rule_of_application_in_python() {
+    let Some(interpreter) = python::interpreter("the_rule_of_application_in_python") else {
+        return;
+    };
+    let mut program = Program::start(python(interpreter).args(["-m", "unittest"]));
+    let status = program.end().await;
+    assert!(status.success(), "{}", program.said());
+    let ran = program.err.skip_to("Ran ").await;
+    assert!(!ran.starts_with("Ran 0 "), "{}", program.said());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_in_python_holds_what_the_server_holds() {
+    let name = "a_client_in_python_holds_what_the_server_holds";
+    let Some(interpreter) = python::interpreter(name) else {
+        return;
+    };
+    let mut world = World::holding(&[("/config/a", "one"), ("/config/b", "zwölf")]).await;
+    let proxy = Proxy::to(world.port()).await;
+    let watch = |range: &[&str]| {
+        let server = proxy.endpoint().replace("http://", "");
+        let mut command = python(interpreter);
+        command.args(["watch.py", "--dump", "--server", &server]);
+        Program::start(command.args(range))
+    };
+    let mut program = watch(&["--prefix", "/config/"]);
+    program.err.skip_to("# snapshot: 2 keys").await;
+    let first = ["put /config/a one", "put /config/b zwölf"];
+    program.out.expect(&first).await;
+
+    world.put("/config/a", "two").await;
+    program.out.expect(&["put /config/a two"]).await;
+    world.delete("/config/b").await;
+    program.out.expect(&["delete /config/b "]).await;
+    let together = [("/config/c", "1"), ("/config/d", "2"), ("/config/a", "3")];
+    world.put_all(&together).await;
+    let in_order = ["put /config/a 3", "put /config/c 1", "put /config/d 2"];
+    program.out.expect(&in_order).await;
+    let pattern: Vec<u8> = (0..LARGE).map(|n| (n % 251) as u8).collect();
+    world.put_bytes("/config/large", &pattern).await;
+    let pieces = format!("put /config/large <{LARGE} bytes>");
+    program.out.expect(&[&pieces]).await;
+    world.put("/config/empty", "").await;
+
+    // Nothing happened while the server was away: nothing is sent.
+    program.out.skip_to("put /config/empty").await;
+    world.stop_server().await;
+    program.err.skip_to("# goodbye: REASON_DRAIN").await;
+    world.start_server().await;
+    let answer = resumed(&mut program).await;
+    assert!(answer.starts_with("# current: 5 keys"), "{answer}");
+
+    // Something did: what is printed is what changed, whatever was sent.
+    world.stop_server().await;
+    program.err.skip_to("# goodbye").await;
+    world.put("/config/a", "4").await;
+    world.delete("/config/c").await;
+    world.start_server().await;
+    let missed = ["put /config/a 4", "delete /config/c "];
+    program.out.expect(&missed).await;
+    resumed(&mut program).await;
+
+    // The server was there all the time: it knows what the client missed, and sends that.
+    proxy.cut();
+    program.err.skip_to("# UNAVAILABLE").await;
+    world.put("/config/a", "5").await;
+    until_served(&world, "/config/a", Some("5")).await;
+    proxy.heal();
+    let answer = resumed(&mut program).await;
+    assert!(answer.starts_with("# diff: 4 keys"), "{answer}");
+    program.out.expect(&["put /config/a 5"]).await;
+
+    // A connection that is there and says nothing is given up.
+    proxy.stall();
+    program.err.skip_to("# the server went silent").await;
+    world.delete("/config/d").await;
+    until_served(&world, "/config/d", None).await;
+    proxy.heal();
+    let answer = resumed(&mut program).await;
+    assert!(answer.starts_with("# diff: 3 keys"), "{answer}");
+    program.out.expect(&["delete /config/d "]).await;
+
+    // A large value in a snapshot, too.
+    let mut other = watch(&["/config/large"]);
+    other.out.expect(&[&pieces]).await;
+
+    for (program, range) in [
+        (&mut program, KeyRange::prefix("/config/")),
+        (&mut other, KeyRange::key("/config/large")),
+    ] {
+        program.signal(Signal::TERM);
+        assert!(program.end().await.success(), "{}", program.said());
+        let dump = program.out.line().await;
+        let held: Value = serde_json::from_str(&dump).unwrap();
+        // Not with `assert_eq`: there are megabytes of it.
+        assert!(held == served(&world, range).await, "what is held differs");
+    }
+}
+
+/// The first answer of the next stream.
+async fn resumed(program: &mut Program) -> String {
+    loop {
+        let line = program.err.line().await;
+        if ["# current", "# diff", "# snapshot"]
+            .iter()
+            .any(|answer| line.starts_with(answer))
+        {
+            return line;
+        }
+    }
+}
+
+/// Waits until the server has heard of it from etcd.
+async fn until_served(world: &World, key: &str, value: Option<&str>) {
+    let client = Client::connect(world.url()).unwrap();
+    eventually("the server has the edit", || async {
+        let entries = client.get(key).await.unwrap();
+        let entry = entries.get(key.as_bytes());
+        entry.map(|entry| &*entry.value) == value.map(str::as_bytes)
+    })
+    .await;
+}
+
+/// What the server holds, in the way that the script says what it holds.
+async fn served(world: &World, range: Result<KeyRange, driftless_client::RangeError>) -> Value {
+    let client = Client::connect(world.url()).unwrap();
+    let entries = client.get(range).await.unwrap();
+    let digest: Digest = entries.iter().collect();
+    let listed: Vec<Value> = entries
+        .iter()
+        .map(|entry| {
+            serde_json::json!([
+                hex(entry.key.as_ref()),
+                hex(&entry.value),
+                entry.create_revision.get(),
+                entry.mod_revision.get(),
+                entry.version,
+            ])
+        })
+        .collect();
+    serde_json::json!({
+        "revision": entries.revision().get(),
+        "digest": hex(&digest.to_bytes()),
+        "entries": listed,
+    })
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

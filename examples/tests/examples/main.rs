@@ -1,0 +1,20 @@
+//! Each example, run as a program against a real etcd and a real server, with edits made by
+//! `etcdctl`.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "what is spawned is held by an AbortOnDropHandle"
+)]
+
+#[path = "../../../server/tests/common/etcd.rs"]
+mod etcd;
+#[path = "../../../server/tests/common/proxy.rs"]
+mod proxy;
+
+mod embed_in_axum;
+mod hello_watch;
+mod in_any_language;
+mod program;
+mod python;
+mod typed_hot_reload;
+mod world;

@@ -1,0 +1,80 @@
+use tokio::process::Command;
+
+use crate::program::Program;
+use crate::world::World;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_prints_exactly_the_fields_that_changed_and_keeps_the_last_good_value() {
+    let world = World::holding(&[("/config/shop/prices/tea", "250")]).await;
+    let bin = env!("CARGO_BIN_EXE_typed_hot_reload");
+    let mut program = Program::start(Command::new(bin).arg(world.url()));
+
+    // Each edit is one revision, and this etcd has no other writer.
+    let first = [
+        "revision 2",
+        "  currency: none → \"EUR\"",
+        "  limits.burst: none → 20",
+        "  limits.rps: none → 10",
+        "  prices.tea: none → 250",
+    ];
+    program.out.expect(&first).await;
+    world.put("/config/shop/limits/rps", "15").await;
+    let one = ["revision 3", "  limits.rps: 10 → 15"];
+    program.out.expect(&one).await;
+
+    let edits = [
+        ("/config/shop/banner", "Sale!"),
+        ("/config/shop/prices/tea", "200"),
+        ("/config/shop/prices/herbs/mint", "150"),
+    ];
+    world.put_all(&edits).await;
+    let together = [
+        "revision 4",
+        "  banner: none → \"Sale!\"",
+        "  prices.herbs/mint: none → 150",
+        "  prices.tea: 250 → 200",
+    ];
+    program.out.expect(&together).await;
+
+    world.put("/config/shop/limits/rps", "canary-7421").await;
+    let refused = [
+        "revision 5 refused: type",
+        "  key: /config/shop/limits/rps",
+        "  field: limits.rps",
+    ];
+    program.out.expect(&refused).await;
+    let why = program.out.line().await;
+    assert!(why.contains("expected an integer (u32)"), "{why}");
+    let kept = ["  still used: revision 4"];
+    program.out.expect(&kept).await;
+
+    // It decodes, and makes no sense.
+    world.put("/config/shop/limits/rps", "50").await;
+    let wanted = ["not valid: limits.burst must be at least limits.rps"];
+    program.err.expect(&wanted).await;
+    program.out.expect(&["revision 6 refused: invalid"]).await;
+    program.out.skip_to("  still used: revision 4").await;
+
+    world.put("/config/shop/limits/burst", "60").await;
+    let mended = [
+        "revision 7",
+        "  limits.burst: 20 → 60",
+        "  limits.rps: 15 → 50",
+    ];
+    program.out.expect(&mended).await;
+
+    world.delete("/config/shop/banner").await;
+    let deleted = ["revision 8", "  banner: \"Sale!\" → none"];
+    program.out.expect(&deleted).await;
+    let said = program.said();
+    assert!(!said.contains("canary"), "{said}");
+}
+
+#[tokio::test]
+async fn a_wrong_url_is_told() {
+    let bin = env!("CARGO_BIN_EXE_typed_hot_reload");
+    let mut program = Program::start(Command::new(bin).arg("http://127.0.0.1:7400/path"));
+    assert!(!program.end().await.success());
+    let said = program.err.line().await;
+    assert!(said.starts_with("typed_hot_reload: endpoint "), "{said}");
+}
