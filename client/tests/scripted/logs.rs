@@ -1,22 +1,26 @@
 //! What is logged, and how often.
 
+use std::cell::RefCell;
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::Once;
 use std::time::Duration;
 
 use driftless_client::{Client, KeyRange, State, Watcher};
-use tracing::subscriber::DefaultGuard;
 
 use crate::server::{Call, Server, soon};
 use crate::world::World;
 
+thread_local! {
+    /// What was logged on this thread: each test has one of its own, and its runtime runs on it.
+    static LOGGED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
 /// All that is logged on this thread at `info` and above, line by line.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
+struct Log;
 
 impl io::Write for Log {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
+        LOGGED.with_borrow_mut(|logged| logged.extend_from_slice(bytes));
         Ok(bytes.len())
     }
 
@@ -26,20 +30,23 @@ impl io::Write for Log {
 }
 
 impl Log {
-    fn begin() -> (Self, DefaultGuard) {
-        let log = Self::default();
-        let writer = log.clone();
-        let subscriber = tracing_subscriber::fmt()
-            .with_writer(move || writer.clone())
-            .with_max_level(tracing::Level::INFO)
-            .with_ansi(false)
-            .finish();
-        (log, tracing::subscriber::set_default(subscriber))
+    /// Begins to listen. For the whole process: with a subscriber for one thread, a line that
+    /// another thread comes to first may be taken for one that nobody wants.
+    fn begin() -> Self {
+        static LISTENING: Once = Once::new();
+        LISTENING.call_once(|| {
+            tracing_subscriber::fmt()
+                .with_writer(|| Log)
+                .with_max_level(tracing::Level::INFO)
+                .with_ansi(false)
+                .init();
+        });
+        Self
     }
 
     /// The lines that hold `text`.
     fn lines(&self, text: &str) -> Vec<String> {
-        let all = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
+        let all = String::from_utf8(LOGGED.with_borrow(Vec::clone)).unwrap();
         let lines = all.lines().filter(|line| line.contains(text));
         lines.map(str::to_owned).collect()
     }
@@ -71,7 +78,7 @@ async fn shown(watcher: &Watcher<Values>, world: &World) {
 #[tokio::test(start_paused = true)]
 async fn what_stays_bad_is_logged_once() {
     const REFUSED: &str = "a state was refused";
-    let (log, _guard) = Log::begin();
+    let log = Log::begin();
     let mut server = Server::start();
     let mut world = World::of(&[("/p/a", "1"), ("/p/b", "1")]);
     let client = server.client();
@@ -127,7 +134,7 @@ async fn what_stays_bad_is_logged_once() {
 
 #[tokio::test(start_paused = true)]
 async fn an_outage_is_two_lines_however_long_it_is() {
-    let (log, _guard) = Log::begin();
+    let log = Log::begin();
     let mut server = Server::start();
     let world = World::of(&[("/p/a", "1")]);
     let client = server.client();
