@@ -16,5 +16,6 @@ mod hello_watch;
 mod in_any_language;
 mod program;
 mod python;
+mod readme;
 mod typed_hot_reload;
 mod world;
