@@ -27,7 +27,7 @@ use tokio::time::Instant;
 use crate::metrics::Metrics;
 use crate::store::{Batch, Log, Snapshot};
 pub use pace::PACE;
-pub use scope::{Behind, Next};
+pub use scope::Next;
 use scope::{Pushed, Scope};
 use scopes::Scopes;
 pub use subscriber::Subscriber;

@@ -176,17 +176,13 @@ pub enum Next {
         /// The stream's revision after it.
         to: Revision,
     },
-    /// The stream is too far behind for single changes.
-    Behind(Behind),
+    /// The stream is too far behind for single changes: it has to catch up from the keyspace.
+    Behind,
     /// The stream has to end.
     Ending(Ending),
     /// Nothing; the waker will be called.
     Nothing,
 }
-
-/// A stream has to catch up from the keyspace and not from the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Behind;
 
 impl Scope {
     pub(super) fn new(range: KeyRange, birth: Snapshot, metrics: &Metrics) -> Self {
@@ -391,7 +387,7 @@ impl Scope {
             drop(inner);
             return match due {
                 Some((first, rest)) => self.put_together(&first, &rest),
-                None => Next::Behind(Behind),
+                None => Next::Behind,
             };
         }
         if let Some(next) = self.newer_progress(&mut inner, cursor, progress) {

@@ -16,7 +16,7 @@ use tonic::Status;
 use super::grpc::ok_trailers;
 use super::report::Registered;
 use crate::encode::{self, Chunk, Kind, Lazy};
-use crate::fanout::{Behind, Next, Subscriber};
+use crate::fanout::{Next, Subscriber};
 use crate::metrics::{Held, Metrics};
 
 /// The response to `Watch`.
@@ -65,7 +65,8 @@ impl WatchBody {
     }
 
     /// The cheapest way to bring a stream up to date that cannot be told the changes one by one.
-    fn catch_up(&mut self, Behind: Behind) {
+    fn catch_up(&mut self) {
+        // None when the history has just ended, which the scope says when it is asked again.
         let Some(view) = self.subscriber.view_now() else {
             return;
         };
@@ -111,7 +112,7 @@ impl Body for WatchBody {
                     this.progress = number;
                     this.cursor = to;
                 }
-                Next::Behind(behind) => this.catch_up(behind),
+                Next::Behind => this.catch_up(),
                 Next::Ending(ending) => {
                     let goodbye = v1::watch_response::Frame::Goodbye(ending.goodbye());
                     this.sending

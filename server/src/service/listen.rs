@@ -40,7 +40,7 @@ const FIRST_CALL_WITHIN: Duration = Duration::from_secs(30);
 const PING_ANSWER_WITHIN: Duration = Duration::from_secs(20);
 
 /// How many calls one connection may have open at a time.
-pub const MAX_STREAMS: u32 = 4096;
+const MAX_STREAMS: u32 = 4096;
 
 /// What a stream may have waiting in its connection, in bytes: one segment. hyper's default is
 /// several times that, for each of thousands of stalled streams.

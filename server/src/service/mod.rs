@@ -35,7 +35,7 @@ use tower_service::Service as _;
 use crate::fanout::{Fanout, Unavailable};
 use crate::metrics::Metrics;
 use crate::source::CatchUp;
-pub use listen::{Connections, MAX_STREAMS, listen};
+pub use listen::{Connections, listen};
 pub use report::Watches;
 
 /// One served prefix.

@@ -82,24 +82,9 @@ impl Snapshot {
         self.revision
     }
 
-    /// Number of keys.
-    pub fn len(&self) -> usize {
-        self.by_key.len()
-    }
-
-    /// Whether there are no keys.
-    pub fn is_empty(&self) -> bool {
-        self.by_key.is_empty()
-    }
-
     /// From which revision on [`Snapshot::changed`] knows of every delete.
     pub const fn floor(&self) -> Revision {
         self.floor
-    }
-
-    /// What is stored under `key`.
-    pub fn get(&self, key: &Key) -> Option<&Arc<Stored>> {
-        self.by_key.get(key)
     }
 
     /// The entries of `range` in ascending order of keys, those after `after` only.
