@@ -10,10 +10,14 @@ const HERE: &str = r#"std::env::args().nth(1).ok_or("which server?")?"#;
 #[test]
 fn the_program_in_the_readme_is_the_one_that_is_run() {
     let readme = include_str!("../../../README.md");
-    let (_, rest) = readme.split_once("```rust,no_run\n").expect("there is a program");
+    let (_, rest) = readme
+        .split_once("```rust,no_run\n")
+        .expect("there is a program");
     let (in_the_readme, _) = rest.split_once("```").expect("it ends");
     let here = include_str!("../../src/bin/readme.rs");
-    let (_, here) = here.split_once("#![allow(clippy::print_stdout)]\n\n").unwrap();
+    let (_, here) = here
+        .split_once("#![allow(clippy::print_stdout)]\n\n")
+        .unwrap();
     assert_eq!(in_the_readme.replace(IN_THE_README, HERE), here);
 }
 
@@ -21,9 +25,18 @@ fn the_program_in_the_readme_is_the_one_that_is_run() {
 async fn it_prints_the_struct_whenever_a_key_changes() {
     let world = World::holding(&[]).await;
     let mut program = Program::start(Command::new(env!("CARGO_BIN_EXE_readme")).arg(world.url()));
-    program.out.expect(&["at most 10 a second, 20 at once"]).await;
+    program
+        .out
+        .expect(&["at most 10 a second, 20 at once"])
+        .await;
     world.put("/config/limits/rps", "250").await;
-    program.out.expect(&["at most 250 a second, 20 at once"]).await;
+    program
+        .out
+        .expect(&["at most 250 a second, 20 at once"])
+        .await;
     world.delete("/config/limits/rps").await;
-    program.out.expect(&["at most 10 a second, 20 at once"]).await;
+    program
+        .out
+        .expect(&["at most 10 a second, 20 at once"])
+        .await;
 }
