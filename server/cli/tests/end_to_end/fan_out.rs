@@ -103,7 +103,9 @@ async fn a_change_elsewhere_sends_nothing() {
             watchers.push(entries(&world.client(), &range).await);
         }
     }
-    // What each put of the same size costs; all revisions are of the same length on the wire.
+    // What each put of the same size costs: revisions of one length on the wire, and the server's
+    // clock, which takes a byte or two more as it goes on. A frame is far more than that.
+    let clock = 2 * watchers.len() as u64;
     async fn cost(world: &mut World, watchers: &mut [driftless_client::EntriesWatcher]) -> u64 {
         let before = Counters::of(&world.server);
         let revision = world.direct.put("/c/shop/limits", "value").await;
@@ -115,7 +117,7 @@ async fn a_change_elsewhere_sends_nothing() {
         cost
     }
     let first = cost(&mut world, &mut watchers).await;
-    assert_eq!(cost(&mut world, &mut watchers).await, first);
+    assert!(first > 20 * watchers.len() as u64);
 
     let before = Counters::of(&world.server);
     for elsewhere in ["/c/other", "/c/shop", "/c/shop0", "/d/shop/limits"] {
@@ -123,11 +125,12 @@ async fn a_change_elsewhere_sends_nothing() {
     }
     world.direct.delete("/c/other").await;
     let after = cost(&mut world, &mut watchers).await;
-    assert_eq!(after, first, "nothing but what is watched was sent");
+    assert!(after.abs_diff(first) <= clock, "{after} bytes, not {first}");
     let now = Counters::of(&world.server);
     assert_eq!(now.since(&before, "changes"), 5, "of the served prefix");
     assert_eq!(now.since(&before, "changes_encoded"), 1, "the watched one");
-    assert_eq!(now.since(&before, "sent_bytes"), first);
+    let sent = now.since(&before, "sent_bytes");
+    assert_eq!(sent, after, "nothing but what is watched was sent");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
