@@ -67,8 +67,11 @@ impl Restorable {
         }
         settle(direct, [(&self.range, &self.watcher)]).await;
         assert_eq!(self.watcher.load().revision(), put);
+        // Told a moment after the entries are shown.
+        wait_until("the status tells of it", || {
+            self.watcher.status().revision == put
+        });
         let status = self.watcher.status();
-        assert_eq!(status.revision, put);
         assert_eq!(status.diverged, 0, "{status:?}");
     }
 }
