@@ -535,11 +535,14 @@ impl<H> Staged<H> {
                 let Some(old) = old else {
                     return Err(Refusal::PatchBase { key, base });
                 };
+                // Before the value is made: a few ops can make much. A length that no value may have
+                // is for `delta::apply` to refuse.
+                let length = patch.length.min(MAX_VALUE_BYTES as u64) as usize;
+                charge(&mut self.put, limit, key.as_ref().len() + length)?;
                 let value = match delta::apply(&old.value, &patch.ops, patch.length) {
                     Ok(value) => value,
                     Err(source) => return Err(Refusal::Patch { key, source }),
                 };
-                charge(&mut self.put, limit, key.as_ref().len() + value.len())?;
                 self.insert(Edit::Put(Entry {
                     key,
                     value,

@@ -108,7 +108,8 @@ pub struct Hello {
     #[prost(uint32, tag = "3")]
     pub progress_interval_ms: u32,
     /// How often the server pings the connection. A client should not ping more
-    /// often than this.
+    /// often than this, on its next connection where it cannot change its mind on
+    /// this one.
     #[prost(uint32, tag = "4")]
     pub ping_interval_ms: u32,
     /// How often to send a report, at most.
@@ -241,7 +242,7 @@ pub mod change {
         Delete(super::Delete),
     }
 }
-/// A new value as copies from the old one and insertions.
+/// A new value as copies from the old one and insertions. Always in one piece.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Patch {
     #[prost(bytes = "bytes", tag = "1")]
@@ -446,13 +447,15 @@ pub struct Rejection {
     /// The revision that was refused.
     #[prost(int64, tag = "1")]
     pub revision: i64,
-    /// What kind of error, such as "type" or "syntax".
+    /// What kind of error, such as "type" or "syntax". At most 256 bytes.
     #[prost(string, tag = "2")]
     pub kind: ::prost::alloc::string::String,
-    /// The key whose value was refused, where it was one.
+    /// The key whose value was refused, where it was one. Empty when it is longer
+    /// than 4096 bytes.
     #[prost(bytes = "bytes", tag = "3")]
     pub key: ::prost::bytes::Bytes,
-    /// Where in the value, as a field path.
+    /// Where in the value, as a field path. At most 4096 bytes; what is longer is
+    /// cut off.
     #[prost(string, tag = "4")]
     pub path: ::prost::alloc::string::String,
 }
@@ -586,6 +589,9 @@ pub mod config_client {
         /// UNAVAILABLE         the server is not in sync with etcd yet, or is going
         ///                     away; retry after `grpc-retry-pushback-ms`
         /// RESOURCE_EXHAUSTED  too many; retry after `grpc-retry-pushback-ms`
+        ///
+        /// A request is at most 64 KiB long, a report 1 MiB. What is not gRPC is answered
+        /// with HTTP status 415.
         pub async fn watch(
             &mut self,
             request: impl tonic::IntoRequest<super::WatchRequest>,
@@ -690,6 +696,9 @@ pub mod config_server {
         /// UNAVAILABLE         the server is not in sync with etcd yet, or is going
         ///                     away; retry after `grpc-retry-pushback-ms`
         /// RESOURCE_EXHAUSTED  too many; retry after `grpc-retry-pushback-ms`
+        ///
+        /// A request is at most 64 KiB long, a report 1 MiB. What is not gRPC is answered
+        /// with HTTP status 415.
         async fn watch(
             &self,
             request: tonic::Request<super::WatchRequest>,
