@@ -60,8 +60,8 @@ impl Endpoint {
         match uri.scheme_str() {
             Some("http") => {}
             Some("https") => return Err(BuildError::TlsUnsupported { url: shown(url) }),
-            Some(_) => return Err(bad("has a scheme other than http")),
-            None => return Err(bad("names no scheme")),
+            Some(_) => return Err(bad("does not start with http://")),
+            None => return Err(bad("does not start with http://")),
         }
         let authority = uri.authority().ok_or_else(|| bad("names no host"))?;
         if authority.as_str().contains('@') {

@@ -229,7 +229,7 @@ impl IntoFuture for EntriesBuilder {
             let Some(found) = found else {
                 return Err(shared.hopeless().await);
             };
-            let status = StatusWatcher::new(shared.watch_status());
+            let status = StatusWatcher::new(shared.watch_status(), None);
             Ok(EntriesWatcher {
                 shared,
                 entries,

@@ -2,16 +2,19 @@
 //!
 //! No error here carries a value, nor the text of a decoder's error: decoders quote what they could
 //! not read.
+//!
+//! `Debug` is for people too: it is what a `main` that returns an error prints, and `unwrap`. So it
+//! says what `Display` does, after the name of the variant to match on.
 
 use std::fmt;
 use std::time::Duration;
 
-use driftless_proto::{KeyRange, RangeError};
+use driftless_proto::{Key, KeyRange, RangeError};
 
 use crate::decode::Rejection;
 
 /// Why a client cannot be built from these options. Trying again does not help.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BuildError {
     /// No endpoint was given.
@@ -66,9 +69,9 @@ impl BuildError {
 
 /// A server's refusal to serve a range: asking again is likely to get the same answer until
 /// somebody changes something.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-#[error("{endpoint}: {reason}: {message}")]
+#[error("{endpoint}: {message}")]
 pub struct Refused {
     /// Whose answer it is about.
     pub endpoint: String,
@@ -119,7 +122,7 @@ impl fmt::Display for RefusedReason {
 }
 
 /// Why a watch could not begin.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum WatchError {
     /// What was named is not a range.
@@ -129,7 +132,7 @@ pub enum WatchError {
     #[error(transparent)]
     Refused(#[from] Refused),
     /// There was no good value in time, and no default.
-    #[error("no value for {range} within {within:?}: {why}")]
+    #[error("no value for {range} within {within:?}: {}", why.of(range))]
     NoFirstValue {
         /// What was watched.
         range: KeyRange,
@@ -155,7 +158,7 @@ impl WatchError {
 }
 
 /// What stands between a watch and its first value.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NoValue {
     /// No server could be reached, or none has answered in full.
@@ -168,6 +171,25 @@ pub enum NoValue {
     Missing,
     /// The value is there and is no good.
     Rejected(Rejection),
+}
+
+/// What to say of a key that does not exist and looks like a folder.
+pub(crate) const NO_FOLDER: &str =
+    "there is no such key; for the keys below it, use KeyRange::prefix";
+
+/// Whether the key looks as if the keys below it were meant.
+pub(crate) fn is_folder(key: &Key) -> bool {
+    key.as_ref().ends_with(b"/")
+}
+
+impl NoValue {
+    /// The same, in words for those who watched `range`.
+    pub(crate) fn of(&self, range: &KeyRange) -> String {
+        match (self, range) {
+            (Self::Missing, KeyRange::Key(key)) if is_folder(key) => NO_FOLDER.to_owned(),
+            _ => self.to_string(),
+        }
+    }
 }
 
 impl fmt::Display for NoValue {
@@ -186,7 +208,7 @@ impl fmt::Display for NoValue {
 }
 
 /// A watcher will not see another change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Closed {
     /// The server took back the right to the range and asked for its copies to be deleted.
@@ -205,7 +227,7 @@ impl Closed {
 }
 
 /// Why a `get` has no answer.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum GetError {
     /// What was named is not a range.
@@ -246,5 +268,74 @@ impl GetError {
             Self::TimedOut { .. } | Self::Unavailable { .. } => true,
             Self::Range(_) | Self::Refused(_) | Self::BadAnswer { .. } => false,
         }
+    }
+}
+
+macro_rules! debug {
+    ($($error:ident: $($variant:ident)*;)*) => {$(
+        impl fmt::Debug for $error {
+            /// The name of the variant, and what the error says.
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                let variant = match self {
+                    $(Self::$variant { .. } => stringify!($variant),)*
+                };
+                write!(f, "{variant}: {self}")
+            }
+        }
+    )*};
+}
+
+debug! {
+    BuildError: NoEndpoint Endpoint TlsUnsupported Instance TooManyLabels Label;
+    WatchError: Range Refused NoFirstValue Closed;
+    NoValue: NotConnected Missing Rejected;
+    Closed: Revoked Ended;
+    GetError: Range Refused TimedOut Unavailable BadAnswer;
+}
+
+impl fmt::Debug for Refused {
+    /// Its name, and what it says.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Refused: {self}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_main_prints_says_what_to_do() {
+        let missing = |range: Result<KeyRange, RangeError>| WatchError::NoFirstValue {
+            range: range.unwrap(),
+            within: Duration::from_secs(30),
+            why: NoValue::Missing,
+        };
+        assert_eq!(
+            format!("{:?}", missing(KeyRange::key("/a/"))),
+            "NoFirstValue: no value for /a/ within 30s: there is no such key; for the keys below \
+             it, use KeyRange::prefix"
+        );
+        assert_eq!(
+            format!("{:?}", missing(KeyRange::key("/a"))),
+            "NoFirstValue: no value for /a within 30s: the key does not exist; put it, watch it as \
+             an `Option`, or give a default"
+        );
+        let refused = Refused {
+            endpoint: "http://h:1".to_owned(),
+            reason: RefusedReason::NotServed,
+            message: "this prefix is not served".to_owned(),
+        };
+        let said = "Refused: http://h:1: this prefix is not served";
+        assert_eq!(format!("{refused:?}"), said);
+        assert_eq!(format!("{:?}", WatchError::Refused(refused)), said);
+        assert_eq!(
+            format!("{:?}", BuildError::NoEndpoint),
+            "NoEndpoint: no endpoint was given; name one, such as \"http://127.0.0.1:7400\""
+        );
+        assert_eq!(
+            format!("{:?}", Closed::Ended),
+            "Ended: the runtime that served this watcher is gone"
+        );
     }
 }

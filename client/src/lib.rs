@@ -49,11 +49,13 @@
 //! # What is logged
 //!
 //! Through `tracing`, in the target `driftless_client`: a `warn` when a state is refused, when a
-//! server refuses a range, and when no server is in sync, once each for as long as it lasts; an
-//! `info` when that is over; connections and streams at `debug`.
+//! server refuses a range, when no server is in sync, and when a watch begins with its default for
+//! want of a value, once each for as long as it lasts; an `info` when that is over, when there is no
+//! key at all under a prefix, and what a first value that takes more than a second waits for;
+//! connections and streams at `debug`.
 //!
-//! What is yours is yours to keep quiet: the text of a validator's error goes nowhere, but a panic in
-//! a `Deserialize` or a validator runs the process's panic hook, with whatever its message quotes,
+//! What is yours is yours to keep quiet: the text of a validator's error goes nowhere (but for
+//! [reasons](WatchBuilder::validate) that are part of the program), but a panic in a `Deserialize` or a validator runs the process's panic hook, with whatever its message quotes,
 //! before this library catches it.
 
 mod builder;

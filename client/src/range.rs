@@ -2,8 +2,8 @@
 
 use driftless_proto::{KeyRange, RangeError};
 
-/// Names a range: a text is exactly that key; for everything under a prefix there is
-/// [`KeyRange::prefix`], with or without a `?` behind it.
+/// Names a range: a text is exactly that key, also when it ends in `/`; for everything under a prefix
+/// there is [`KeyRange::prefix`], with or without a `?` behind it.
 ///
 /// ```
 /// use driftless_client::{IntoRange, KeyRange};

@@ -11,12 +11,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use driftless_proto::{KeyRange, Revision};
 use serde::de::DeserializeOwned;
-use tokio::sync::{Notify, SetOnce};
+use tokio::sync::{Notify, SetOnce, watch};
 
 use crate::cell::{Cell, Shown};
 use crate::decode::{self, Format, Rejection};
 use crate::entries::Entries;
-use crate::error::Closed;
+use crate::error::{Closed, NO_FOLDER, is_folder};
 use crate::status::RejectedState;
 
 /// A state, numbered: the number grows when entries changed, and starts at 1.
@@ -47,9 +47,9 @@ pub(crate) trait Sink: Send + Sync {
     fn close(&self, closed: Closed);
 }
 
-/// A validator, without the text of its errors: that is free to quote the value, so it is kept
-/// nowhere.
-pub(crate) type Validate<T> = Box<dyn Fn(&T) -> Result<(), ()> + Send + Sync>;
+/// A validator, with the reason where it is part of the program. Any other text is free to quote the
+/// value, so it is kept nowhere.
+pub(crate) type Validate<T> = Box<dyn Fn(&T) -> Result<(), Option<&'static str>> + Send + Sync>;
 
 /// Decodes states into a cell.
 pub(crate) struct TypedSink<T> {
@@ -59,7 +59,10 @@ pub(crate) struct TypedSink<T> {
     validate: Option<Validate<T>>,
     /// The number of the last state that was shown.
     shown: AtomicU64,
-    outcome: Mutex<Outcome>,
+    /// Wakes for what a status tells of it: not for each state that is used.
+    outcome: watch::Sender<Outcome>,
+    /// Held while the cell is made: the task and a caller who waited long enough may both want to.
+    beginning: Mutex<()>,
     /// Set with the first value.
     cell: SetOnce<Arc<Cell<T>>>,
 }
@@ -77,7 +80,8 @@ impl<T: DeserializeOwned> TypedSink<T> {
             default: default.map(Arc::new),
             validate,
             shown: AtomicU64::new(0),
-            outcome: Mutex::new(Outcome::default()),
+            outcome: watch::Sender::new(Outcome::default()),
+            beginning: Mutex::new(()),
             cell: SetOnce::new(),
         }
     }
@@ -100,8 +104,10 @@ impl<T: DeserializeOwned> TypedSink<T> {
 
     /// Makes the cell with its first value; gives the value back when there is a cell.
     fn begin(&self, value: Shown<T>, state: &Entries) -> Option<Shown<T>> {
-        // The task and `fall_back` may both want to.
-        let _one_at_a_time = self.lock();
+        let _one_at_a_time = self
+            .beginning
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if self.cell.initialized() {
             return Some(value);
         }
@@ -124,16 +130,15 @@ impl<T: DeserializeOwned> TypedSink<T> {
         let Some(value) = decode::decode::<T>(&self.range, &mut all, self.format)? else {
             return Ok(None);
         };
-        if let Some(validate) = &self.validate
-            && validate(&value).is_err()
-        {
-            return Err(Rejection::invalid());
+        if let Some(validate) = &self.validate {
+            validate(&value).map_err(Rejection::invalid)?;
         }
         Ok(Some(value))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Outcome> {
-        self.outcome.lock().unwrap_or_else(PoisonError::into_inner)
+    /// What became of what was shown, and news of it.
+    pub(crate) fn outcomes(&self) -> watch::Receiver<Outcome> {
+        self.outcome.subscribe()
     }
 }
 
@@ -159,18 +164,22 @@ impl<T: DeserializeOwned + Send + Sync> Sink for TypedSink<T> {
                 }
             }
             Err(rejection) => {
-                outcome.accepted = self.lock().accepted;
+                outcome.accepted = self.outcome.borrow().accepted;
                 outcome.rejected = Some(RejectedState {
                     revision,
                     rejection,
                 });
             }
         }
-        *self.lock() = outcome;
+        self.outcome.send_if_modified(|now| {
+            let news = (&now.rejected, now.missing) != (&outcome.rejected, outcome.missing);
+            *now = outcome;
+            news
+        });
     }
 
     fn outcome(&self) -> Outcome {
-        self.lock().clone()
+        self.outcome.borrow().clone()
     }
 
     fn close(&self, closed: Closed) {
@@ -197,6 +206,8 @@ struct Set {
     sinks: BTreeMap<u64, Arc<dyn Sink>>,
     /// What is wrong with the state that was shown last, each refusal once. It was logged.
     refusals: Vec<Refusal>,
+    /// There was no key in the state that was shown last. It was logged where that is odd.
+    empty: bool,
     closed: Option<Closed>,
 }
 
@@ -256,19 +267,40 @@ impl Sinks {
                 least = Some(outcome);
             }
         }
-        if let Some(state) = state {
-            self.log(refusals, state.entries.revision());
+        if let Some(state) = state.filter(|_| least.is_some()) {
+            self.log(refusals, state.entries);
         }
         least
     }
 
     /// Logs what was not wrong before. What stays wrong is logged once, however many watchers refuse
     /// it, whatever else changes in the range meanwhile, and whether or not the connection holds.
-    fn log(&self, refusals: Vec<Refusal>, revision: Revision) {
-        let before = std::mem::replace(&mut self.lock().refusals, refusals.clone());
+    fn log(&self, refusals: Vec<Refusal>, state: &Entries) {
+        let (before, was_empty) = {
+            let mut set = self.lock();
+            (
+                std::mem::replace(&mut set.refusals, refusals.clone()),
+                std::mem::replace(&mut set.empty, state.is_empty()),
+            )
+        };
+        let (range, revision) = (&self.range, state.revision());
+        if state.is_empty() && !was_empty {
+            match range {
+                KeyRange::Prefix(_) => tracing::info!(
+                    %range,
+                    %revision,
+                    "there is no key under this prefix; only defaults can be in force"
+                ),
+                // Also where an `Option` makes do with it: no key that is a value ends like this.
+                KeyRange::Key(key) if is_folder(key) => {
+                    tracing::info!(%range, %revision, "{NO_FOLDER}");
+                }
+                KeyRange::Key(_) => {}
+            }
+        }
         for refusal in refusals.iter().filter(|refusal| !before.contains(refusal)) {
             tracing::warn!(
-                range = %self.range,
+                %range,
                 %revision,
                 rejection = %refusal.0,
                 "a state was refused; the last good value stays"

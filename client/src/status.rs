@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use crate::decode::Rejection;
 use crate::error::Refused;
+use crate::sink::Outcome;
 
 /// What a subscription is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -25,6 +26,20 @@ pub enum State {
     Refused,
     /// It has ended for good.
     Closed,
+}
+
+impl fmt::Display for State {
+    /// One word, stable.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Connecting => "connecting",
+            Self::Syncing => "syncing",
+            Self::Live => "live",
+            Self::Backoff => "backoff",
+            Self::Refused => "refused",
+            Self::Closed => "closed",
+        })
+    }
 }
 
 /// A state that was refused by the type or by the validator of a watcher.
@@ -90,40 +105,71 @@ impl Status {
     }
 }
 
-/// Follows the status of a subscription, beside the watcher that it came from. It does not keep the
+/// Follows the status of a watcher, beside it: both can be waited for at a time. It does not keep the
 /// subscription going.
 #[derive(Clone)]
-pub struct StatusWatcher(watch::Receiver<Status>);
+pub struct StatusWatcher {
+    subscription: watch::Receiver<Status>,
+    /// What a typed watcher makes of the states.
+    outcome: Option<watch::Receiver<Outcome>>,
+}
 
 impl StatusWatcher {
-    pub(crate) const fn new(status: watch::Receiver<Status>) -> Self {
-        Self(status)
+    pub(crate) const fn new(
+        subscription: watch::Receiver<Status>,
+        outcome: Option<watch::Receiver<Outcome>>,
+    ) -> Self {
+        Self {
+            subscription,
+            outcome,
+        }
     }
 
     /// The status now.
     pub fn status(&self) -> Status {
-        self.0.borrow().clone()
+        let mut status = self.subscription.borrow().clone();
+        if let Some(outcome) = &self.outcome {
+            let outcome = outcome.borrow();
+            status.last_rejection.clone_from(&outcome.rejected);
+            status.missing = outcome.missing;
+        }
+        status
     }
 
-    /// Waits until the status differs, in more than its revision, from what it was when this watcher
-    /// was made or last returned from here; the latest counts. After [`State::Closed`] it waits for
-    /// ever: nothing will change any more.
+    /// Waits until the status differs, in more than its revision, from what it was when the watch
+    /// began or from what was last returned from here; the latest counts. So it tells of a state
+    /// that is refused, of one that is accepted again, and of a server that is lost and found; and
+    /// the first call may return at once. After [`State::Closed`] it waits for ever: nothing will
+    /// change any more.
     ///
     /// # Cancel safety
     /// Dropping the future loses nothing: the next call returns what this one would have.
     pub async fn changed(&mut self) -> Status {
-        // The last word of who is gone is still told: it fails only after that.
-        if self.0.changed().await.is_err() {
-            std::future::pending::<()>().await;
+        let outcome = async {
+            match &mut self.outcome {
+                Some(outcome) => outcome.changed().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            // The last word of who is gone is still told: it fails only after that.
+            Ok(()) = self.subscription.changed() => {}
+            Ok(()) = outcome => {}
+            else => std::future::pending().await,
         }
-        self.0.borrow_and_update().clone()
+        self.subscription.mark_unchanged();
+        if let Some(outcome) = &mut self.outcome {
+            outcome.mark_unchanged();
+        }
+        self.status()
     }
 }
 
 impl fmt::Debug for StatusWatcher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("StatusWatcher")
-            .field(&self.0.borrow().state)
+            .field(&self.subscription.borrow().state)
             .finish()
     }
 }

@@ -7,6 +7,8 @@
 use std::error::Error as _;
 use std::fmt;
 use std::future::Future;
+use std::io::{self, ErrorKind};
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
@@ -38,9 +40,13 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 /// not hold up the others, and a process holds no more than this of what it did not read.
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 
-/// How often the connection is checked while streams are open. Not more often than servers that
-/// guard against it allow.
+/// How often a connection is checked while streams are open, until a server has said how often it
+/// does: as often as servers do by default. Not more often than those that guard against it allow.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+
+/// Bounds of that, whatever a server says.
+const KEEPALIVE_BOUNDS: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(3600);
 
 /// How long a check may take before the connection counts as lost.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -82,6 +88,30 @@ pub(crate) struct Transport {
     failures: AtomicU64,
     /// Index of the endpoint that disappointed last; it is tried last.
     avoid: Arc<AtomicUsize>,
+    keepalive: Keepalive,
+}
+
+/// How often connections are checked, in milliseconds.
+struct Keepalive(AtomicU64);
+
+impl Keepalive {
+    const fn new() -> Self {
+        Self(AtomicU64::new(KEEPALIVE_INTERVAL.as_millis() as u64))
+    }
+
+    /// A server checks this often; zero: it does not say.
+    fn follow(&self, interval: Duration) {
+        let interval = match interval {
+            Duration::ZERO => KEEPALIVE_INTERVAL,
+            said => said.clamp(*KEEPALIVE_BOUNDS.start(), *KEEPALIVE_BOUNDS.end()),
+        };
+        let millis = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
+        self.0.store(millis, Ordering::Relaxed);
+    }
+
+    fn interval(&self) -> Duration {
+        Duration::from_millis(self.0.load(Ordering::Relaxed))
+    }
 }
 
 struct Slot {
@@ -105,7 +135,15 @@ impl Transport {
             }),
             failures: AtomicU64::new(0),
             avoid: Arc::new(AtomicUsize::new(usize::MAX)),
+            keepalive: Keepalive::new(),
         }
+    }
+
+    /// A server says how often it checks connections; zero: it does not say. The next connection
+    /// keeps to it: HTTP/2's keepalive is set before a connection's first byte, and hyper has no way
+    /// to set it later.
+    pub(crate) fn check_every(&self, interval: Duration) {
+        self.keepalive.follow(interval);
     }
 
     /// Who is asking, as it travels.
@@ -161,7 +199,7 @@ impl Transport {
         let mut order: Vec<usize> = (0..self.endpoints.len()).collect();
         order.shuffle(&mut rand::rng());
         order.sort_by_key(|index| *index == avoid);
-        let mut failure = CallError::lost("there is no endpoint".to_owned());
+        let mut failures = Vec::new();
         for index in order {
             let endpoint = &self.endpoints[index];
             let attempt = self.handshake(index, endpoint);
@@ -171,9 +209,12 @@ impl Transport {
                 Err(_) => format!("no connection within {CONNECT_TIMEOUT:?}"),
             };
             tracing::debug!(%endpoint, %why, "cannot connect");
-            failure = CallError::lost(format!("{endpoint}: {why}"));
+            failures.push((index, format!("{endpoint}: {why}")));
         }
-        Err(failure)
+        // In the order in which they were given, so that the same failure reads the same.
+        failures.sort_unstable();
+        let failures: Vec<String> = failures.into_iter().map(|(_, failure)| failure).collect();
+        Err(CallError::lost(cut(failures.join(", "), MAX_MESSAGE_TEXT)))
     }
 
     async fn handshake(&self, index: usize, endpoint: &Endpoint) -> Result<Connection, String> {
@@ -184,7 +225,7 @@ impl Transport {
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
-            .keep_alive_interval(KEEPALIVE_INTERVAL)
+            .keep_alive_interval(self.keepalive.interval())
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .handshake(TokioIo::new(io))
             .await
@@ -342,6 +383,10 @@ impl From<&Status> for CallError {
         };
         let text = match source {
             Some(source) => innermost(source),
+            // The words are of this library's make, or of a server that has never heard of this one.
+            None if status.code() == Code::Unimplemented => {
+                "this is not where a driftless server of this version serves gRPC".to_owned()
+            }
             None => status.message().to_owned(),
         };
         let text = if text.is_empty() {
@@ -360,7 +405,7 @@ impl From<&Status> for CallError {
             });
         Self {
             refused,
-            message: cut(text),
+            message: cut(text, MAX_MESSAGE_TEXT),
             at_least: at_least.min(MAX_PAUSE),
             lost: source.is_some(),
         }
@@ -372,10 +417,11 @@ pub(crate) fn pause(millis: u32) -> Duration {
     Duration::from_millis(u64::from(millis)).min(MAX_PAUSE)
 }
 
-fn cut(mut text: String) -> String {
+/// At most the first `most` bytes of a text, in whole characters.
+pub(crate) fn cut(mut text: String, most: usize) -> String {
     if let Some((end, _)) = text
         .char_indices()
-        .find(|(at, char)| at + char.len_utf8() > MAX_MESSAGE_TEXT)
+        .find(|(at, char)| at + char.len_utf8() > most)
     {
         text.truncate(end);
     }
@@ -388,7 +434,18 @@ fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
     while let Some(source) = root.source() {
         root = source;
     }
-    root.to_string()
+    let h2 = || root.downcast_ref().and_then(h2::Error::get_io);
+    match root.downcast_ref().or_else(h2).map(io::Error::kind) {
+        // Which of them is a matter of chance.
+        Some(
+            ErrorKind::BrokenPipe
+            | ErrorKind::ConnectionAborted
+            | ErrorKind::ConnectionReset
+            | ErrorKind::NotConnected
+            | ErrorKind::UnexpectedEof,
+        ) => "the connection was closed".to_owned(),
+        _ => root.to_string(),
+    }
 }
 
 /// The tasks of a connection: hyper's, and the reporter. They end with their owner.
@@ -471,7 +528,9 @@ mod tests {
         ] {
             let status = Status::new(code, "why");
             assert_eq!(error(&status).refused, reason, "{code:?}");
-            assert_eq!(error(&status).message, "why");
+            if code != Code::Unimplemented {
+                assert_eq!(error(&status).message, "why");
+            }
         }
     }
 
@@ -489,6 +548,22 @@ mod tests {
                 .metadata_mut()
                 .insert(PUSHBACK, text.parse().unwrap());
             assert_eq!(error(&status).at_least, Duration::from_millis(millis));
+        }
+    }
+
+    #[test]
+    fn connections_are_checked_as_often_as_the_server_does() {
+        let keepalive = Keepalive::new();
+        assert_eq!(keepalive.interval(), KEEPALIVE_INTERVAL);
+        for (said, millis) in [
+            (60_000, 60_000),
+            (2_500, 2_500),
+            (1, 1_000),
+            (u64::from(u32::MAX), 3_600_000),
+            (0, 20_000),
+        ] {
+            keepalive.follow(Duration::from_millis(said));
+            assert_eq!(keepalive.interval(), Duration::from_millis(millis));
         }
     }
 

@@ -1,6 +1,8 @@
 //! The typed watcher, and the options that it begins with.
 
-use std::fmt::{self, Display};
+use std::any::Any;
+use std::convert::Infallible;
+use std::fmt;
 use std::future::IntoFuture;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,13 +17,17 @@ use crate::decode::Format;
 use crate::entries::Entries;
 use crate::error::{Closed, NoValue, WatchError};
 use crate::registry::Registry;
-use crate::sink::{Attached, Outcome, Sink, TypedSink, Validate};
-use crate::status::Status;
+use crate::sink::{Attached, Sink, TypedSink, Validate};
+use crate::status::{Status, StatusWatcher};
 use crate::subscription::Shared;
 
 /// How long the first value may take by default: a service that starts should say what it misses
 /// before whoever started it gives up on it.
 const FIRST_VALUE_WITHIN: Duration = Duration::from_secs(30);
+
+/// How long a first value may take before the log says what it waits for: longer than a server in
+/// the neighbourhood needs, and shorter than a person at a terminal.
+const SILENT_FOR: Duration = Duration::from_secs(1);
 
 /// Options of a typed watch; await it for a [`Watcher`] that holds the first good value.
 ///
@@ -49,9 +55,11 @@ impl<T> WatchBuilder<T> {
         }
     }
 
-    /// How long the first good value may take. After that the watch begins with the
+    /// How long the first good value may take: a server to answer, the key to be put, a value that
+    /// is refused to be mended. After that the watch begins with the
     /// [default](Self::default_value), or fails with [`WatchError::NoFirstValue`] when there is
-    /// none. Default: 30 s.
+    /// none. After a second the log says what is waited for, and again whenever that is something
+    /// else. Default: 30 s.
     pub const fn first_value_within(mut self, limit: Duration) -> Self {
         self.within = limit;
         self
@@ -67,8 +75,9 @@ impl<T> WatchBuilder<T> {
     }
 
     /// The value while the key does not exist: before it is first put, after it was deleted, and
-    /// when no good value came [in time](Self::first_value_within). It is not validated. Default:
-    /// none; a key that does not exist is waited for, and one that is deleted keeps its last value.
+    /// when no good value came [in time](Self::first_value_within), which is logged as a warning and
+    /// shows in the [`Status`]. It is not validated. Default: none; a key that does not exist is
+    /// waited for, and one that is deleted keeps its last value.
     pub fn default_value(mut self, value: T) -> Self {
         self.default = Some(value);
         self
@@ -76,13 +85,27 @@ impl<T> WatchBuilder<T> {
 
     /// Refuses values that decode and make no sense. The last good value stays.
     ///
-    /// The text of the error is not kept: it may quote the value, which this library never shows.
-    /// A validator that has more to say should log it. A panic counts as a refusal.
-    pub fn validate<E: Display>(
+    /// An error that is a `&'static str` is part of the program and cannot quote the value: the
+    /// [`Rejection`](crate::Rejection) says it, and so does the log. The text of any other error is
+    /// not kept: it may quote the value, which this library never shows. A validator that has more
+    /// to say should log it. A panic counts as a refusal.
+    ///
+    /// ```
+    /// # struct Limits { rps: u32, burst: u32 }
+    /// # fn watch(watch: driftless_client::WatchBuilder<Limits>) {
+    /// watch.validate(|limits| match limits.burst < limits.rps {
+    ///     true => Err("burst must be at least rps"),
+    ///     false => Ok(()),
+    /// })
+    /// # ;}
+    /// ```
+    pub fn validate<E: 'static>(
         mut self,
         check: impl Fn(&T) -> Result<(), E> + Send + Sync + 'static,
     ) -> Self {
-        self.validate = Some(Box::new(move |value| check(value).map_err(drop)));
+        self.validate = Some(Box::new(move |value| {
+            check(value).map_err(|error| (&error as &dyn Any).downcast_ref().copied())
+        }));
         self
     }
 }
@@ -104,19 +127,34 @@ impl<T: DeserializeOwned + Send + Sync + 'static> IntoFuture for WatchBuilder<T>
             let sink = TypedSink::new(range.clone(), self.format, self.default, self.validate);
             let sink = Arc::new(sink);
             let shared = self.registry.subscribe(range);
+            // Before anything is shown to the sink, so that no refusal is missed.
+            let status = StatusWatcher::new(shared.watch_status(), Some(sink.outcomes()));
             let attached = shared.attach(Arc::clone(&sink) as Arc<dyn Sink>);
             let cell = tokio::select! {
                 biased;
                 cell = sink.first() => cell,
                 error = shared.hopeless() => return Err(error),
-                () = tokio::time::sleep(self.within) => match sink.fall_back() {
-                    Some(cell) => cell,
-                    None => return Err(WatchError::NoFirstValue {
-                        range: shared.range().clone(),
-                        within: self.within,
-                        why: obstacle(&shared.status(), sink.outcome()),
-                    }),
-                },
+                () = tokio::time::sleep(self.within) => {
+                    let why = obstacle(status.status());
+                    let (range, within) = (shared.range(), self.within);
+                    match sink.fall_back() {
+                        Some(cell) => {
+                            tracing::warn!(
+                                %range,
+                                ?within,
+                                why = why.of(range),
+                                "no first value in time; the default is used until there is one"
+                            );
+                            cell
+                        }
+                        None => return Err(WatchError::NoFirstValue {
+                            range: range.clone(),
+                            within,
+                            why,
+                        }),
+                    }
+                }
+                never = tell_obstacles(shared.range(), status.clone()) => match never {},
             };
             // Whoever closes tells the cells there are, so one that came later asks.
             if shared.is_closed() {
@@ -132,24 +170,44 @@ impl<T: DeserializeOwned + Send + Sync + 'static> IntoFuture for WatchBuilder<T>
                 version,
                 seen,
                 seen_state,
-                sink,
-                shared,
+                status,
                 _attached: attached,
+                shared,
             })
         })
     }
 }
 
 /// What stood in the way of a first value.
-fn obstacle(status: &Status, outcome: Outcome) -> NoValue {
-    if let Some(rejected) = outcome.rejected {
+fn obstacle(status: Status) -> NoValue {
+    if let Some(rejected) = status.last_rejection {
         NoValue::Rejected(rejected.rejection)
-    } else if outcome.missing {
+    } else if status.missing {
         NoValue::Missing
     } else {
         NoValue::NotConnected {
-            last_error: status.last_error.clone(),
+            last_error: status.last_error,
         }
+    }
+}
+
+/// Logs what stands in the way of a first value: once it does so for a while, and whenever it is
+/// something else.
+async fn tell_obstacles(range: &KeyRange, mut status: StatusWatcher) -> Infallible {
+    tokio::time::sleep(SILENT_FOR).await;
+    let mut told: Option<NoValue> = None;
+    loop {
+        let why = obstacle(status.status());
+        let news = match (&told, &why) {
+            // What goes wrong on the way to a server may be another thing at each attempt.
+            (Some(NoValue::NotConnected { .. }), NoValue::NotConnected { .. }) => false,
+            (told, why) => told.as_ref() != Some(why),
+        };
+        if news {
+            tracing::info!(%range, why = why.of(range), "waiting for the first value");
+            told = Some(why);
+        }
+        status.changed().await;
     }
 }
 
@@ -210,7 +268,7 @@ pub struct Watcher<T> {
     /// The state that it was made from: what changes are told against. It shares with the current
     /// one what is the same in them, so it costs what changed since.
     seen_state: Entries,
-    sink: Arc<dyn Sink>,
+    status: StatusWatcher,
     // Before `shared`: fields are dropped in order, and the sink goes before the task is ended.
     _attached: Attached,
     shared: Arc<Shared>,
@@ -228,7 +286,13 @@ impl<T> Watcher<T> {
     /// Waits for a value newer than the one that this watcher began with, or that this method last
     /// told of, and tells its revision and which keys changed. The latest value counts; those in
     /// between are not told. It resolves also for values that [`load`](Self::load) has shown
-    /// already, and for ones that are equal to the one before.
+    /// already.
+    ///
+    /// A value is made of each state of the range that is not refused, so it may well be equal to
+    /// the one before: a key was put again as it was, or one that no field takes was put. Where a
+    /// change is costly to act on, compare the parts that matter, or look at [`Changed::keys`].
+    ///
+    /// A state that is refused makes no value: [`watch_status`](Self::watch_status) tells of it.
     ///
     /// # Errors
     /// When no value will follow.
@@ -257,12 +321,36 @@ impl<T> Watcher<T> {
 
     /// How the watcher is doing.
     pub fn status(&self) -> Status {
-        let outcome = self.sink.outcome();
-        Status {
-            last_rejection: outcome.rejected,
-            missing: outcome.missing,
-            ..self.shared.status()
-        }
+        self.status.status()
+    }
+
+    /// Waits until the status differs, as [`StatusWatcher::changed`] does.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing: the next call returns what this one would have.
+    pub async fn status_changed(&mut self) -> Status {
+        self.status.changed().await
+    }
+
+    /// Follows the status apart from this watcher, so that both can be waited for at a time: a state
+    /// that is refused changes no value.
+    ///
+    /// ```
+    /// # async fn follow(mut watcher: driftless_client::Watcher<u32>) -> Result<(), driftless_client::Closed> {
+    /// let mut status = watcher.watch_status();
+    /// loop {
+    ///     tokio::select! {
+    ///         changed = watcher.changed() => println!("{}", changed?.revision),
+    ///         status = status.changed() => match status.last_rejection {
+    ///             Some(rejected) => println!("refused: {}", rejected.rejection),
+    ///             None => println!("{}", status.state),
+    ///         },
+    ///     }
+    /// }
+    /// # }
+    /// ```
+    pub fn watch_status(&self) -> StatusWatcher {
+        self.status.clone()
     }
 }
 

@@ -66,6 +66,15 @@ impl Failure {
         self
     }
 
+    /// What was found, where it is known in more detail; `None` changes nothing.
+    pub(super) fn found(mut self, found: Option<&'static str>) -> Self {
+        let facts = self.facts_mut();
+        if found.is_some() && facts.kind == RejectionKind::Type && facts.expected.is_some() {
+            facts.found = found;
+        }
+        self
+    }
+
     /// Adds what may be known of what a format's decoder said: what it is about, where that is not
     /// the type, and the line and column.
     pub(super) fn told(

@@ -36,5 +36,27 @@ fn told(failure: Failure, said: Option<Error>) -> Failure {
     });
     // Line 0: it does not know.
     let position = (said.line() > 0).then(|| (said.line(), said.column()));
-    failure.told(is, position)
+    let found = if failure.by_decoder {
+        sort(&said)
+    } else {
+        None
+    };
+    failure.found(found).told(is, position)
+}
+
+/// What sort of thing the decoder found, by how its words begin: they are serde's, and the thing
+/// itself comes after them. `None` where they are others.
+fn sort(said: &Error) -> Option<&'static str> {
+    const SORTS: [(&str, &str); 6] = [
+        ("string ", "a string"),
+        ("boolean ", "a boolean"),
+        ("null,", "null"),
+        ("sequence,", "a list"),
+        ("map,", "a map"),
+        ("floating point ", "a number"),
+    ];
+    let said = said.to_string();
+    let rest = said.strip_prefix("invalid type: ")?;
+    let sort = |(begins, sort): &(&str, _)| rest.starts_with(begins).then_some(*sort);
+    SORTS.iter().find_map(sort)
 }

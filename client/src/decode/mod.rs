@@ -12,7 +12,7 @@
 macro_rules! scalars {
     ($with:ident) => {
         $with! {
-            deserialize_bool "a boolean",
+            deserialize_bool "a boolean (true or false)",
             deserialize_i8 "an integer (i8)",
             deserialize_i16 "an integer (i16)",
             deserialize_i32 "an integer (i32)",
@@ -37,6 +37,7 @@ mod failure;
 mod format;
 mod json;
 mod leaf;
+mod number;
 mod rejection;
 mod text;
 #[cfg(feature = "toml")]

@@ -9,7 +9,8 @@ use driftless_proto::Key;
 ///
 /// It can be logged, reported and shown: it names the key, the place within the value and what was
 /// expected there, and holds nothing of the value itself, nor any text that a decoder or the
-/// service made about it.
+/// service made about it. What a service says in words that are part of the program is kept: see
+/// [`WatchBuilder::validate`](crate::WatchBuilder::validate).
 #[derive(Clone, PartialEq, Eq)]
 pub struct Rejection(Box<Facts>);
 
@@ -29,6 +30,8 @@ pub enum RejectionKind {
     Utf8,
     /// Two keys, or two fields of a document, are for the same thing.
     Conflict,
+    /// The watched prefix lacks its final `/`: what follows it starts with one.
+    Prefix,
     /// This build does not read the format that the key's suffix names.
     Format,
     /// Keys are nested deeper than is followed.
@@ -51,6 +54,7 @@ impl RejectionKind {
             Self::UnknownField => "unknown-field",
             Self::Utf8 => "utf8",
             Self::Conflict => "conflict",
+            Self::Prefix => "prefix",
             Self::Format => "format",
             Self::TooDeep => "too-deep",
             Self::TooLarge => "too-large",
@@ -72,6 +76,8 @@ pub(super) struct Facts {
     pub(super) kind: RejectionKind,
     /// What happened, for the kinds that it is not plain from.
     pub(super) detail: &'static str,
+    /// What the service says about it.
+    pub(super) reason: Option<&'static str>,
     /// What the type asked for.
     pub(super) expected: Option<&'static str>,
     /// What sort of thing was there.
@@ -81,6 +87,8 @@ pub(super) struct Facts {
     pub(super) key: Option<Key>,
     /// The other key of a conflict.
     pub(super) other: Option<Key>,
+    /// The prefix to watch instead.
+    pub(super) instead: Option<Key>,
     pub(super) path: String,
     /// Line and column, from 1.
     pub(super) position: Option<(usize, usize)>,
@@ -91,11 +99,13 @@ impl Rejection {
         Self(Box::new(Facts {
             kind,
             detail,
+            reason: None,
             expected: None,
             found: None,
             one_of: &[],
             key: None,
             other: None,
+            instead: None,
             path: String::new(),
             position: None,
         }))
@@ -109,12 +119,13 @@ impl Rejection {
         &self.0
     }
 
-    /// The service's validation refused it. Its reason is the service's to log: it may quote.
-    pub(crate) fn invalid() -> Self {
-        Self::new(
-            RejectionKind::Invalid,
-            "the service's validation refused it",
-        )
+    /// The service's validation refused it. A reason that is part of the program quotes nothing; any
+    /// other may, and is the service's to log.
+    pub(crate) fn invalid(reason: Option<&'static str>) -> Self {
+        let detail = "the service's validation refused it";
+        let mut rejection = Self::new(RejectionKind::Invalid, detail);
+        rejection.facts_mut().reason = reason;
+        rejection
     }
 
     /// The service's code panicked over it.
@@ -161,11 +172,10 @@ impl Rejection {
 impl fmt::Display for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let facts = &*self.0;
-        if let Some(key) = &facts.key {
-            write!(f, "key {key}: ")?;
-        }
-        if let Some(other) = &facts.other {
-            write!(f, "and key {other}: ")?;
+        match (&facts.key, &facts.other) {
+            (Some(key), Some(other)) => write!(f, "keys {key} and {other}: ")?,
+            (Some(key), None) | (None, Some(key)) => write!(f, "key {key}: ")?,
+            (None, None) => {}
         }
         if !facts.path.is_empty() {
             write!(f, "field `{}`: ", facts.path)?;
@@ -180,7 +190,14 @@ impl fmt::Display for Rejection {
             (Some(expected), Some(found)) => write!(f, "expected {expected}, found {found}"),
             (Some(expected), None) => write!(f, "expected {expected}"),
             _ => f.write_str(facts.detail),
+        }?;
+        if let Some(reason) = facts.reason {
+            write!(f, ": {reason}")?;
         }
+        if let Some(instead) = &facts.instead {
+            write!(f, "; watch {instead}")?;
+        }
+        Ok(())
     }
 }
 

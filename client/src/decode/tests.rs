@@ -261,7 +261,7 @@ fn a_place_in_a_document_is_named() {
         (
             doc("[]", r#"{"k": {"rps": -1}}"#, r#""fast""#, ""),
             (RejectionKind::Type, "map.*.rps", Some(2)),
-            "expected an integer (u32), found an integer out of its range",
+            "expected an integer (u32), found a negative number",
         ),
         (
             doc("[]", "{}", r#"{"custom": {"rps": []}}"#, ""),
@@ -327,7 +327,8 @@ fn a_place_in_a_document_is_named() {
     let rejection = one::<Limits>("{\n\"rps\": \"x\"}").unwrap_err();
     assert_eq!(
         rejection.to_string(),
-        "key /config/shop/it: field `rps`: line 2, column 10: expected an integer (u32)"
+        "key /config/shop/it: field `rps`: line 2, column 10: expected an integer (u32), found a \
+         string"
     );
 }
 
@@ -653,7 +654,11 @@ fn what_a_prefix_is_not_names_key_and_field() {
     );
     let both = below::<Strict>(&[("text", "1"), ("text/a", "1")]).unwrap_err();
     assert_eq!(both.other_key().unwrap().to_string(), "/config/shop/text/a");
-    assert!(both.to_string().contains("/config/shop/text/a"));
+    assert_eq!(
+        both.to_string(),
+        "keys /config/shop/text and /config/shop/text/a: field `text`: one has a value and is a \
+         parent of the other: use one of them"
+    );
 }
 
 #[test]
@@ -673,12 +678,13 @@ fn edges_of_keys() {
         (".json", "4"),
     ];
     assert_eq!(below::<Limits>(&keys).unwrap().rps, 1);
-    // A prefix without a slash cuts a name in two.
+    // A prefix may end within a name.
     let found: BTreeMap<String, String> =
-        under("/config/shop", &[("", "0"), ("/a", "1"), ("ping/b", "2")]).unwrap();
-    assert_eq!(found.keys().collect::<Vec<_>>(), ["", "/a", "ping/b"]);
-    let rejection = under::<Limits>("/config/shop", &[("/rps", "1")]).unwrap_err();
-    assert_eq!(rejection.key().unwrap().to_string(), "/config/shoprps");
+        under("/config/shop", &[("", "0"), ("-a", "1"), ("ping/b", "2")]).unwrap();
+    assert_eq!(found.keys().collect::<Vec<_>>(), ["", "-a", "ping/b"]);
+    assert_eq!(under::<Limits>("app.", &[("rps", "1")]).unwrap().rps, 1);
+    let rejection = under::<Limits>("app.", &[]).unwrap_err();
+    assert_eq!(rejection.key().unwrap().to_string(), "app.rps");
     // A key that is not text has no path.
     let keys = [entry(b"/config/shop/\xff", b"1")];
     let range = KeyRange::prefix(PREFIX).unwrap();
@@ -694,10 +700,87 @@ fn edges_of_keys() {
 }
 
 #[test]
+fn a_prefix_that_lacks_its_slash_is_refused() {
+    #[derive(Debug, Default, Deserialize)]
+    #[serde(default)]
+    #[allow(dead_code)]
+    struct Defaults {
+        rps: u32,
+    }
+    macro_rules! refused {
+        ($($type:ty),*) => {$(
+            let keys = [("-old/rps", "1"), ("/rps", "1"), ("/x", "1")];
+            let rejection = under::<$type>("/config/shop", &keys).unwrap_err();
+            assert_eq!(
+                told(&rejection),
+                (RejectionKind::Prefix, "/config/shop/rps".into(), "")
+            );
+            assert_eq!(
+                rejection.to_string(),
+                "key /config/shop/rps: the watched prefix does not end in `/`; watch /config/shop/"
+            );
+        )*};
+    }
+    refused!(
+        Defaults, Limits, Option<Limits>, Value, BTreeMap<String, String>, BTreeMap<String, Limits>
+    );
+    // What has its slash may go on with another: that is an odd key, and no odd prefix.
+    let odd = [("/rps", "2"), ("rps", "1")];
+    assert_eq!(under::<Limits>(PREFIX, &odd).unwrap().rps, 1);
+    assert_eq!(under::<Limits>("/", &odd).unwrap().rps, 1);
+}
+
+#[test]
+fn what_is_wrong_with_a_number_is_told_without_it() {
+    fn said<T: DeserializeOwned + std::fmt::Debug>(value: &str) -> String {
+        let rejection = one::<T>(value).unwrap_err().to_string();
+        let (_, said) = rejection.split_once("found ").expect("what was found");
+        said.to_owned()
+    }
+    let range = "an integer out of its range (0 to 4294967295)";
+    for (value, found) in [
+        ("abc", "text that is no number"),
+        ("-3", "a negative number"),
+        ("6.5", "a number with a fraction"),
+        ("1e3", "a number that is not written as an integer"),
+        ("\"7\"", "quoted text"),
+        ("5000000000", range),
+        (" ", "an empty value"),
+    ] {
+        assert_eq!(said::<u32>(value), found, "{value}");
+    }
+    assert_eq!(said::<f32>("1e99"), "a number out of its range");
+    assert_eq!(said::<bool>("yes"), "other text");
+    for (value, found) in [
+        ("\"abc\"", "a string"),
+        ("-3", "a negative number"),
+        ("6.5", "a number with a fraction"),
+        ("1e3", "a number that is not written as an integer"),
+        ("\"7\"", "a string"),
+        ("5000000000", range),
+        ("99999999999999999999999", range),
+        ("true", "a boolean"),
+        ("null", "null"),
+        ("[7]", "a list"),
+        ("{\"a\": 7}", "a map"),
+    ] {
+        let document = format!("{{\"rps\": {value}}}");
+        assert_eq!(said::<Limits>(&document), found, "{value}");
+    }
+    // Within its range, and refused for another reason.
+    let other = said::<Vec<std::num::NonZeroU8>>("[0]");
+    assert_eq!(other, "an integer out of its range");
+}
+
+#[test]
 fn the_service_s_own_refusals_say_nothing_of_the_value() {
-    assert_eq!(Rejection::invalid().kind().as_str(), "invalid");
+    assert_eq!(Rejection::invalid(None).kind().as_str(), "invalid");
     assert_eq!(Rejection::panicked().kind().as_str(), "panic");
-    assert!(Rejection::invalid().key().is_none());
+    assert!(Rejection::invalid(None).key().is_none());
+    let plain = "the service's validation refused it";
+    assert_eq!(Rejection::invalid(None).to_string(), plain);
+    let reason = Rejection::invalid(Some("burst is below rps")).to_string();
+    assert_eq!(reason, format!("{plain}: burst is below rps"));
 }
 
 // Secrecy.

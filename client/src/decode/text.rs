@@ -8,6 +8,7 @@ use serde::de::{Deserializer, Visitor};
 use serde::forward_to_deserialize_any;
 
 use super::failure::Failure;
+use super::number;
 
 /// Deserialises from text.
 #[derive(Clone, Copy)]
@@ -37,7 +38,7 @@ macro_rules! parsed {
         fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Failure> {
             match self.text.trim().parse::<$type>() {
                 Ok(value) => visitor.$visit(value),
-                Err(_) => Err(Failure::mismatch($asked, Some("other text"))),
+                Err(_) => Err(Failure::mismatch($asked, Some(number::text($asked, self.text)))),
             }
             .map_err(|failure: Failure| failure.asked($asked))
         }
@@ -50,7 +51,7 @@ macro_rules! finite {
             // Not "inf" and "nan": no other format has them, and 1e999 is a slip.
             match self.text.trim().parse::<$type>() {
                 Ok(value) if value.is_finite() => visitor.$visit(value),
-                _ => Err(Failure::mismatch($asked, Some("other text"))),
+                _ => Err(Failure::mismatch($asked, Some(number::text($asked, self.text)))),
             }
             .map_err(|failure: Failure| failure.asked($asked))
         }
@@ -71,7 +72,7 @@ impl<'de> Deserializer<'de> for Text<'_> {
     type Error = Failure;
 
     parsed! {
-        deserialize_bool visit_bool bool: "a boolean",
+        deserialize_bool visit_bool bool: "a boolean (true or false)",
         deserialize_i8 visit_i8 i8: "an integer (i8)",
         deserialize_i16 visit_i16 i16: "an integer (i16)",
         deserialize_i32 visit_i32 i32: "an integer (i32)",

@@ -12,6 +12,7 @@
 //! for the level above.
 
 use std::cell::Cell;
+use std::convert::identity;
 use std::fmt;
 
 use serde::de::{
@@ -19,6 +20,7 @@ use serde::de::{
 };
 
 use super::failure::Failure;
+use super::number;
 
 type Aside = Cell<Option<Failure>>;
 type Said<E> = Cell<Option<E>>;
@@ -201,6 +203,18 @@ macro_rules! visited {
     )*};
 }
 
+macro_rules! visited_number {
+    ($wrong:ident: $($method:ident $type:ty => $as:expr,)*) => {$(
+        fn $method<E: Error>(self, value: $type) -> Result<V::Value, E> {
+            let visited = self.inner.$method::<Failure>(value);
+            visited.map_err(|failure| {
+                let found = number::$wrong(self.asked, $as(value.into()));
+                leave(self.aside, None, failure.asked(self.asked).found(found))
+            })
+        }
+    )*};
+}
+
 macro_rules! visited_text {
     ($($method:ident $type:ty,)*) => {$(
         fn $method<E: Error>(self, text: $type) -> Result<V::Value, E> {
@@ -240,11 +254,19 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Visit<'_, V> {
         self.inner.expecting(f)
     }
 
+    visited_number! {
+        out_of_range:
+        visit_i8 i8 => Ok, visit_i16 i16 => Ok, visit_i32 i32 => Ok, visit_i64 i64 => Ok,
+        visit_i128 i128 => Ok,
+        visit_u8 u8 => Ok, visit_u16 u16 => Ok, visit_u32 u32 => Ok, visit_u64 u64 => Ok,
+        // Not each of these is an i128.
+        visit_u128 u128 => Err,
+    }
+
+    visited_number! { no_integer: visit_f32 f32 => identity, visit_f64 f64 => identity, }
+
     visited! {
         visit_bool bool,
-        visit_i8 i8, visit_i16 i16, visit_i32 i32, visit_i64 i64, visit_i128 i128,
-        visit_u8 u8, visit_u16 u16, visit_u32 u32, visit_u64 u64, visit_u128 u128,
-        visit_f32 f32, visit_f64 f64,
         visit_char char,
         visit_bytes &[u8], visit_borrowed_bytes &'de [u8], visit_byte_buf Vec<u8>,
     }

@@ -41,6 +41,9 @@ pub(super) fn decode<T: DeserializeOwned>(
     for entry in entries {
         // The owner of the entries keeps to the range; what is not in it is not for this type.
         if let Some(path) = entry.key.as_ref().strip_prefix(prefix.as_ref()) {
+            if path.starts_with(b"/") && !prefix.as_ref().ends_with(b"/") {
+                return Err(no_slash(prefix, &entry.key));
+            }
             below.push(Below::new(path, entry, format)?);
         }
     }
@@ -75,6 +78,15 @@ pub(super) fn decode<T: DeserializeOwned>(
             }
         }
     }
+}
+
+/// The caller left out the slash at the end of the prefix. No type means that: no field's name is
+/// empty, so a struct of defaults would take no key for ever, and never tell.
+fn no_slash(prefix: &Key, key: &Key) -> Rejection {
+    let detail = "the watched prefix does not end in `/`";
+    let mut failure = Failure::new(RejectionKind::Prefix, detail).at(key);
+    failure.facts_mut().instead = Key::new([prefix.as_ref(), b"/"].concat());
+    failure.into_rejection()
 }
 
 /// One key below the prefix.

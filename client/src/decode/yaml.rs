@@ -9,6 +9,7 @@ use serde_saphyr::options::DuplicateKeyPolicy;
 use serde_saphyr::{Options, budget, options};
 
 use super::failure::Failure;
+use super::number;
 use super::rejection::RejectionKind;
 use super::track::{Track, track};
 
@@ -45,7 +46,12 @@ pub(super) fn read<'de, R>(
         });
     result.map_err(|said| {
         let failure = aside.unwrap_or_else(|| Failure::by_decoder("the end"));
-        failure.told(sort(&said), position(text, &said))
+        let found = scalar(text, &said).and_then(|scalar| {
+            let asked = failure.facts().expected.filter(|_| failure.by_decoder)?;
+            Some(number::text(asked, scalar))
+        });
+        let (is, position) = (sort(&said), position(text, &said));
+        failure.found(found).told(is, position)
     })
 }
 
@@ -90,6 +96,19 @@ fn sort(said: &Error) -> Option<(RejectionKind, &'static str)> {
             RejectionKind::TooLarge,
             "the document is nested too deep, or its aliases stand for too much",
         )),
+        _ => None,
+    }
+}
+
+/// The scalar that does not parse as what was asked for.
+fn scalar<'t>(text: &'t str, said: &Error) -> Option<&'t str> {
+    match said {
+        Error::AliasError { error, .. } => scalar(text, error),
+        Error::InvalidScalar { location, .. } => {
+            let start = usize::try_from(location.span().byte_offset()?).ok()?;
+            let len = usize::try_from(location.span().byte_len()?).ok()?;
+            text.get(start..start.checked_add(len)?)
+        }
         _ => None,
     }
 }

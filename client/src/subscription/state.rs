@@ -426,4 +426,24 @@ mod tests {
         assert!(machine.fresh());
         assert_eq!(machine.diverged(), 1, "what is broken is no difference");
     }
+
+    #[test]
+    fn divergence_that_comes_back_is_met_with_patience() {
+        let now = Instant::now();
+        let mut machine = Machine::new();
+        for (count, ceiling) in [100, 200, 400, 800, 1600, 3200, 5000, 5000]
+            .into_iter()
+            .enumerate()
+        {
+            // What is fetched anew differs again, at once.
+            for event in [Event::Asked, hello(secs(1)), Event::InSync] {
+                machine.step(event, now, 0.5);
+            }
+            machine.step(ended(Cause::Differs), now, 0.5);
+            assert_eq!(wait(&machine, now), Duration::from_millis(ceiling / 2));
+            assert!(machine.fresh());
+            assert_eq!(machine.diverged(), count as u64 + 1);
+            machine.step(Event::Expired, now, 0.5);
+        }
+    }
 }

@@ -14,13 +14,14 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::state::{Cause, Event, Machine, Phase};
+use crate::decode::Rejection;
 use crate::entries::Entries;
 use crate::error::{Closed, Refused, RefusedReason, too_large};
 use crate::replica::{Applied, Replica};
 use crate::report::Slot;
 use crate::sink::{Numbered, Sinks};
 use crate::status::{State, Status};
-use crate::transport::{CallError, Connection, Frames, Transport, pause};
+use crate::transport::{CallError, Connection, Frames, Transport, cut, pause};
 
 /// Drives one subscription.
 pub(crate) struct Task {
@@ -189,6 +190,8 @@ impl Task {
         self.step(Event::Hello {
             progress_interval: Duration::from_millis(hello.progress_interval_ms.into()),
         });
+        let ping_interval = Duration::from_millis(hello.ping_interval_ms.into());
+        self.transport.check_every(ping_interval);
         let report_interval = Duration::from_millis(hello.report_interval_ms.into());
         self.slot = Some(
             connection
@@ -291,15 +294,9 @@ impl Task {
             },
             Some(outcome) => v1::Outcome {
                 applied_revision: outcome.accepted.get(),
-                rejection: outcome.rejected.map(|rejected| v1::Rejection {
-                    revision: rejected.revision.get(),
-                    kind: rejected.rejection.kind().as_str().to_owned(),
-                    key: rejected
-                        .rejection
-                        .key()
-                        .map_or_else(Default::default, |key| key.as_bytes().clone()),
-                    path: rejected.rejection.path().to_owned(),
-                }),
+                rejection: outcome
+                    .rejected
+                    .map(|rejected| rejection(rejected.revision, &rejected.rejection)),
                 diverged,
             },
         }
@@ -401,10 +398,9 @@ impl Task {
     /// Says why a stream or an attempt ended, in the status and in the log.
     fn tell(&mut self, end: &End, fruitless: bool) {
         let range = &self.range;
-        let wait = self
-            .machine
-            .deadline()
-            .map(|until| until.saturating_duration_since(Instant::now()));
+        let wait = self.machine.deadline().map_or(Duration::ZERO, |until| {
+            until.saturating_duration_since(Instant::now())
+        });
         let refused = end.refused.map(|reason| Refused {
             endpoint: end.endpoint.clone().unwrap_or_default(),
             reason,
@@ -452,6 +448,18 @@ impl Task {
             }
             changed
         });
+    }
+}
+
+/// As it travels: a key that is too long to name is left out, and such a path is cut off.
+fn rejection(revision: Revision, rejection: &Rejection) -> v1::Rejection {
+    let key = rejection.key().map(|key| key.as_bytes());
+    let key = key.filter(|key| key.len() <= KeyRange::MAX_LEN);
+    v1::Rejection {
+        revision: revision.get(),
+        kind: rejection.kind().as_str().to_owned(),
+        key: key.cloned().unwrap_or_default(),
+        path: cut(rejection.path().to_owned(), KeyRange::MAX_LEN),
     }
 }
 

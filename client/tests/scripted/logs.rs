@@ -132,6 +132,159 @@ async fn what_stays_bad_is_logged_once() {
     assert_eq!(log.lines("CANARY").len(), 0);
 }
 
+/// Waits for the first value for an hour, and for a log of so many lines that hold `text`.
+async fn watch_until_logged<T>(client: &Client, range: &str, log: &Log, text: &str, lines: usize)
+where
+    T: serde::de::DeserializeOwned + Send + Sync + 'static,
+{
+    let watch = client.watch::<T>(range);
+    let watch = watch.first_value_within(Duration::from_secs(3600));
+    tokio::select! {
+        biased;
+        _ = watch.into_future() => panic!("there is no value"),
+        () = async {
+            // Time stands still but for what the watch itself waits for.
+            while log.lines(text).len() < lines {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        } => {}
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_first_value_waits_for_is_logged_once_each() {
+    const WAITING: &str = "waiting for the first value";
+    let log = Log::begin();
+    let mut server = Server::start();
+    let mut world = World::of(&[]);
+    let client = server.client();
+    let script = async {
+        // Ten attempts, each with something else wrong.
+        for attempt in 0..10 {
+            let status = tonic::Status::unavailable(format!("trouble {attempt}"));
+            server.call().await.fail(status).await;
+        }
+        while log.lines(WAITING).is_empty() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let call = server.call().await;
+        call.serve(&world).await;
+        while log.lines(WAITING).len() < 2 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        call.send(world.put("/a/", "CANARY")).await;
+        while log.lines(WAITING).len() < 3 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        for _ in 0..10 {
+            call.send(world.progress()).await;
+        }
+        call.send(world.delete("/a/")).await;
+        call
+    };
+    let (_call, ()) = tokio::join!(
+        script,
+        watch_until_logged::<u32>(&client, "/a/", &log, WAITING, 4)
+    );
+    let lines = log.lines(WAITING);
+    let missing = "there is no such key; for the keys below it, use KeyRange::prefix";
+    let reasons = [
+        "no server has answered in full: http://scripted:7400: trouble",
+        missing,
+        "the value was refused: key /a/: expected an integer (u32), found text that is no number",
+        missing,
+    ];
+    for (line, reason) in lines.iter().zip(reasons) {
+        assert!(line.contains("INFO") && line.contains(reason), "{lines:?}");
+    }
+    assert_eq!(lines.len(), reasons.len(), "{lines:?}");
+    assert_eq!(log.lines("CANARY").len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_value_that_comes_soon_is_not_talked_about() {
+    let log = Log::begin();
+    let mut server = Server::start();
+    let mut world = World::of(&[]);
+    let client = server.client();
+    let (watcher, _call) = tokio::join!(client.watch::<u32>("/a").into_future(), async {
+        let call = server.call().await;
+        call.serve(&world).await;
+        tokio::time::sleep(Duration::from_millis(900)).await;
+        call.send(world.put("/a", "1")).await;
+        call
+    });
+    assert_eq!(*watcher.unwrap().load(), 1);
+    assert_eq!(log.lines(""), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_default_for_want_of_a_value_is_a_warning() {
+    let log = Log::begin();
+    let mut server = Server::start();
+    let client = server.client();
+    let (watcher, call) = tokio::join!(watch(&client), server.call());
+    let lines = log.lines("the default is used until there is one");
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    for named in ["WARN", "/p/*", "within=1s", "no server has answered yet"] {
+        assert!(lines[0].contains(named), "{named}: {lines:?}");
+    }
+    let status = watcher.status();
+    assert_eq!((status.state, status.age()), (State::Connecting, None));
+    assert_eq!(status.revision.get(), 0);
+    // A key that does not exist is what a default is for.
+    let world = World::of(&[]);
+    call.serve(&world).await;
+    shown(&watcher, &world).await;
+    let _other = watch(&client).await;
+    assert_eq!(log.lines("WARN").len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_range_without_any_key_is_logged_where_that_is_odd() {
+    const PREFIX: &str = "there is no key under this prefix";
+    const FOLDER: &str = "for the keys below it, use KeyRange::prefix";
+    let log = Log::begin();
+    let mut server = Server::start();
+    let mut world = World::of(&[]);
+    let client = server.client();
+    // Tools see for themselves.
+    let (entries, call) = tokio::join!(
+        client.entries(KeyRange::prefix("/p/")).into_future(),
+        async {
+            let call = server.call().await;
+            call.serve(&world).await;
+            call
+        }
+    );
+    let _entries = entries.unwrap();
+    assert_eq!(log.lines(""), [""; 0]);
+    let one = watch(&client).await;
+    let lines = log.lines(PREFIX);
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(lines[0].contains("INFO") && lines[0].contains("/p/*"));
+    let _two = watch(&client).await;
+    call.send(world.progress()).await;
+    shown(&one, &world).await;
+    assert_eq!(log.lines(PREFIX).len(), 1);
+    call.send(world.put("/p/a", "1")).await;
+    call.send(world.delete("/p/a")).await;
+    shown(&one, &world).await;
+    assert_eq!(log.lines(PREFIX).len(), 2, "it is empty again");
+
+    for (key, expected) in [("/a", 0), ("/a/", 1)] {
+        let world = World::of(&[]);
+        let (watcher, _call) =
+            tokio::join!(client.watch::<Option<u32>>(key).into_future(), async {
+                let call = server.call().await;
+                call.serve(&world).await;
+                call
+            });
+        assert_eq!(*watcher.unwrap().load(), None);
+        assert_eq!(log.lines(FOLDER).len(), expected, "{key}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_outage_is_two_lines_however_long_it_is() {
     let log = Log::begin();

@@ -1,8 +1,10 @@
 //! What the client tells the server of what it made of the states.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use driftless_client::Client;
+use driftless_proto::v1::watch_response::Frame;
 use tokio::time::Instant;
 
 use crate::server::{Call, Server};
@@ -102,4 +104,56 @@ async fn a_refusal_travels_with_the_next_request() {
     let outcome = call.request.outcome.unwrap();
     assert_eq!(outcome.applied_revision, 11);
     assert_eq!(outcome.rejection.unwrap().revision, 12);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_difference_is_reported_once_it_is_repaired() {
+    let mut server = Server::start();
+    let mut world = World::of(&[("/a", "1")]);
+    let client = server.client();
+    let (_watcher, mut call) = watching(&client, &mut server, &world, "/a").await;
+    for times in 1..3 {
+        // What the server says is not what the client has, by its own count.
+        let mut progress = world.progress();
+        if let Frame::Progress(progress) = &mut progress {
+            progress.digest = World::default().digest();
+        }
+        call.send(progress).await;
+        call.ended().await;
+        call = server.call().await;
+        assert_eq!(call.have(), None, "it asks with nothing in hand");
+        world.put("/a", &times.to_string());
+        call.serve(&world).await;
+        let outcome = loop {
+            let report = server.reports.recv().await.unwrap();
+            let outcome = report.watches[0].outcome.clone().unwrap();
+            if outcome.applied_revision == world.revision {
+                break outcome;
+            }
+        };
+        assert_eq!(outcome.diverged, times);
+    }
+}
+
+/// A key that a server would not take in a report kept it from all that the report said.
+#[tokio::test(start_paused = true)]
+async fn what_is_too_long_to_name_is_left_out_of_a_report() {
+    let mut server = Server::start();
+    let mut world = World::of(&[("/p/a", "1")]);
+    let client = server.client();
+    let range = driftless_client::KeyRange::prefix("/p/").unwrap();
+    let watching = client.watch::<BTreeMap<String, u32>>(range).into_future();
+    let (watcher, call) = tokio::join!(watching, async {
+        let call = server.call().await;
+        call.serve(&world).await;
+        call
+    });
+    let _watcher = watcher.unwrap();
+    let long = "\u{fc}".repeat(4096);
+    call.send(world.put(&format!("/p/{long}"), "x")).await;
+    let report = server.reports.recv().await.unwrap();
+    let outcome = report.watches[0].outcome.clone().unwrap();
+    let rejection = outcome.rejection.unwrap();
+    assert_eq!(rejection.key, "");
+    assert_eq!(rejection.path, long[..4096]);
 }

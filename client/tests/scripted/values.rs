@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use driftless_client::{
-    Changed, Client, Closed, Key, KeyRange, NoValue, RefusedReason, RejectionKind, Revision, State,
-    WatchError, Watcher,
+    Changed, Client, Closed, Key, KeyRange, NoValue, RefusedReason, Rejection, RejectionKind,
+    Revision, State, WatchError, Watcher,
 };
 use driftless_proto::v1::{self, watch_response::Frame};
 use serde::Deserialize;
@@ -228,6 +228,103 @@ async fn validators_refuse_and_may_panic() {
 }
 
 #[tokio::test]
+async fn a_reason_that_is_part_of_the_program_is_told() {
+    let mut server = Server::start();
+    let mut world = World::of(&[("/a", "1")]);
+    let client = server.client();
+    let reason = "it must be below 10";
+    let watch = client.watch::<u32>("/a").validate(move |value| {
+        let small = *value < 10;
+        small.then_some(()).ok_or(reason)
+    });
+    let (watcher, call) = tokio::join!(watch.into_future(), async {
+        let call = server.call().await;
+        call.serve(&world).await;
+        call
+    });
+    let mut watcher = watcher.unwrap();
+    call.send(world.put("/a", "10")).await;
+    let refused = refusal(&mut watcher).await;
+    assert_eq!(
+        refused.to_string(),
+        "the service's validation refused it: it must be below 10"
+    );
+}
+
+/// Waits for a state to be refused, by asking for news of the status.
+async fn refusal<T>(watcher: &mut Watcher<T>) -> Rejection {
+    soon(async {
+        loop {
+            if let Some(found) = watcher.status_changed().await.last_rejection {
+                break found.rejection;
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_refusal_and_its_end_are_news_of_the_status() {
+    let mut server = Server::start();
+    let mut world = World::of(&[("/a", "1")]);
+    let client = server.client();
+    let (mut watcher, call) = watching::<u32>(&client, &mut server, &world).await;
+    let mut statuses = watcher.watch_status();
+    call.send(world.put("/a", "x")).await;
+    assert_eq!(refusal(&mut watcher).await.kind(), RejectionKind::Type);
+    let mut told = soon(statuses.changed()).await;
+    while told.last_rejection.is_none() {
+        told = soon(statuses.changed()).await;
+    }
+    assert_eq!(told.last_rejection.unwrap().revision, Revision::new(12));
+    assert_eq!(
+        format!("{} {statuses:?}", told.state),
+        "live StatusWatcher(Live)"
+    );
+    // Nobody is woken for states that are fine.
+    call.send(world.put("/a", "2")).await;
+    soon(watcher.changed()).await.unwrap();
+    assert!(soon(statuses.changed()).await.last_rejection.is_none());
+    call.send(world.put("/a", "3")).await;
+    soon(watcher.changed()).await.unwrap();
+    let more = crate::server::poll_times(statuses.changed(), 3).await;
+    assert!(more.is_none(), "{more:?}");
+    // A key that is deleted, and one that closes.
+    call.send(world.delete("/a")).await;
+    assert!(soon(statuses.changed()).await.missing);
+    call.send(Frame::Goodbye(v1::Goodbye {
+        purge: true,
+        ..Default::default()
+    }))
+    .await;
+    assert_eq!(soon(statuses.changed()).await.state, State::Closed);
+    drop(watcher);
+    assert!(
+        crate::server::poll_times(statuses.changed(), 3)
+            .await
+            .is_none()
+    );
+    assert!(statuses.status().missing, "the last word stays");
+}
+
+#[tokio::test]
+async fn a_refusal_of_the_first_state_is_news_of_the_status() {
+    let mut server = Server::start();
+    let mut world = World::of(&[("/a", "x")]);
+    let client = server.client();
+    let watch = client.watch::<u32>("/a");
+    let (watcher, _call) = tokio::join!(watch.into_future(), async {
+        let call = server.call().await;
+        call.serve(&world).await;
+        call.send(world.put("/a", "1")).await;
+        call.send(world.put("/a", "y")).await;
+        call
+    });
+    let refused = refusal(&mut watcher.unwrap()).await;
+    assert_eq!(refused.kind(), RejectionKind::Type);
+}
+
+#[tokio::test]
 async fn a_key_that_is_deleted() {
     for (default, expected) in [(None, 1), (Some(9), 9)] {
         let mut server = Server::start();
@@ -336,11 +433,10 @@ async fn a_default_is_there_when_no_server_is() {
     let limit = Duration::from_secs(2);
     let error = client.watch::<u32>("/a").first_value_within(limit).await;
     let error = error.unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "no value for /a within 2s: no server has answered in full: http://scripted:7400: \
-         connection refused"
-    );
+    let said = "no value for /a within 2s: no server has answered in full: http://scripted:7400: \
+                connection refused";
+    assert_eq!(error.to_string(), said);
+    assert_eq!(format!("{error:?}"), format!("NoFirstValue: {said}"));
 
     let watch = client.watch::<u32>("/a").first_value_within(limit);
     let watcher = watch.default_value(3).await.unwrap();

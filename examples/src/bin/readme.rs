@@ -21,6 +21,10 @@ impl Default for Limits {
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    // The client says what it waits for, and what it refuses.
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .init();
     let client = Client::connect(std::env::args().nth(1).ok_or("which server?")?)?;
     let range = KeyRange::prefix("/config/limits/");
     let mut limits = client.watch::<Limits>(range).await?;

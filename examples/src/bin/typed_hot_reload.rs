@@ -27,10 +27,6 @@ const DEFAULT_SERVER: &str = "http://127.0.0.1:7400";
 /// How long to wait for a server before saying that there is none: somebody watches the terminal.
 const FIRST_VALUE: Duration = Duration::from_secs(5);
 
-/// How often the status is looked at: a refusal is news for a person, so soon enough to seem
-/// immediate is soon enough.
-const STATUS_EVERY: Duration = Duration::from_millis(200);
-
 /// Everything below `/config/shop/`. A key that does not exist leaves its field at the default, so
 /// deleting a key goes back to it.
 #[derive(Debug, Deserialize, Serialize)]
@@ -74,7 +70,8 @@ impl Default for Limits {
 }
 
 impl Shop {
-    /// What the types cannot say.
+    /// What the types cannot say. The reason is part of the program, so it quotes no value and the
+    /// library may show it; of any other error it would not show the text.
     fn check(&self) -> Result<(), &'static str> {
         if self.limits.burst < self.limits.rps {
             return Err("limits.burst must be at least limits.rps");
@@ -100,17 +97,13 @@ async fn run() -> Result<(), Box<dyn Error>> {
     let mut shop = client
         .watch::<Shop>(KeyRange::prefix("/config/shop/"))
         .first_value_within(FIRST_VALUE)
-        // The library never shows the text of an error, which may quote a value. This one quotes
-        // none, so it can be printed.
-        .validate(|shop: &Shop| {
-            shop.check()
-                .inspect_err(|why| eprintln!("not valid: {why}"))
-        })
+        .validate(Shop::check)
         .await?;
 
-    let mut shown = BTreeMap::new();
+    // A refused state changes no value, so `changed` says nothing about it.
+    let mut status = shop.watch_status();
     let mut told = None;
-    let mut look = tokio::time::interval(STATUS_EVERY);
+    let mut shown = BTreeMap::new();
     show(&shop, &mut shown)?;
     loop {
         tokio::select! {
@@ -118,14 +111,15 @@ async fn run() -> Result<(), Box<dyn Error>> {
                 changed?;
                 show(&shop, &mut shown)?;
             }
-            // A refused state changes no value, so `changed` says nothing about it.
-            _ = look.tick() => {}
+            status = status.changed() => {
+                let rejected = status.last_rejection;
+                // What else the status tells of, such as a server that is lost, is not shown here.
+                if let Some(rejected) = rejected.as_ref().filter(|_| rejected != told) {
+                    refused(&shop, rejected);
+                }
+                told = rejected;
+            }
         }
-        let rejected = shop.status().last_rejection;
-        if let Some(rejected) = rejected.as_ref().filter(|_| rejected != told) {
-            refused(&shop, rejected);
-        }
-        told = rejected;
     }
 }
 

@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::etcd::{DEADLINE, eventually};
+use crate::page::{CANARY, Row, check, judge};
 use crate::program::Program;
 use crate::world::World;
 
@@ -284,4 +285,71 @@ async fn it_serves_without_a_server_and_stops_when_asked() {
     assert!(web.program.end().await.success(), "{}", web.program.said());
     let took = start.elapsed();
     assert!(took < Duration::from_secs(10), "{took:?} for nothing");
+}
+
+/// Values that the type does not take, or that make no sense, and what is said of them on the page of
+/// wrong inputs: once for each, whatever else changes, and never the value.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_refused_is_on_the_page_of_wrong_inputs() {
+    let Web {
+        world,
+        mut program,
+        address,
+    } = Web::start().await;
+    let mut http = Http::connect(&address).await;
+    let mut rows = Vec::new();
+    let mut revision = 1;
+    for (wrong, key, value, log) in [
+        ("a word for a number", "limit/rps", CANARY, true),
+        ("another wrong one", "limit/rps", "-1", true),
+        (
+            "another key is edited meanwhile",
+            "greeting/text",
+            CANARY,
+            false,
+        ),
+        ("a number that validation refuses", "limit/rps", "0", true),
+        (
+            "a struct's own key with something else in it",
+            "limit",
+            CANARY,
+            true,
+        ),
+    ] {
+        let key = format!("/config/web/{key}");
+        world.put(&key, value).await;
+        revision += 1;
+        let mut says = Vec::new();
+        // The next line of the log is that of the next refusal: what is not new has none.
+        if log {
+            let line = loop {
+                let line = program.err.line().await;
+                if line.contains("refused; ") {
+                    break line;
+                }
+            };
+            let (_, line) = line.split_once(' ').unwrap();
+            says.push(
+                line.trim_start()
+                    .replace(&world.url(), "http://127.0.0.1:7400"),
+            );
+            assert!(says[0].contains(&format!("revision={revision} ")), "{line}");
+        }
+        http.until_health("the refusal is in the status", |health| {
+            health["rejected"].is_string()
+        })
+        .await;
+        let health = http.health().await;
+        assert_eq!(health["revision"], 1, "the last good value stays");
+        let rejected = health["rejected"].as_str().unwrap();
+        says.push(format!("/healthz: {rejected}"));
+        let command = format!("etcdctl put {key} {value}");
+        rows.push(Row::new(wrong, &command, "the last good value stays", says));
+    }
+    world.delete("/config/web/limit").await;
+    world.put("/config/web/limit/rps", "5").await;
+    http.until_health("it is mended", |health| health["rejected"].is_null())
+        .await;
+    judge(&program.said());
+    check("In a service", &rows);
 }

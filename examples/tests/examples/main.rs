@@ -8,6 +8,9 @@
 
 #[path = "../../../server/tests/common/etcd.rs"]
 mod etcd;
+#[path = "../../../server/cli/tests/wrong_inputs/page.rs"]
+#[allow(dead_code, reason = "its sections are counted by the other test")]
+mod page;
 #[path = "../../../server/tests/common/proxy.rs"]
 mod proxy;
 

@@ -247,7 +247,7 @@ us = { rps = 2 }
                     Type,
                     "limits.rps",
                     Some((3, 7)),
-                    "found an integer out of its range",
+                    "found a negative number",
                 ),
                 (
                     "name = \"x\"\n[limits]",
@@ -284,7 +284,7 @@ us = { rps = 2 }
                     Type,
                     "regions.*.rps",
                     Some((2, 7)),
-                    "found a number",
+                    "found a number with a fraction",
                 ),
             ],
         );
@@ -406,14 +406,14 @@ on: true
                     Type,
                     "limits.rps",
                     Some((3, 22)),
-                    "expected an integer (u32)",
+                    "expected an integer (u32), found text that is no number",
                 ),
                 (
                     "name: x\nlimits:\n  rps: -1",
                     Type,
                     "limits.rps",
                     Some((3, 8)),
-                    "expected an integer (u32)",
+                    "expected an integer (u32), found a negative number",
                 ),
                 (
                     "name: x\nlimits: {}",
@@ -455,6 +455,17 @@ on: true
                 ),
             ],
         );
+        for (value, found) in [
+            (
+                "5000000000",
+                "an integer out of its range (0 to 4294967295)",
+            ),
+            ("6.5", "a number with a fraction"),
+            ("'x'", "quoted text"),
+        ] {
+            let rejection = file::<Limits>("yaml", &format!("{{rps: {value}}}")).unwrap_err();
+            assert!(rejection.to_string().ends_with(found), "{rejection}");
+        }
         let two = file::<Limits>("yaml", "rps: 1\n---\nrps: 2").unwrap_err();
         assert_eq!(two.kind(), Syntax);
         assert!(two.to_string().contains("another one follows"), "{two}");

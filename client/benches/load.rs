@@ -1,0 +1,86 @@
+//! What reading a value costs while another thread reads it too.
+//!
+//! `cargo bench -p driftless-client --bench load`.
+
+#![allow(dead_code)] // Uses a part of what the tests share.
+#![allow(clippy::unwrap_used, reason = "the tests' code unwraps")]
+
+#[path = "../tests/scripted/server.rs"]
+mod server;
+#[path = "../tests/scripted/world.rs"]
+mod world;
+
+use std::hint::black_box;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, RwLock};
+use std::time::Instant;
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use driftless_client::{Client, Watcher};
+use serde::Deserialize;
+
+use server::Server;
+use world::World;
+
+#[derive(Clone, Debug, Deserialize)]
+struct Limits {
+    rps: u64,
+}
+
+/// A watcher whose value is there.
+async fn watching() -> (Watcher<Limits>, (Client, Server, server::Call)) {
+    let mut server = Server::start();
+    let client = server.client();
+    let world = World::of(&[("/limits", r#"{"rps": 250}"#)]);
+    let (watcher, call) = tokio::join!(client.watch::<Limits>("/limits").into_future(), async {
+        let call = server.call().await;
+        call.serve(&world).await;
+        call
+    });
+    (watcher.expect("there is a value"), (client, server, call))
+}
+
+/// Measures `read` on one thread while another does the same.
+fn two_threads(c: &mut Criterion, name: &str, read: impl Fn() -> u64 + Sync) {
+    let over = AtomicBool::new(false);
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                for _ in 0..100 {
+                    black_box(read());
+                }
+            }
+        });
+        c.bench_function(&format!("two threads/{name}"), |b| {
+            b.iter_custom(|count| {
+                let start = Instant::now();
+                for _ in 0..count {
+                    black_box(read());
+                }
+                start.elapsed()
+            });
+        });
+        over.store(true, Ordering::Relaxed);
+    });
+}
+
+fn load(c: &mut Criterion) {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let (watcher, held) = runtime.block_on(watching());
+    two_threads(c, "load", || watcher.load().rps);
+    let locked = RwLock::new(Arc::new(Limits { rps: 250 }));
+    two_threads(c, "RwLock<Arc<T>>, read and clone", || {
+        let value = Arc::clone(&locked.read().expect("is not poisoned"));
+        value.rps
+    });
+    let number = AtomicU64::new(250);
+    two_threads(c, "atomic", || number.load(Ordering::Acquire));
+    drop((watcher, held));
+}
+
+criterion_group!(benches, load);
+criterion_main!(benches);
