@@ -115,7 +115,7 @@ mod tests {
             report: hour,
         };
         let served = vec![Served { fanout, catch_up }];
-        (Service::new(served, intervals, metrics), publisher)
+        (Service::new(served, intervals, hour, metrics), publisher)
     }
 
     async fn readiness(service: &Service) -> (StatusCode, String) {

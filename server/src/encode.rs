@@ -11,12 +11,15 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use driftless_proto::apply::Edit;
 use driftless_proto::digest::Digest;
-use driftless_proto::{Entry, Epoch, KeyRange, MAX_CHUNK_BYTES, Revision, v1};
+use driftless_proto::{Entry, KeyRange, MAX_CHUNK_BYTES, Revision, v1};
 use prost::Message;
 use prost::encoding::{encode_varint, encoded_len_varint};
 
+mod answer;
+
 use crate::metrics::Metrics;
-use crate::store::{Batch, Changed, Position, Snapshot};
+use crate::store::Batch;
+pub use answer::{Answer, Chunk, Kind, Reader, Shelf};
 
 /// Values from this size on are not copied into the encoding but shared with the store, in bytes. A
 /// slice of its own costs a system call's worth of bookkeeping on its way out, so small ones are
@@ -29,14 +32,6 @@ const SEGMENT: usize = 64 * 1024;
 
 /// What the head of a message may have, in bytes: a few numbers, a digest, an epoch.
 const HEAD: usize = 256;
-
-/// A chunk of a snapshot or conflated diff is closed once it has this many bytes: as much as one
-/// segment, since one chunk per stream is in flight.
-const LAZY_CHUNK: usize = SEGMENT;
-
-/// How many entries one call looks at for a chunk, so that a sparse range in a large prefix does not
-/// hold up the thread: some 0.2 ms.
-const SCAN: usize = 4096;
 
 /// What streams get again and again is at least this long, in bytes, or padded until it is.
 ///
@@ -91,10 +86,36 @@ impl Frame {
     }
 }
 
+/// How a change is said: to those who know patches, and to all others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Variant {
+    /// Every value whole.
+    Whole,
+    /// A value as a patch of the old one where that pays.
+    Patched,
+}
+
+impl Variant {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Whole, Self::Patched];
+}
+
 /// One change or entry as a field of its message: in several pieces, for several messages, when the
 /// value is larger than a message may be.
 #[derive(Debug)]
 pub struct Fields(Vec<Frame>);
+
+impl Fields {
+    /// Bytes of all pieces.
+    pub fn len(&self) -> usize {
+        self.0.iter().map(Frame::len).sum()
+    }
+
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
 
 /// Puts segments together: copies what is small, shares what is large.
 #[derive(Default)]
@@ -230,6 +251,27 @@ fn change_field(edit: &Edit) -> Fields {
     }
 }
 
+/// A put as field 3 of `Diff`, said as a patch: `ops` make it from what the key had at `base`.
+pub fn patch(entry: &Entry, base: Revision, ops: Vec<v1::DeltaOp>) -> Fields {
+    let patch = v1::Patch {
+        key: entry.key.as_bytes().clone(),
+        base_mod_revision: base.get(),
+        create_revision: entry.create_revision.get(),
+        mod_revision: entry.mod_revision.get(),
+        version: entry.version,
+        length: entry.value.len() as u64,
+        ops,
+    };
+    let change = v1::Change {
+        change: Some(v1::change::Change::Patch(patch)),
+    };
+    let mut encoded = BytesMut::new();
+    prost::encoding::message::encode(3, &change, &mut encoded);
+    let mut out = Segments::default();
+    out.share(&encoded.freeze());
+    Fields(vec![out.finish()])
+}
+
 /// A whole gRPC message: `WatchResponse` with `head` and the repeated `fields` as its field `frame`.
 fn message(out: &mut Segments, frame: u8, head: &impl Message, fields: &[&Frame]) {
     let inner = head.encoded_len() + fields.iter().map(|field| field.len).sum::<usize>();
@@ -283,14 +325,21 @@ pub fn is_small(bytes: &[u8]) -> bool {
 pub fn diff(
     range: &KeyRange,
     batch: &Batch,
+    variant: Variant,
     from: Revision,
     digest: Digest,
     metrics: &Metrics,
 ) -> Frame {
     let fields = batch.within(range).flat_map(|change| {
-        let fields = change.encoded.get_or_init(|| {
-            metrics.changes_encoded.inc();
-            change_field(&change.edit)
+        let patch = match variant {
+            Variant::Patched => change.patch(),
+            Variant::Whole => None,
+        };
+        let fields = patch.unwrap_or_else(|| {
+            change.encoded.get_or_init(|| {
+                metrics.changes_encoded.inc();
+                change_field(&change.edit)
+            })
         });
         &fields.0
     });
@@ -327,223 +376,6 @@ pub fn diff(
     }
     metrics.frames_encoded.inc();
     out.finish_messages()
-}
-
-/// What a [`Lazy`] answer is.
-#[derive(Clone, Debug)]
-pub enum Kind {
-    /// The whole state; `reset` lets it lower the client's revision.
-    Snapshot {
-        /// See `Snapshot.reset` in the contract.
-        reset: bool,
-    },
-    /// What changed since this revision, in one diff.
-    Diff {
-        /// What the client has.
-        since: Revision,
-    },
-}
-
-/// A snapshot or conflated diff that is encoded chunk by chunk, as fast as its reader takes it.
-///
-/// All that it holds is an immutable root and where it is in it.
-#[derive(Debug)]
-pub struct Lazy {
-    root: Snapshot,
-    range: KeyRange,
-    kind: Kind,
-    digest: Digest,
-    contact_ms: u64,
-    /// The last key that was encoded, of a snapshot.
-    key: Option<driftless_proto::Key>,
-    /// Where a diff is in the order of changes.
-    position: Position,
-    /// Fields that did not fit into the last chunk.
-    waiting: std::collections::VecDeque<Frame>,
-    exhausted: bool,
-    done: bool,
-}
-
-/// What [`Lazy::next`] came to.
-#[derive(Debug)]
-pub enum Chunk {
-    /// The next message.
-    Ready(Frame),
-    /// Nothing yet, after a stretch of entries outside the range: call again, after others had a
-    /// turn.
-    Scanning,
-    /// That was all.
-    Done,
-}
-
-impl Lazy {
-    /// Of `range` in `root`, whose digest over the range is `digest`.
-    pub fn new(
-        root: Snapshot,
-        range: KeyRange,
-        kind: Kind,
-        digest: Digest,
-        contact_ms: u64,
-    ) -> Self {
-        let position = match kind {
-            Kind::Diff { since } => Position::after(since),
-            Kind::Snapshot { .. } => Position::after(Revision::NONE),
-        };
-        Self {
-            root,
-            range,
-            kind,
-            digest,
-            contact_ms,
-            key: None,
-            position,
-            waiting: std::collections::VecDeque::new(),
-            exhausted: false,
-            done: false,
-        }
-    }
-
-    /// The revision that the reader is at when it has taken everything.
-    pub const fn revision(&self) -> Revision {
-        self.root.revision()
-    }
-
-    /// The next chunk.
-    pub fn next(&mut self, metrics: &Metrics) -> Chunk {
-        if self.done {
-            return Chunk::Done;
-        }
-        let mut len: usize = self.waiting.iter().map(Frame::len).sum();
-        if self.has_room(len) && !self.exhausted {
-            let looked_at = match self.kind {
-                Kind::Snapshot { .. } => self.scan_entries(&mut len),
-                Kind::Diff { .. } => self.scan_changes(&mut len),
-            };
-            if looked_at >= SCAN && self.has_room(len) {
-                return Chunk::Scanning;
-            }
-        }
-        let mut fields = Vec::new();
-        let mut taken = 0;
-        while let Some(field) = self.waiting.front() {
-            if taken > 0 && taken + field.len() > LAZY_CHUNK {
-                break;
-            }
-            taken += field.len();
-            fields.extend(self.waiting.pop_front());
-        }
-        self.done = self.exhausted && self.waiting.is_empty();
-        metrics.chunks_encoded.inc();
-        Chunk::Ready(self.message(&fields))
-    }
-
-    /// Whether more is to be looked for, with so many bytes waiting: until there is one field more
-    /// than fits into a chunk, so that it is known which chunk is the last.
-    fn has_room(&self, len: usize) -> bool {
-        len <= LAZY_CHUNK || self.waiting.len() < 2
-    }
-
-    fn scan_entries(&mut self, len: &mut usize) -> usize {
-        let mut looked_at = 0;
-        let mut entries = self.root.entries(&self.range, self.key.as_ref());
-        let mut last = None;
-        while self.has_room(*len) && looked_at < SCAN {
-            let Some(stored) = entries.next() else {
-                self.exhausted = true;
-                break;
-            };
-            looked_at += 1;
-            for field in entry_field(2, None, &stored.entry).0 {
-                *len += field.len();
-                self.waiting.push_back(field);
-            }
-            last = Some(stored.entry.key.clone());
-        }
-        drop(entries);
-        if last.is_some() {
-            self.key = last;
-        }
-        looked_at
-    }
-
-    fn scan_changes(&mut self, len: &mut usize) -> usize {
-        let mut looked_at = 0;
-        let mut last = None;
-        let mut changes = self.root.changed(&self.position);
-        while self.has_room(*len) && looked_at < SCAN {
-            let Some((position, revision, key, changed)) = changes.next() else {
-                self.exhausted = true;
-                break;
-            };
-            looked_at += 1;
-            last = Some(position.clone());
-            if !self.range.contains(key) {
-                continue;
-            }
-            let edit = match changed {
-                Changed::Live(stored) => Edit::Put(stored.entry.clone()),
-                Changed::Gone => match driftless_proto::Key::new(key.clone()) {
-                    Some(key) => Edit::Delete {
-                        key,
-                        mod_revision: revision,
-                    },
-                    None => continue,
-                },
-            };
-            for field in change_field(&edit).0 {
-                *len += field.len();
-                self.waiting.push_back(field);
-            }
-        }
-        drop(changes);
-        if let Some(last) = last {
-            self.position = last;
-        }
-        looked_at
-    }
-
-    fn message(&self, fields: &[Frame]) -> Frame {
-        let fields: Vec<&Frame> = fields.iter().collect();
-        let to = self.root.revision();
-        let digest = if self.done {
-            self.digest.to_bytes()
-        } else {
-            Bytes::new()
-        };
-        let mut out = Segments::default();
-        match self.kind {
-            Kind::Snapshot { reset } => {
-                let epoch = if self.done {
-                    Epoch::as_bytes(self.root.epoch()).clone()
-                } else {
-                    Bytes::new()
-                };
-                let entries = Vec::new();
-                let head = v1::Snapshot {
-                    revision: to.get(),
-                    entries,
-                    more: !self.done,
-                    digest,
-                    reset,
-                    epoch,
-                };
-                message(&mut out, 2, &head, &fields);
-            }
-            Kind::Diff { since } => {
-                let head = v1::Diff {
-                    from: since.get(),
-                    to: to.get(),
-                    changes: Vec::new(),
-                    more: !self.done,
-                    digest,
-                    conflated: true,
-                    contact_ms: if self.done { self.contact_ms } else { 0 },
-                };
-                message(&mut out, 3, &head, &fields);
-            }
-        }
-        out.finish_messages()
-    }
 }
 
 #[cfg(test)]

@@ -1,32 +1,52 @@
 //! The only loop: takes what the source of a prefix says, keeps the store, publishes.
 //!
 //! One task a prefix, owned by the [server](crate::server): it ends when that drops it, wherever it
-//! waits. It never waits on a stream, so no client can hold it up.
+//! waits. It never waits on a stream, so no client can hold it up. Nor does it wait for deltas: jobs
+//! of its own compute them, and only the streams whose range they are in are kept waiting.
+
+mod audit;
 
 use std::time::Duration;
 
+use driftless_proto::KeyRange;
 use tokio::pin;
+use tokio::task::yield_now;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
 
+use self::audit::{Audit, Step};
+use crate::delta::{Deltas, Jobs};
 use crate::fanout::{PACE, Publisher};
-use crate::source::{Source, Update};
-use crate::store::{Replaced, Writer};
+use crate::source::{self, CatchUp, Source, Update};
+use crate::store::{Earlier, Misfit, Replaced, Settling, Writer};
+
+/// How long the clients that come back at the start are waited for before etcd is asked what changed
+/// while there was no server: the first of a crowd are not those that were away the longest.
+const GATHER: Duration = Duration::from_millis(200);
 
 /// What ingest needs to know.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Limits {
     /// Bytes that the prefix's change log may hold.
     pub log_bytes: usize,
     /// How often streams get a progress.
     pub progress_interval: Duration,
+    /// How often the state is compared with etcd's, on average; `None` for never.
+    pub audit_interval: Option<Duration>,
+    /// What the jobs of all prefixes share.
+    pub deltas: Deltas,
 }
 
-/// Runs until it is dropped.
-pub async fn run(mut source: impl Source, publisher: Publisher, limits: Limits) {
+/// Runs until it is dropped. `catch_up` asks `source`.
+pub async fn run(mut source: impl Source, catch_up: CatchUp, publisher: Publisher, limits: Limits) {
+    let mut wanted = publisher.wanted();
     let mut ingest = Ingest {
         publisher,
+        catch_up,
         log_bytes: limits.log_bytes,
         writer: None,
+        lost: false,
+        back: Back::Idle,
+        audit: Audit::new(limits.audit_interval),
     };
     let mut progress = interval_at(
         Instant::now() + limits.progress_interval,
@@ -34,6 +54,7 @@ pub async fn run(mut source: impl Source, publisher: Publisher, limits: Limits) 
     );
     progress.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut flush_at: Option<Instant> = None;
+    let mut jobs = Jobs::new(limits.deltas);
     loop {
         // The source's future is not cancel-safe, so it is polled to its end while the timers run.
         let next = source.next();
@@ -46,29 +67,87 @@ pub async fn run(mut source: impl Source, publisher: Publisher, limits: Limits) 
                     flush_at = None;
                     ingest.publisher.flush();
                 }
+                Ok(_) = wanted.wait_for(Option::is_some), if ingest.may_ask_back() => {
+                    ingest.back = Back::Gathering(Instant::now() + GATHER);
+                }
+                () = ingest.back.due() => ingest.go_back(),
+                () = ingest.audit.due() => ingest.audit(),
+                (unsettled, patches) = jobs.settled() => {
+                    ingest.publisher.settle(unsettled, patches);
+                }
             }
         };
         if ingest.take(update) && flush_at.is_none() {
             flush_at = Some(Instant::now() + PACE);
         }
+        ingest
+            .publisher
+            .unsettled()
+            .into_iter()
+            .for_each(|unsettled| jobs.start(unsettled));
     }
 }
 
 /// The writing side of one prefix.
 struct Ingest {
     publisher: Publisher,
+    catch_up: CatchUp,
     log_bytes: usize,
     /// `None` before the first state.
     writer: Option<Writer>,
+    /// Whether etcd is.
+    lost: bool,
+    back: Back,
+    audit: Audit,
+}
+
+/// What goes on about the time before the log begins.
+#[derive(Debug)]
+enum Back {
+    /// Nothing.
+    Idle,
+    /// Somebody wants to know; others may follow, until this moment.
+    Gathering(Instant),
+    /// The source says it.
+    Hearing(Box<Earlier>),
+    /// It is being compared with the state.
+    Settling(Box<Settling>),
+}
+
+impl Back {
+    /// Waits until there is something to do by itself.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe.
+    async fn due(&self) {
+        match self {
+            Self::Gathering(until) => sleep_until(*until).await,
+            // Others first: this has waited since before the server's start.
+            Self::Settling(_) => yield_now().await,
+            Self::Idle | Self::Hearing(_) => std::future::pending().await,
+        }
+    }
 }
 
 impl Ingest {
     /// Takes one update. Returns whether the publisher holds changes back.
     fn take(&mut self, update: Update) -> bool {
-        if let Update::Lost { reason } = update {
-            self.publisher.lost(reason);
-            return false;
+        match &update {
+            Update::Lost { reason } => {
+                self.lost = true;
+                self.publisher.lost(reason.clone());
+                self.ask_back_again();
+                self.audit.interrupt();
+                return false;
+            }
+            Update::State(_) => {
+                self.ask_back_again();
+                self.audit.interrupt();
+            }
+            Update::Audited { revision, digest } => self.audit.answered(*revision, *digest),
+            _ => {}
         }
+        self.lost = false;
         let contact_ms = self.publisher.contact();
         match (update, &mut self.writer) {
             (Update::State(state), Some(writer)) => match writer.replace(state, contact_ms) {
@@ -97,15 +176,128 @@ impl Ingest {
                 writer.advance(revision);
                 self.publisher.advance(writer.snapshot().clone());
             }
+            (Update::Earlier(earlier), Some(_)) => self.hear(earlier),
             // Nothing to build on, or nothing new.
             (
                 Update::Changes { .. }
                 | Update::Progress { .. }
                 | Update::Contact
+                | Update::Earlier(_)
+                | Update::Audited { .. }
                 | Update::Lost { .. },
                 _,
             ) => {}
         }
         false
+    }
+
+    /// Whether etcd can be asked what changed before the log begins.
+    const fn may_ask_back(&self) -> bool {
+        matches!(self.back, Back::Idle) && self.writer.is_some() && !self.lost
+    }
+
+    /// The source has stopped in the midst of what it was saying: once more, when it can.
+    fn ask_back_again(&mut self) {
+        let span = match std::mem::replace(&mut self.back, Back::Idle) {
+            Back::Hearing(earlier) => earlier.span(),
+            Back::Settling(settling) => settling.span(),
+            Back::Idle | Back::Gathering(_) => return,
+        };
+        self.publisher.want(span.after);
+    }
+
+    /// Does what [`Back::due`] waited for.
+    fn go_back(&mut self) {
+        match &mut self.back {
+            Back::Gathering(_) => {
+                self.back = Back::Idle;
+                if let Some((span, room)) = self.publisher.ask_back() {
+                    let contact_ms = self.publisher.contact_ms();
+                    if self.catch_up.earlier(span) {
+                        self.back = Back::Hearing(Box::new(Earlier::new(span, room, contact_ms)));
+                    } else {
+                        self.publisher.want(span.after);
+                    }
+                }
+            }
+            Back::Settling(settling) => {
+                let Some(writer) = &mut self.writer else {
+                    return;
+                };
+                let up_to = settling.span().up_to;
+                match settling.settle(writer) {
+                    Ok(None) => {}
+                    Ok(Some(log)) => {
+                        self.back = Back::Idle;
+                        let snapshot = writer.snapshot().clone();
+                        if !self.publisher.reach_back(snapshot, log, up_to) {
+                            self.publisher.give_up_back();
+                        }
+                    }
+                    Err(misfit) => self.refuse(&misfit),
+                }
+            }
+            Back::Idle | Back::Hearing(_) => {}
+        }
+    }
+
+    /// Takes a part of what happened before.
+    fn hear(&mut self, said: source::Earlier) {
+        let Back::Hearing(earlier) = &mut self.back else {
+            return;
+        };
+        match said {
+            source::Earlier::Begin { after } => earlier.begin(after),
+            source::Earlier::Transactions(transactions) => {
+                if let Err(misfit) = earlier.take(transactions) {
+                    self.refuse(&misfit);
+                }
+            }
+            source::Earlier::End => {
+                if let Back::Hearing(earlier) = std::mem::replace(&mut self.back, Back::Idle) {
+                    self.back = Back::Settling(Box::new(earlier.end()));
+                }
+            }
+            source::Earlier::Failed { reason } => {
+                let prefix = self.publisher.prefix();
+                tracing::info!(%prefix, %reason, "what changed before the start cannot be had; clients from then get a snapshot");
+                self.give_up_back();
+            }
+        }
+    }
+
+    fn refuse(&mut self, misfit: &Misfit) {
+        let prefix: &KeyRange = self.publisher.prefix();
+        tracing::error!(%prefix, %misfit, "what etcd says of the time before the start does not fit the state; clients from then get a snapshot");
+        self.publisher.metrics().earlier_refused.inc();
+        self.give_up_back();
+    }
+
+    fn give_up_back(&mut self) {
+        self.back = Back::Idle;
+        self.publisher.give_up_back();
+    }
+
+    /// Does what [`Audit::due`] waited for.
+    fn audit(&mut self) {
+        match self.audit.step(self.publisher.prefix()) {
+            Step::GoOn => {}
+            Step::Begin => match &self.writer {
+                Some(writer) if !self.lost && self.catch_up.audit(writer.snapshot().revision()) => {
+                    self.audit.begin(writer.snapshot().clone());
+                }
+                _ => self.audit.stop(),
+            },
+            Step::Done(_, true) => {
+                self.publisher.metrics().audits.inc();
+            }
+            Step::Done(revision, false) => {
+                let prefix = self.publisher.prefix();
+                tracing::error!(%prefix, %revision, "the state differs from what etcd holds; reading it anew");
+                self.publisher.metrics().audit_differences.inc();
+                // Should too many questions wait, the next audit finds the same.
+                self.catch_up.relist();
+            }
+        }
     }
 }

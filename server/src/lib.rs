@@ -8,11 +8,13 @@
 //! has the [`store`] work out the next state and what changed, and hands both to the
 //! [`fanout`], which wakes the streams whose range was touched. A stream is a cursor: when
 //! its connection has room it asks for what comes next, which was encoded ([`encode`]) once for
-//! everybody. The [`service`] is gRPC, and [`Server`] puts it all together.
+//! everybody. Where a large value changed, some bytes of it, ingest has the [`delta`] computed
+//! first, while everything else goes on. The [`service`] is gRPC, and [`Server`] puts it all together.
 //!
 //! [`Server`] runs over etcd and TCP; [`Engine`] over any source and any connection.
 
 mod admin;
+pub mod delta;
 pub mod encode;
 pub mod fanout;
 pub mod ingest;

@@ -23,12 +23,24 @@ pub struct Inner {
     pub connections: Gauge,
     /// Open streams of `Watch`.
     pub streams: Gauge,
+    /// Snapshots and conflated diffs that are being read.
+    pub answers_reading: Gauge,
     /// Ranges that somebody watches.
     pub scopes: Gauge,
     /// Changes that came from etcd, one per key and transaction.
     pub changes: Counter,
-    /// Changes that were encoded; one that nobody watches never is.
+    /// Changes that were encoded, each once whole and once as a patch at most; one that nobody watches
+    /// never is.
     pub changes_encoded: Counter,
+    /// Changes whose delta was computed and pays.
+    pub deltas_computed: Counter,
+    /// Changes whose delta was looked for and does not pay.
+    pub deltas_dropped: Counter,
+    /// Transactions with values that were sent whole, because their deltas were not there in time or
+    /// too many were waited for.
+    pub deltas_late: Counter,
+    /// Jobs that compute the deltas of a transaction.
+    pub delta_jobs: Gauge,
     /// Diffs that were put together, one per scope and transaction that reached a stream.
     pub frames_encoded: Counter,
     /// Chunks of snapshots and conflated diffs that were encoded.
@@ -45,12 +57,26 @@ pub struct Inner {
     pub answers_snapshot: Counter,
     /// Times that a stream had fallen behind the log and got one conflated diff.
     pub conflated: Counter,
+    /// Times that a stream was told to come back, because too many wait for an answer.
+    pub answers_deferred: Counter,
+    /// Connections that were closed because something on them was not read.
+    pub stalled_closed: Counter,
     /// Requests that were refused.
     pub refused: Counter,
     /// Full lists of a prefix that were read from etcd.
     pub etcd_lists: Counter,
     /// Watches that were opened on etcd.
     pub etcd_watches: Counter,
+    /// Watches that were opened on etcd to read what changed before the server's start.
+    pub etcd_earlier_watches: Counter,
+    /// Times that what changed before the server's start was thrown away: it did not fit the state.
+    pub earlier_refused: Counter,
+    /// Times that the state was found to be what etcd holds, by a list of its own.
+    pub audits: Counter,
+    /// Times that it was found to differ.
+    pub audit_differences: Counter,
+    /// Attempts to connect to etcd.
+    pub etcd_attempts: Counter,
     /// Times that etcd was lost.
     pub etcd_lost: Counter,
     /// Times that etcd's history went back or was replaced.
@@ -74,7 +100,22 @@ impl Metrics {
             "changes",
             "Changes that came from etcd, one per key and transaction",
         );
-        let changes_encoded = counter("changes_encoded", "Changes that were encoded");
+        let changes_encoded = counter(
+            "changes_encoded",
+            "Changes that were encoded, each once whole and once as a patch at most",
+        );
+        let deltas_computed = counter(
+            "deltas_computed",
+            "Changes whose delta was computed and pays",
+        );
+        let deltas_dropped = counter(
+            "deltas_dropped",
+            "Changes whose delta was looked for and does not pay",
+        );
+        let deltas_late = counter(
+            "deltas_late",
+            "Transactions with values that were sent whole, because their deltas were not there in time or too many were waited for",
+        );
         let frames_encoded = counter("frames_encoded", "Diffs that were put together for a scope");
         let chunks_encoded = counter(
             "chunks_encoded",
@@ -95,12 +136,37 @@ impl Metrics {
             "conflated",
             "Times that a stream was behind the log and got one conflated diff",
         );
+        let answers_deferred = counter(
+            "answers_deferred",
+            "Times that a stream was told to come back, because too many wait for an answer",
+        );
+        let stalled_closed = counter(
+            "stalled_closed",
+            "Connections that were closed because something on them was not read",
+        );
         let refused = counter("refused", "Requests that were refused");
         let etcd_lists = counter(
             "etcd_lists",
             "Full lists of a prefix that were read from etcd",
         );
         let etcd_watches = counter("etcd_watches", "Watches that were opened on etcd");
+        let etcd_earlier_watches = counter(
+            "etcd_earlier_watches",
+            "Watches that were opened on etcd to read what changed before the server's start",
+        );
+        let earlier_refused = counter(
+            "earlier_refused",
+            "Times that what changed before the server's start did not fit the state",
+        );
+        let audits = counter(
+            "audits",
+            "Times that the state was found to be what etcd holds",
+        );
+        let audit_differences = counter(
+            "audit_differences",
+            "Times that the state was found to differ from what etcd holds",
+        );
+        let etcd_attempts = counter("etcd_attempts", "Attempts to connect to etcd");
         let etcd_lost = counter("etcd_lost", "Times that etcd was lost");
         let etcd_history_replaced = counter(
             "etcd_history_replaced",
@@ -114,15 +180,28 @@ impl Metrics {
         };
         let connections = gauge("connections", "Open connections");
         let streams = gauge("streams", "Open watch streams");
+        let answers_reading = gauge(
+            "answers_reading",
+            "Snapshots and conflated diffs that are being read",
+        );
         let scopes = gauge("scopes", "Ranges that somebody watches");
+        let delta_jobs = gauge(
+            "delta_jobs",
+            "Jobs that compute the deltas of a transaction",
+        );
         let log_bytes = gauge("log_bytes", "Bytes held by the change logs");
         Self(Arc::new(Inner {
             registry,
             connections,
             streams,
+            answers_reading,
             scopes,
             changes,
             changes_encoded,
+            deltas_computed,
+            deltas_dropped,
+            deltas_late,
+            delta_jobs,
             frames_encoded,
             chunks_encoded,
             sent_bytes,
@@ -131,9 +210,16 @@ impl Metrics {
             answers_diff,
             answers_snapshot,
             conflated,
+            answers_deferred,
+            stalled_closed,
             refused,
             etcd_lists,
             etcd_watches,
+            etcd_earlier_watches,
+            earlier_refused,
+            audits,
+            audit_differences,
+            etcd_attempts,
             etcd_lost,
             etcd_history_replaced,
             reports,

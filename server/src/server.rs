@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::admin;
+use crate::delta::Deltas;
 use crate::fanout::fanout;
 use crate::ingest::{self, Limits};
 use crate::metrics::Metrics;
@@ -29,7 +30,7 @@ use crate::source::{CatchUp, Source};
 #[non_exhaustive]
 pub enum StartError {
     /// An address cannot be listened on.
-    #[error("cannot listen on {address} ({setting}): {source}; choose another with --{setting}")]
+    #[error("{setting}: cannot listen on {address}: {source}; {}", advice(source))]
     Listen {
         /// Which setting names it.
         setting: &'static str,
@@ -41,6 +42,18 @@ pub enum StartError {
     /// etcd's endpoints are not usable.
     #[error(transparent)]
     Etcd(#[from] EtcdConfigError),
+}
+
+/// What to do about an address that cannot be listened on.
+fn advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "stop what listens there, or choose another port",
+        io::ErrorKind::AddrNotAvailable => {
+            "choose an address of this machine, or 0.0.0.0 for all that it has"
+        }
+        io::ErrorKind::PermissionDenied => "choose a port above 1023",
+        _ => "choose another address",
+    }
 }
 
 /// Why a server stopped by itself.
@@ -186,15 +199,21 @@ impl Engine {
         let limits = Limits {
             log_bytes,
             progress_interval: settings.progress_interval(),
+            audit_interval: settings.audit_interval(),
+            deltas: Deltas::new(metrics.clone()),
         };
         let origin = Instant::now();
         let mut served = Vec::new();
         let mut tasks = JoinSet::new();
         for (prefix, source, catch_up) in sources {
             let (publisher, fanout) = fanout(prefix.clone(), metrics.clone(), origin);
-            served.push(Served { fanout, catch_up });
+            served.push(Served {
+                fanout,
+                catch_up: catch_up.clone(),
+            });
+            let limits = limits.clone();
             tasks.spawn(async move {
-                ingest::run(source, publisher, limits).await;
+                ingest::run(source, catch_up, publisher, limits).await;
                 format!("ingest of {prefix}")
             });
         }
@@ -203,7 +222,7 @@ impl Engine {
             ping: settings.ping_interval(),
             report: settings.report_interval(),
         };
-        let service = Service::new(served, intervals, metrics.clone());
+        let service = Service::new(served, intervals, settings.stall_timeout(), metrics.clone());
         let connections = Connections::new(service.clone(), settings.max_connections());
         let mut engine = Self {
             service,
@@ -213,6 +232,10 @@ impl Engine {
         };
         let health = engine.service.clone();
         engine.spawn("health", async move { health.keep_health().await });
+        let admission = engine.service.clone();
+        engine.spawn("admission", async move { admission.admit().await });
+        let stalls = engine.service.clone();
+        engine.spawn("stalls", async move { stalls.close_stalled().await });
         engine
     }
 

@@ -12,6 +12,7 @@
 mod name;
 mod text;
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
@@ -19,9 +20,9 @@ use std::time::Duration;
 use driftless_proto::KeyRange;
 
 pub use self::name::{ENVIRONMENT_PREFIX, Given, Origin, Setting, SettingsError};
-use self::name::{is_foreign, known, nearest};
+use self::name::{is_foreign, known, known_variables, nearest};
 pub use self::text::parse_duration;
-use self::text::{address, check_etcd_url, parse_bytes, toml_texts};
+use self::text::{address, check_etcd_url, parse_bytes, parse_count, show_duration, toml_texts};
 
 /// Where gRPC is served unless told otherwise: loopback, since there are no rights to check yet.
 pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7400);
@@ -42,6 +43,10 @@ const MAX_INTERVAL: Duration = Duration::from_secs(3600);
 /// Whoever stops a server is not to wait longer than this; service managers wait 90 s at most.
 const MAX_DRAIN: Duration = Duration::from_secs(60);
 
+/// Bounds of how long a client may leave unread what it asked for. Below, every hiccup of a network
+/// would close connections; above, none would be closed that matters.
+const STALL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(24 * 3600));
+
 /// It is sent to every client as part of the epoch.
 const MAX_GENERATION_BYTES: usize = 64;
 
@@ -58,6 +63,8 @@ pub struct Settings {
     progress_interval: Duration,
     ping_interval: Duration,
     report_interval: Duration,
+    audit_interval: Option<Duration>,
+    stall_timeout: Duration,
     drain_timeout: Duration,
     max_connections: usize,
 }
@@ -111,6 +118,16 @@ impl Settings {
     /// How often clients report, at most.
     pub const fn report_interval(&self) -> Duration {
         self.report_interval
+    }
+
+    /// How often the state is compared with what etcd holds. `None`: never.
+    pub const fn audit_interval(&self) -> Option<Duration> {
+        self.audit_interval
+    }
+
+    /// How long a client may leave unread what it asked for, before its connection is closed.
+    pub const fn stall_timeout(&self) -> Duration {
+        self.stall_timeout
     }
 
     /// How long a shutdown waits for streams to end.
@@ -188,6 +205,8 @@ pub struct SettingsBuilder {
     progress_interval: Slot<Duration>,
     ping_interval: Slot<Duration>,
     report_interval: Slot<Duration>,
+    audit_interval: Slot<Option<Duration>>,
+    stall_timeout: Slot<Duration>,
     drain_timeout: Slot<Duration>,
     max_connections: Slot<usize>,
 }
@@ -204,10 +223,41 @@ impl Default for SettingsBuilder {
             progress_interval: Slot::code(Duration::from_secs(10)),
             ping_interval: Slot::code(Duration::from_secs(20)),
             report_interval: Slot::code(Duration::from_secs(10)),
+            audit_interval: Slot::code(Some(Duration::from_secs(600))),
+            stall_timeout: Slot::code(Duration::from_secs(120)),
             drain_timeout: Slot::code(Duration::from_secs(8)),
             max_connections: Slot::code(65_536),
         }
     }
+}
+
+/// Refuses a variable of the environment that nothing of driftless reads, as
+/// [`SettingsBuilder::environment`] does, for those who read none of the server's settings: a name
+/// that is mistyped would go unnoticed.
+///
+/// # Errors
+/// When one starts as driftless's do and is none of them.
+pub fn check_variables<N: AsRef<std::ffi::OsStr>>(
+    names: impl IntoIterator<Item = N>,
+) -> Result<(), SettingsError> {
+    names
+        .into_iter()
+        .filter_map(|name| name.as_ref().to_str().map(variable))
+        .try_for_each(|known| known.map(drop))
+}
+
+/// Which setting a variable holds; `None` when it is somebody else's.
+fn variable(name: &str) -> Result<Option<Setting>, SettingsError> {
+    if is_foreign(name) {
+        return Ok(None);
+    }
+    known(name, Setting::variable)
+        .map(Some)
+        .ok_or_else(|| SettingsError::Unknown {
+            place: "environment".to_owned(),
+            name: name.to_owned(),
+            nearest: nearest(name, known_variables()),
+        })
 }
 
 impl SettingsBuilder {
@@ -271,6 +321,22 @@ impl SettingsBuilder {
         self
     }
 
+    /// How often the state of each prefix is compared with what etcd holds, by a list at one
+    /// revision: after this long on average, half of it more or less. `None` for never. Default:
+    /// 10 min.
+    pub const fn audit_interval(mut self, interval: Option<Duration>) -> Self {
+        self.audit_interval.value = interval;
+        self
+    }
+
+    /// How long a client may leave unread what a stream has to send, before its connection is
+    /// closed; a quarter more or 30 s at most, whichever is less. A stream with nothing to send may
+    /// be idle for ever. Default: 2 min; from 1 s to 24 h.
+    pub const fn stall_timeout(mut self, timeout: Duration) -> Self {
+        self.stall_timeout.value = timeout;
+        self
+    }
+
     /// How long a shutdown waits for streams to end. Default: 8 s, so that all of a shutdown fits
     /// into the 10 s that service managers commonly give.
     pub const fn drain_timeout(mut self, timeout: Duration) -> Self {
@@ -289,9 +355,15 @@ impl SettingsBuilder {
     /// # Errors
     /// When it cannot be read, is not TOML, names an unknown setting, or a value cannot be read.
     pub fn file(mut self, path: &Path) -> Result<Self, SettingsError> {
-        let text = std::fs::read_to_string(path).map_err(|source| SettingsError::Unreadable {
+        let unreadable = |source| SettingsError::Unreadable {
             path: path.to_owned(),
             source,
+        };
+        let text = String::from_utf8(std::fs::read(path).map_err(unreadable)?).map_err(|_| {
+            unreadable(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "it is not UTF-8",
+            ))
         })?;
         let line_of = |offset| {
             1 + text
@@ -311,7 +383,10 @@ impl SettingsBuilder {
                 return Err(SettingsError::Unknown {
                     place: format!("{}, line {line}", path.display()),
                     name: name.get_ref().to_string(),
-                    nearest: nearest(name.get_ref(), |known| known.name().to_owned()),
+                    nearest: nearest(
+                        name.get_ref(),
+                        Setting::ALL.map(|known| known.name().to_owned()),
+                    ),
                 });
             };
             let origin = Origin::File {
@@ -345,15 +420,8 @@ impl SettingsBuilder {
             let Some(name) = name.as_ref().to_str() else {
                 continue;
             };
-            if is_foreign(name) {
+            let Some(setting) = variable(name)? else {
                 continue;
-            }
-            let Some(setting) = known(name, Setting::variable) else {
-                return Err(SettingsError::Unknown {
-                    place: "environment".to_owned(),
-                    name: name.to_owned(),
-                    nearest: nearest(name, Setting::variable),
-                });
             };
             let Some(value) = value.as_ref().to_str() else {
                 return Err(
@@ -417,32 +485,45 @@ impl SettingsBuilder {
                 self.log_bytes.value
             )));
         }
-        for (slot, setting, bounds) in [
+        let interval = (MIN_INTERVAL, MAX_INTERVAL);
+        for (value, given, bounds) in [
             (
-                &self.progress_interval,
-                S::ProgressInterval,
-                (MIN_INTERVAL, MAX_INTERVAL),
+                self.progress_interval.value,
+                self.progress_interval.given(S::ProgressInterval),
+                interval,
             ),
             (
-                &self.ping_interval,
-                S::PingInterval,
-                (MIN_INTERVAL, MAX_INTERVAL),
+                self.ping_interval.value,
+                self.ping_interval.given(S::PingInterval),
+                interval,
             ),
             (
-                &self.report_interval,
-                S::ReportInterval,
-                (MIN_INTERVAL, MAX_INTERVAL),
+                self.report_interval.value,
+                self.report_interval.given(S::ReportInterval),
+                interval,
             ),
             (
-                &self.drain_timeout,
-                S::DrainTimeout,
+                self.stall_timeout.value,
+                self.stall_timeout.given(S::StallTimeout),
+                STALL,
+            ),
+            (
+                self.audit_interval.value.unwrap_or(MAX_INTERVAL),
+                self.audit_interval.given(S::AuditInterval),
+                interval,
+            ),
+            (
+                self.drain_timeout.value,
+                self.drain_timeout.given(S::DrainTimeout),
                 (Duration::ZERO, MAX_DRAIN),
             ),
         ] {
-            if slot.value < bounds.0 || slot.value > bounds.1 {
-                return Err(slot.given(setting).refuse(format!(
-                    "{:?} is out of bounds; from {:?} to {:?} are allowed",
-                    slot.value, bounds.0, bounds.1
+            if value < bounds.0 || value > bounds.1 {
+                return Err(given.refuse(format!(
+                    "{} is out of bounds; from {} to {} are allowed",
+                    show_duration(value),
+                    show_duration(bounds.0),
+                    show_duration(bounds.1)
                 )));
             }
         }
@@ -468,6 +549,8 @@ impl SettingsBuilder {
             progress_interval: self.progress_interval.value,
             ping_interval: self.ping_interval.value,
             report_interval: self.report_interval.value,
+            audit_interval: self.audit_interval.value,
+            stall_timeout: self.stall_timeout.value,
             drain_timeout: self.drain_timeout.value,
             max_connections: self.max_connections.value,
         })
@@ -510,14 +593,21 @@ impl SettingsBuilder {
             Setting::ReportInterval => {
                 self.report_interval.value = parse_duration(&text()).map_err(refuse)?;
             }
+            Setting::AuditInterval => {
+                let text = text();
+                self.audit_interval.value = match text.as_str() {
+                    "off" => None,
+                    _ => Some(parse_duration(&text).map_err(refuse)?),
+                };
+            }
+            Setting::StallTimeout => {
+                self.stall_timeout.value = parse_duration(&text()).map_err(refuse)?;
+            }
             Setting::DrainTimeout => {
                 self.drain_timeout.value = parse_duration(&text()).map_err(refuse)?;
             }
             Setting::MaxConnections => {
-                let text = text();
-                self.max_connections.value = text
-                    .parse()
-                    .map_err(|_| refuse(format!("{text:?} is not a whole number")))?;
+                self.max_connections.value = parse_count(&text()).map_err(refuse)?;
             }
         }
         *self.origin_mut(setting) = origin;
@@ -535,6 +625,8 @@ impl SettingsBuilder {
             Setting::ProgressInterval => &mut self.progress_interval.origin,
             Setting::PingInterval => &mut self.ping_interval.origin,
             Setting::ReportInterval => &mut self.report_interval.origin,
+            Setting::AuditInterval => &mut self.audit_interval.origin,
+            Setting::StallTimeout => &mut self.stall_timeout.origin,
             Setting::DrainTimeout => &mut self.drain_timeout.origin,
             Setting::MaxConnections => &mut self.max_connections.origin,
         }
@@ -606,7 +698,8 @@ mod tests {
     fn later_layers_replace_earlier_ones() {
         let (_file, path) = file(
             "etcd = 'http://file:1'\nprefix = ['/a/', '/b/']\nlisten = '127.0.0.1:1'\n\
-             log_bytes = 2097152\nping_interval = '7s'\nmax_connections = 5\n",
+             log_bytes = 2097152\nping_interval = '7s'\naudit_interval = 'off'\n\
+             max_connections = 5\n",
         );
         let settings = minimal()
             .file(&path)
@@ -635,6 +728,7 @@ mod tests {
         assert_eq!(settings.listen().port(), 3);
         assert_eq!(settings.log_bytes(), 2 * 1024 * 1024);
         assert_eq!(settings.ping_interval(), Duration::from_secs(7));
+        assert_eq!(settings.audit_interval(), None);
         assert_eq!(settings.max_connections(), 5);
         assert_eq!(settings.drain_timeout(), Duration::from_secs(8));
     }
@@ -655,7 +749,11 @@ mod tests {
         );
         assert!(
             refusal(minimal().environment([("DRIFTLESS_COLOUR", "x")]))
-                .contains("the known ones are etcd, prefix, listen")
+                .contains("the known ones are DRIFTLESS_ETCD, DRIFTLESS_PREFIX, DRIFTLESS_LISTEN")
+        );
+        assert!(
+            refusal(minimal().environment([("DRIFTLESS_SEVER", "x")]))
+                .ends_with("did you mean \"DRIFTLESS_SERVER\"?")
         );
     }
 
@@ -693,13 +791,13 @@ mod tests {
         );
         assert_eq!(
             refusal(minimal().environment([("DRIFTLESS_MAX_CONNECTIONS", "many")])),
-            "DRIFTLESS_MAX_CONNECTIONS: \"many\" is not a whole number"
+            "DRIFTLESS_MAX_CONNECTIONS: \"many\" is not a whole number between 1 and 18446744073709551615"
         );
         let (_file, path) = file("\nlisten = true\n");
         assert_eq!(
             refusal(minimal().file(&path)),
             format!(
-                "{}, line 2: listen: a boolean is not what it takes",
+                "{}, line 2: listen: it takes a text or a whole number, not a boolean",
                 path.display()
             )
         );
@@ -759,7 +857,7 @@ mod tests {
             ("", "the URL is empty"),
             (
                 "127.0.0.1:2379",
-                "\"127.0.0.1:2379\" is not a URL; write it like http://127.0.0.1:2379",
+                "\"127.0.0.1:2379\" does not start with http://; write it like http://127.0.0.1:2379",
             ),
             ("ftp://e:1", "does not start with http://"),
             ("https://e:1", "asks for TLS, which is not supported yet"),
@@ -768,6 +866,11 @@ mod tests {
             ("http://e:99999", "has no port between 1 and 65535"),
             ("http://e:1/v3", "something behind the port"),
             ("http://root:CANARY@e:1", "user name or password"),
+            ("root:CANARY@e:1", "user name or password"),
+            (
+                "http://e:1,http://f:1",
+                "holds a comma; give several URLs one by one, each like http://127.0.0.1:2379",
+            ),
         ] {
             let message = refusal(Settings::builder().etcd(url).prefix("/a/").build());
             assert!(message.contains(expected), "{url}: {message}");
@@ -784,11 +887,19 @@ mod tests {
             (minimal().log_bytes(1024), "log_bytes: 1024 bytes"),
             (
                 minimal().progress_interval(Duration::ZERO),
-                "progress_interval: 0ns is out of bounds; from 100ms to 3600s",
+                "progress_interval: 0s is out of bounds; from 100ms to 1h are",
             ),
             (
                 minimal().drain_timeout(Duration::from_secs(61)),
                 "drain_timeout: 61s is out of bounds",
+            ),
+            (
+                minimal().audit_interval(Some(Duration::from_millis(99))),
+                "audit_interval: 99ms is out of bounds; from 100ms to 1h are",
+            ),
+            (
+                minimal().stall_timeout(Duration::from_millis(999)),
+                "stall_timeout: 999ms is out of bounds; from 1s to 24h",
             ),
             (minimal().max_connections(0), "max_connections: 0 would"),
             (minimal().generation("g".repeat(65)), "generation: it is 65"),
@@ -808,6 +919,9 @@ mod tests {
         assert_eq!(parse_duration("2h"), Ok(Duration::from_secs(7200)));
         for text in ["", "s", "1.5s", "-1s", "10 s", "18446744073709551615h"] {
             assert!(parse_duration(text).is_err(), "{text}");
+        }
+        for text in ["0s", "250ms", "90s", "2m", "3h", "61001ms"] {
+            assert_eq!(show_duration(parse_duration(text).unwrap()), text);
         }
         assert_eq!(parse_bytes("2GiB"), Ok(2 << 30));
         assert!(parse_bytes("99999999999999999999").is_err());

@@ -11,10 +11,13 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use driftless_proto::apply::Edit;
+use driftless_proto::digest::Digest;
 use driftless_proto::{Entry, Key, KeyRange, Revision};
 use driftless_server::metrics::Metrics;
 use driftless_server::source::etcd::{EtcdConfig, EtcdSource};
-use driftless_server::source::{CatchUp, History, Source, State, Update};
+use driftless_server::source::{
+    CatchUp, Earlier, EarlierTransaction, History, Source, Span, State, Update,
+};
 use etcd_client::{Client, GetOptions, Txn, TxnOp};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
@@ -110,7 +113,8 @@ impl Subject {
                 assert!(*revision >= self.revision);
                 self.revision = *revision;
             }
-            Update::Contact | Update::Lost { .. } => {}
+            Update::Contact | Update::Lost { .. } | Update::Earlier(_) | Update::Audited { .. } => {
+            }
         }
         update
     }
@@ -172,6 +176,24 @@ impl Subject {
         }
     }
 
+    /// What changed in the span, and from where on.
+    async fn earlier(&mut self, span: Span) -> Result<(Revision, Vec<EarlierTransaction>), String> {
+        assert!(self.catch_up.earlier(span));
+        let (mut from, mut transactions) = (None, Vec::new());
+        loop {
+            match self.next().await {
+                Update::Earlier(Earlier::Begin { after }) => {
+                    from = Some(after);
+                    transactions.clear();
+                }
+                Update::Earlier(Earlier::Transactions(more)) => transactions.extend(more),
+                Update::Earlier(Earlier::End) => return Ok((from.unwrap(), transactions)),
+                Update::Earlier(Earlier::Failed { reason }) => return Err(reason),
+                other => assert!(!matches!(other, Update::State(_) | Update::Lost { .. })),
+            }
+        }
+    }
+
     fn value(&self, key: &str) -> Option<&[u8]> {
         self.held.get(key.as_bytes()).map(|entry| &entry.value[..])
     }
@@ -179,7 +201,10 @@ impl Subject {
 
 /// What etcd holds under the prefix.
 async fn held_by(client: &Client) -> BTreeMap<Key, Entry> {
-    let options = GetOptions::new().with_prefix();
+    read(client, GetOptions::new().with_prefix()).await
+}
+
+async fn read(client: &Client, options: GetOptions) -> BTreeMap<Key, Entry> {
     let mut client = client.kv_client().max_decoding_message_size(usize::MAX);
     let response = client.get("/c/", Some(options)).await.unwrap();
     let entries = response.kvs().iter().map(|kv| Entry {
@@ -642,6 +667,175 @@ async fn reconnects_leave_nothing_behind() {
     assert_eq!(subject.metrics.etcd_lost.get(), 5);
     drop(subject);
     eventually("no watch", async || etcd.watches().await == (0, 0)).await;
+}
+
+/// What is under the prefix at a revision, as etcd tells it.
+async fn held_at(client: &Client, revision: Revision) -> BTreeMap<Key, Entry> {
+    let options = GetOptions::new().with_prefix();
+    let options = options.with_revision(revision.get());
+    read(client, options).await
+}
+
+/// When the key that was put last was put.
+fn last_put(state: &State) -> Option<Revision> {
+    let puts = state.entries.iter().map(|entry| entry.mod_revision);
+    Some(puts.max().unwrap_or(Revision::NONE))
+}
+
+/// Checks that these transactions lead from what etcd held to what it holds.
+async fn assert_leads(client: &Client, from: Revision, to: Revision, said: &[EarlierTransaction]) {
+    let mut held = held_at(client, from).await;
+    let mut at = from;
+    for transaction in said {
+        assert!(at < transaction.revision && transaction.revision <= to);
+        at = transaction.revision;
+        for change in &transaction.changes {
+            let before = match &change.edit {
+                Edit::Put(entry) => held.insert(entry.key.clone(), entry.clone()),
+                Edit::Delete { key, .. } => held.remove(key),
+            };
+            assert_eq!(before, change.previous, "what was there before");
+        }
+        assert_eq!(held, held_at(client, at).await, "a whole transaction");
+    }
+    assert_eq!(held, held_at(client, to).await, "all of them");
+}
+
+#[tokio::test]
+async fn what_changed_before_the_start_is_said_with_what_was_there_before() {
+    let etcd = Etcd::started().await;
+    let mut client = etcd.client().await;
+    let mut random = StdRng::seed_from_u64(1);
+    for _ in 0..5 {
+        write(&mut client, &mut random).await;
+    }
+    // At the end a delete, and then nothing in the prefix: no event says that this was all.
+    put(&mut client, "/c/last", "1").await;
+    delete(&mut client, "/c/last").await;
+    for _ in 0..20 {
+        put(&mut client, "/outside", "x").await;
+    }
+    let mut subject = Subject::new(&[etcd.endpoint()]);
+    let state = subject.state().await;
+    let up_to = state.revision;
+    for after in [1, 2, up_to.get() / 2, up_to.get() - 10] {
+        let span = Span {
+            after: Revision::new(after),
+            up_to,
+            last_put: last_put(&state),
+        };
+        let (from, said) = subject.earlier(span).await.unwrap();
+        assert_eq!(from, span.after);
+        assert_leads(&client, from, up_to, &said).await;
+    }
+    assert_eq!(subject.metrics.etcd_earlier_watches.get(), 4);
+
+    // Changes that come meanwhile are said too, once.
+    put(&mut client, "/c/new", "1").await;
+    subject.changes().await;
+    let span = Span {
+        after: Revision::new(1),
+        up_to,
+        last_put: None,
+    };
+    let (_, said) = subject.earlier(span).await.unwrap();
+    assert_leads(&client, span.after, up_to, &said).await;
+    put(&mut client, "/c/new", "2").await;
+    assert_eq!(subject.changes().await.len(), 1);
+    assert_eq!(subject.metrics.etcd_lists.get(), 1);
+    subject
+        .during(eventually("one watch", async || {
+            etcd.watches().await == (1, 1)
+        }))
+        .await;
+
+    // Whoever goes in the midst of it leaves nothing behind.
+    assert!(subject.catch_up.earlier(span));
+    subject
+        .until("it has begun", |subject| {
+            subject.metrics.etcd_earlier_watches.get() == 6
+        })
+        .await;
+    drop(subject);
+    eventually("no watch", async || etcd.watches().await == (0, 0)).await;
+}
+
+#[tokio::test]
+async fn of_the_past_etcd_says_what_it_has_not_compacted() {
+    let etcd = Etcd::started().await;
+    let mut client = etcd.client().await;
+    put(&mut client, "/c/a", "1").await;
+    put(&mut client, "/c/b", "1").await;
+    // The deletes of just the compacted revision are forgotten: what is said begins after it.
+    let compacted = delete(&mut client, "/c/a").await;
+    delete(&mut client, "/c/b").await;
+    put(&mut client, "/c/c", "1").await;
+    let physical = || Some(etcd_client::CompactionOptions::new().with_physical());
+    client.compact(compacted.get(), physical()).await.unwrap();
+    let mut subject = Subject::new(&[etcd.endpoint()]);
+    let state = subject.state().await;
+    let span = |after, state: &State| Span {
+        after: Revision::new(after),
+        up_to: state.revision,
+        last_put: last_put(state),
+    };
+    for after in [1, compacted.get() - 1, compacted.get()] {
+        let (from, said) = subject.earlier(span(after, &state)).await.unwrap();
+        assert_eq!((from, said.len()), (compacted, 2), "after {after}");
+        assert_leads(&client, from, state.revision, &said).await;
+    }
+    // Beyond all that was asked for.
+    let last = put(&mut client, "/c/c", "2").await;
+    subject.changes().await;
+    client.compact(last.get(), physical()).await.unwrap();
+    let refused = subject.earlier(span(compacted.get(), &state)).await;
+    assert!(refused.unwrap_err().contains("compacted"));
+    subject
+        .during(eventually("one watch", async || {
+            etcd.watches().await == (1, 1)
+        }))
+        .await;
+}
+
+#[tokio::test]
+async fn an_audit_adds_up_what_etcd_held_at_a_revision() {
+    let etcd = Etcd::started().await;
+    let mut client = etcd.client().await;
+    for batch in 0..5 {
+        let puts = (0..100).map(|n| TxnOp::put(format!("/c/{batch}/{n:02}"), "value", None));
+        txn(&mut client, puts.collect()).await;
+    }
+    let mut subject = Subject::new(&[etcd.endpoint()]);
+    let state = subject.state().await;
+    let audit = async |subject: &mut Subject, at: Revision| {
+        assert!(subject.catch_up.audit(at));
+        loop {
+            if let Update::Audited { revision, digest } = subject.next().await {
+                assert_eq!(revision, at);
+                return digest;
+            }
+        }
+    };
+    let then: Digest = state.entries.iter().collect();
+    assert_eq!(audit(&mut subject, state.revision).await, Some(then));
+    let changed = put(&mut client, "/c/0/00", "changed").await;
+    subject.changes().await;
+    assert_eq!(audit(&mut subject, state.revision).await, Some(then));
+    let now: Digest = subject.held.values().collect();
+    assert_eq!(audit(&mut subject, changed).await, Some(now));
+    client.compact(changed.get(), None).await.unwrap();
+    assert_eq!(audit(&mut subject, state.revision).await, None);
+    assert_eq!(audit(&mut subject, changed.next()).await, None, "not yet");
+
+    assert!(subject.catch_up.relist());
+    let state = subject.state().await;
+    assert_eq!(state.history, History::Continues);
+    assert_eq!(subject.metrics.etcd_lists.get(), 2);
+    subject
+        .during(eventually("one watch", async || {
+            etcd.watches().await == (1, 1)
+        }))
+        .await;
 }
 
 /// Writes at random, several keys at a time now and then.

@@ -1,7 +1,9 @@
 //! `driftless dev`: an etcd and a server on this machine, with nothing to configure.
 
 use std::fs::{self, File, TryLockError};
+use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,7 +11,7 @@ use driftless_server::settings::{DEFAULT_ADMIN, DEFAULT_LISTEN, Setting};
 use driftless_server::{Server, Settings};
 use tempfile::TempDir;
 
-use crate::etcd_process::{EtcdError, EtcdProcess, is_free};
+use crate::etcd_process::{self, EtcdError, EtcdProcess, is_free};
 use crate::exit::Failure;
 use crate::http;
 use crate::limits;
@@ -19,6 +21,12 @@ use crate::signals::StopSignals;
 
 /// What is served unless told otherwise.
 const DEFAULT_PREFIX: &str = "/config/";
+
+/// What the names of temporary folders start with.
+const TEMPORARY: &str = "driftless-dev-";
+
+/// The file in a folder that is locked for as long as somebody uses the folder.
+const LOCK: &str = "lock";
 
 /// How often to ask whether the server is in sync with etcd: short beside what a start takes.
 const READY_POLL: Duration = Duration::from_millis(25);
@@ -70,7 +78,7 @@ async fn dev(data_dir: Option<PathBuf>, prefixes: &[String]) -> Result<(), Failu
     };
     let url = etcd.url();
     let served = tokio::select! {
-        served = serve(prefixes, &url, dir.path(), &mut signals) => served,
+        served = serve(prefixes, &url, &dir, &mut signals) => served,
         error = etcd.ended() => return Err(dir.keep_for(error)),
     };
     let again = tokio::select! {
@@ -112,7 +120,7 @@ fn settings(prefixes: &[String], etcd: &str, ports: Ports) -> Result<Settings, F
 async fn serve(
     prefixes: &[String],
     etcd: &str,
-    dir: &Path,
+    dir: &DataDir,
     signals: &mut StopSignals,
 ) -> Result<(), Failure> {
     let usual = settings(prefixes, etcd, Ports::Usual)?;
@@ -143,16 +151,47 @@ async fn serve(
     }
 }
 
+/// Which of the usual ports are in use, and what was taken instead.
+fn moved(server: &Server, etcd: &str) -> String {
+    let etcd = etcd
+        .rsplit_once(':')
+        .and_then(|(_, port)| port.parse().ok());
+    [
+        ("etcd", Some(etcd_process::CLIENT_PORT), etcd),
+        (
+            "the server",
+            Some(DEFAULT_LISTEN.port()),
+            Some(server.local_addr().port()),
+        ),
+        (
+            "admin",
+            Some(DEFAULT_ADMIN.port()),
+            server.admin_addr().map(|address| address.port()),
+        ),
+    ]
+    .into_iter()
+    .filter_map(|(who, usual, taken)| Some((who, usual?, taken?)))
+    .filter(|(_, usual, taken)| usual != taken)
+    .map(|(who, usual, taken)| format!("port {usual} is in use: {who} is on {taken} instead\n"))
+    .collect()
+}
+
 /// What to type next.
-fn advice(server: &Server, prefix: &str, etcd: &str, dir: &Path) -> String {
+fn advice(server: &Server, prefix: &str, etcd: &str, dir: &DataDir) -> String {
     let driftless = std::env::args().next();
     let driftless = quoted(driftless.as_deref().unwrap_or("driftless"));
     let key = quoted(&format!("{prefix}greeting"));
     let prefix = quoted(prefix);
+    let moved = moved(server, etcd);
     let server = server.local_addr();
-    let dir = dir.display();
+    let keys = match dir {
+        DataDir::Temporary { .. } => "the keys are gone then; --data-dir DIR keeps them",
+        DataDir::Given { .. } => "the keys stay",
+    };
+    let dir = dir.path().display();
     format!(
         "etcd on {etcd}, data and log in {dir}\n\
+         {moved}\
          \n\
          In other terminals:\n\
          \n\
@@ -161,7 +200,7 @@ fn advice(server: &Server, prefix: &str, etcd: &str, dir: &Path) -> String {
          \x20 etcdctl put {key} hello\n\
          \x20 etcdctl del {key}\n\
          \n\
-         Ctrl-C here stops both.\n"
+         Ctrl-C here stops both; {keys}.\n"
     )
 }
 
@@ -177,8 +216,9 @@ fn quoted(word: &str) -> String {
 
 /// Where etcd's data and log are.
 enum DataDir {
-    /// Removed at the end.
-    Temporary(TempDir),
+    /// Removed at the end, or by the next run if this one is killed: the system ends the lock with the
+    /// process.
+    Temporary { dir: TempDir, _lock: File },
     /// The user's, and locked, so that two runs do not share it.
     Given { path: PathBuf, _lock: File },
 }
@@ -186,10 +226,9 @@ enum DataDir {
 impl DataDir {
     fn open(given: Option<PathBuf>) -> Result<Self, Failure> {
         let Some(path) = given else {
-            return tempfile::Builder::new()
-                .prefix("driftless-dev-")
-                .tempdir()
-                .map(Self::Temporary)
+            let all = std::env::temp_dir();
+            remove_abandoned(&all);
+            return Self::temporary(&all)
                 .map_err(|error| Failure::system("make a temporary folder", &error));
         };
         let failed = |error: &dyn std::fmt::Display| {
@@ -198,8 +237,14 @@ impl DataDir {
                 path.display()
             ))
         };
-        fs::create_dir_all(&path).map_err(|error| failed(&error))?;
-        let lock = File::create(path.join("lock")).map_err(|error| failed(&error))?;
+        fs::create_dir_all(&path).map_err(|error| {
+            if path.exists() {
+                failed(&"it is not a folder; name another")
+            } else {
+                failed(&error)
+            }
+        })?;
+        let lock = File::create(path.join(LOCK)).map_err(|error| failed(&error))?;
         match lock.try_lock() {
             Ok(()) => Ok(Self::Given { path, _lock: lock }),
             Err(TryLockError::WouldBlock) => Err(failed(
@@ -209,20 +254,58 @@ impl DataDir {
         }
     }
 
+    fn temporary(all: &Path) -> io::Result<Self> {
+        let dir = tempfile::Builder::new().prefix(TEMPORARY).tempdir_in(all)?;
+        // Under its name once it is locked: whoever finds it unlocked takes the folder for abandoned.
+        let unlocked = dir.path().join("unlocked");
+        let lock = File::create(&unlocked)?;
+        lock.try_lock()?;
+        fs::rename(unlocked, dir.path().join(LOCK))?;
+        Ok(Self::Temporary { dir, _lock: lock })
+    }
+
     fn path(&self) -> &Path {
         match self {
-            Self::Temporary(dir) => dir.path(),
+            Self::Temporary { dir, .. } => dir.path(),
             Self::Given { path, .. } => path,
         }
     }
 
     /// Leaves it where it is when the error refers to the log in it.
     fn keep_for(self, error: EtcdError) -> Failure {
-        if let Self::Temporary(dir) = self
+        if let Self::Temporary { dir, .. } = self
             && error.has_log()
         {
+            // Without a lock it is not taken for abandoned.
+            let _ = fs::remove_file(dir.path().join(LOCK));
             let _kept = dir.keep();
         }
         Failure::failed(error)
     }
+}
+
+/// Removes what runs left that were killed outright. What cannot be removed, such as a folder in
+/// which etcd is still dying, is left to the next run.
+fn remove_abandoned(all: &Path) {
+    for entry in fs::read_dir(all).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        if name.as_encoded_bytes().starts_with(TEMPORARY.as_bytes())
+            && let Some(_lock) = lock_abandoned(&entry.path())
+            && let Err(error) = fs::remove_dir_all(entry.path())
+        {
+            tracing::debug!(folder = %entry.path().display(), %error, "cannot remove");
+        }
+    }
+}
+
+/// The lock of a temporary folder that this user made and that no process uses any more.
+fn lock_abandoned(folder: &Path) -> Option<File> {
+    // Of the name itself: a link, whoever made it, is not followed.
+    let found = fs::symlink_metadata(folder).ok()?;
+    if !found.is_dir() || found.uid() != rustix::process::geteuid().as_raw() {
+        return None;
+    }
+    let lock = File::open(folder.join(LOCK)).ok()?;
+    lock.try_lock().ok()?;
+    Some(lock)
 }

@@ -27,7 +27,7 @@ use crate::http;
 pub(crate) const GUARD_COMMAND: &str = "__with-parent";
 
 /// etcd's usual port for clients.
-const CLIENT_PORT: u16 = 2379;
+pub(crate) const CLIENT_PORT: u16 = 2379;
 
 /// etcd's usual port for other members.
 const PEER_PORT: u16 = 2380;

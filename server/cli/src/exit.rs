@@ -3,7 +3,7 @@
 use std::fmt;
 use std::process::ExitCode;
 
-use driftless_client::{BuildError, GetError, RangeError, Refused, WatchError};
+use driftless_client::{GetError, RangeError, Refused, WatchError};
 use driftless_server::SettingsError;
 
 use crate::output;
@@ -74,12 +74,6 @@ impl Failure {
 
 impl From<SettingsError> for Failure {
     fn from(error: SettingsError) -> Self {
-        Self::new(Kind::Usage, error)
-    }
-}
-
-impl From<BuildError> for Failure {
-    fn from(error: BuildError) -> Self {
         Self::new(Kind::Usage, error)
     }
 }

@@ -56,7 +56,14 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     runtime.shutdown_background();
     let entries = answer?;
     if entries.is_empty() && args.target.is_one_key() {
-        return Err(Failure::failed(format_args!("{range} does not exist")));
+        let advice = if args.target.is_like_a_prefix() {
+            "; for the keys that start with it, add --prefix"
+        } else {
+            ""
+        };
+        return Err(Failure::failed(format_args!(
+            "{range} does not exist{advice}"
+        )));
     }
     let bytes = if args.json {
         json::records(&entries)

@@ -42,10 +42,10 @@ impl LogArgs {
             (None, Some(text)) => ("RUST_LOG", text),
             (None, None) => ("--log", default.to_owned()),
         };
-        let filter = EnvFilter::try_new(&text).map_err(|error| {
+        let filter = EnvFilter::try_new(&text).map_err(|_| {
             Failure::new(
                 Kind::Usage,
-                format_args!("{name}: {text:?} is not a filter ({error}); write it like info or warn,driftless_server=debug"),
+                format_args!("{name}: {text:?} is not a filter; write off, error, warn, info, debug or trace, or one for each target, like warn,driftless_server=debug"),
             )
         })?;
         tracing_subscriber::fmt()

@@ -16,11 +16,13 @@ mod output;
 mod serve;
 mod signals;
 mod target;
+mod usage;
 mod watch;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use driftless_server::settings::check_variables;
 
 use crate::exit::{EXIT_CODES, Failure};
 use crate::logging::LogArgs;
@@ -54,7 +56,8 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    match run(Cli::parse()) {
+    let cli = Cli::try_parse().map_err(|error| usage::failure(&error));
+    match cli.and_then(run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
@@ -62,6 +65,13 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<(), Failure> {
     let log = &cli.log;
+    // Those of the server's settings are for `serve` alone, and a mistyped one is for nobody.
+    if matches!(
+        cli.command,
+        Command::Dev(_) | Command::Watch(_) | Command::Get(_)
+    ) {
+        check_variables(std::env::vars_os().map(|(name, _)| name))?;
+    }
     match cli.command {
         Command::Serve(args) => log.init("info").and_then(|()| serve::run(*args)),
         Command::Dev(args) => log.init("warn").and_then(|()| dev::run(args)),

@@ -19,7 +19,9 @@ use crate::signals::StopSignals;
 /// environment, which beats the file, which beats the default. It keeps trying while etcd cannot be
 /// reached, also at the start. SIGTERM and Ctrl-C end it within 10 s; a second one at once.
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = "\
+#[command(
+    allow_negative_numbers = true,
+    after_long_help = "\
 Examples:
   driftless serve --etcd http://127.0.0.1:2379 --prefix /config/
   driftless serve --config /etc/driftless.toml --listen 0.0.0.0:7400
@@ -27,7 +29,8 @@ Examples:
 A settings file:
   etcd = [\"http://10.0.0.1:2379\", \"http://10.0.0.2:2379\"]
   prefix = [\"/config/\", \"/flags/\"]
-  listen = \"0.0.0.0:7400\"")]
+  listen = \"0.0.0.0:7400\""
+)]
 pub(crate) struct Args {
     /// A TOML file with settings
     #[arg(long, value_name = "FILE", env = "DRIFTLESS_CONFIG")]
@@ -69,6 +72,14 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TIME")]
     report_interval: Option<String>,
 
+    /// How often the state is compared with what etcd holds, on average; or "off" [default: 10m]
+    #[arg(long, value_name = "TIME")]
+    audit_interval: Option<String>,
+
+    /// How long a client may leave unread what it asked for [default: 2m]
+    #[arg(long, value_name = "TIME")]
+    stall_timeout: Option<String>,
+
     /// How long a shutdown waits for streams to end [default: 8s]
     #[arg(long, value_name = "TIME")]
     drain_timeout: Option<String>,
@@ -95,6 +106,8 @@ impl Args {
             .flag(Setting::ProgressInterval, self.progress_interval)?
             .flag(Setting::PingInterval, self.ping_interval)?
             .flag(Setting::ReportInterval, self.report_interval)?
+            .flag(Setting::AuditInterval, self.audit_interval)?
+            .flag(Setting::StallTimeout, self.stall_timeout)?
             .flag(Setting::DrainTimeout, self.drain_timeout)?
             .flag(Setting::MaxConnections, self.max_connections)?
             .build()

@@ -5,7 +5,10 @@ use std::os::unix::ffi::OsStrExt;
 
 use driftless_client::{Client, KeyRange};
 
-use crate::exit::Failure;
+use crate::exit::{Failure, Kind};
+
+/// Where the server may be named instead.
+const SERVER_VARIABLE: &str = "DRIFTLESS_SERVER";
 
 /// A key or prefix, spelled like etcdctl's, and a server.
 #[derive(Debug, clap::Args)]
@@ -21,7 +24,7 @@ pub(crate) struct Target {
     #[arg(
         long,
         value_name = "URL",
-        env = "DRIFTLESS_SERVER",
+        env = SERVER_VARIABLE,
         default_value = "http://127.0.0.1:7400",
         value_delimiter = ','
     )]
@@ -52,12 +55,25 @@ impl Target {
         for url in &self.server {
             builder = builder.endpoint(url);
         }
-        builder.build().map_err(Failure::from)
+        builder.build().map_err(|error| {
+            let flag = |argument: OsString| argument.as_bytes().starts_with(b"--server");
+            let place = if std::env::args_os().any(flag) {
+                "--server"
+            } else {
+                SERVER_VARIABLE
+            };
+            Failure::new(Kind::Usage, format_args!("{place}: {error}"))
+        })
     }
 
     /// The server, for people.
     pub(crate) fn server(&self) -> String {
         self.server.join(", ")
+    }
+
+    /// Whether one key was asked for, by a name that prefixes have.
+    pub(crate) fn is_like_a_prefix(&self) -> bool {
+        self.is_one_key() && self.key.as_bytes().ends_with(b"/")
     }
 
     /// Whether one key was asked for.

@@ -3,7 +3,7 @@
 mod common;
 
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use common::{
@@ -148,12 +148,46 @@ fn killed_outright_it_leaves_no_etcd() {
 }
 
 #[test]
+fn what_a_killed_run_left_is_removed_by_the_next() {
+    let temporary = temporary();
+    let folder = |dev: &Dev| -> PathBuf {
+        let (_, path) = dev.lines[1].split_once("log in ").expect("it names it");
+        path.into()
+    };
+    // Of the name, and not ours to remove: never locked, and somewhere else.
+    let unlocked = temporary.path().join("driftless-dev-unlocked");
+    std::fs::create_dir(&unlocked).unwrap();
+    let elsewhere = temporary.path().join("elsewhere");
+    std::fs::create_dir(&elsewhere).unwrap();
+    std::fs::write(elsewhere.join("lock"), "").unwrap();
+    std::os::unix::fs::symlink(&elsewhere, temporary.path().join("driftless-dev-link")).unwrap();
+
+    let killed = Dev::start(temporary.path(), &[]);
+    let running = Dev::start(temporary.path(), &[]);
+    killed.process.signal(Signal::KILL);
+    wait_until("etcd ends with its parent", || !is_running(killed.etcd_pid));
+    assert!(folder(&killed).is_dir());
+    let next = Dev::start(temporary.path(), &[]);
+    assert!(!folder(&killed).exists());
+    for kept in [
+        &folder(&running),
+        &folder(&next),
+        &unlocked,
+        &elsewhere.join("lock"),
+    ] {
+        assert!(kept.exists(), "{}", kept.display());
+    }
+}
+
+#[test]
 fn an_etcd_that_ends_by_itself_is_said_and_its_log_kept() {
     let temporary = temporary();
     let dev = Dev::start(temporary.path(), &[]);
     kill(dev.etcd_pid, Signal::KILL);
     let finished = dev.process.finish();
     assert_eq!(finished.status.code(), Some(1), "{finished:?}");
+    // Nor does the next run remove it.
+    drop(Dev::start(temporary.path(), &[]));
     // What the server logs about it comes before.
     let last = finished.stderr.lines().last().unwrap_or_default();
     let (message, log) = last.split_once("; its log is ").expect("it names the log");
@@ -214,6 +248,12 @@ fn where_the_usual_ports_are_in_use_it_takes_others() {
     let text = dev.lines.join("\n");
     for usual in [":2379", ":2380", ":7400", ":7401"] {
         assert!(!text.contains(usual), "{text}");
+    }
+    for said in [
+        "port 2379 is in use: etcd is on ",
+        "port 7400 is in use: the server is on ",
+    ] {
+        assert!(text.contains(said), "{text}");
     }
     dev.ctl(&["put", "/config/a", "1"]);
     wait_until("the server has it", || {

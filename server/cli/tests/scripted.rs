@@ -4,6 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
+use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use driftless_server::source::scripted::{Op, ScriptedEtcd};
 use driftless_server::{Engine, Settings};
 use proptest::prelude::*;
 use tokio::io::{copy_bidirectional, duplex};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
@@ -39,6 +41,16 @@ fn ranges() -> Vec<KeyRange> {
 
 const KEYS: [&str; 6] = ["/c/a", "/c/a/x", "/c/a/y", "/c/ab", "/c/b", "/elsewhere"];
 
+/// How often servers compare themselves with etcd.
+const AUDIT: Duration = Duration::from_secs(2);
+
+/// For anything that is waited for, by a paused clock.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// How long the server waits for who does not read: not as long as it takes to notice that the
+/// network is gone.
+const STALL: Duration = Duration::from_secs(10);
+
 /// A network with one server on it, which may be down.
 #[derive(Clone, Default)]
 struct Network(Arc<Mutex<Inside>>);
@@ -46,11 +58,15 @@ struct Network(Arc<Mutex<Inside>>);
 #[derive(Default)]
 struct Inside {
     engine: Option<Engine>,
+    /// Of the server that runs, or ran last.
+    metrics: Metrics,
     /// The cables of each client, by the port that it dials: one task a connection, and aborting it
     /// cuts the connection.
     wires: HashMap<u16, JoinSet<io::Result<(u64, u64)>>>,
     /// Clients that reach nobody for a while.
     away: HashSet<u16>,
+    /// Cables that are there now carry nothing while this is so.
+    stalled: watch::Sender<bool>,
 }
 
 impl Connect for Network {
@@ -60,6 +76,8 @@ impl Connect for Network {
             engine,
             wires,
             away,
+            stalled,
+            ..
         } = &mut *inside;
         let port = endpoint.port();
         let Some(engine) = engine.as_ref().filter(|_| !away.contains(&port)) else {
@@ -68,7 +86,18 @@ impl Connect for Network {
         let (client, mut near) = duplex(64 * 1024);
         let (mut far, server) = duplex(64 * 1024);
         engine.serve(server);
-        let wire = async move { copy_bidirectional(&mut near, &mut far).await };
+        let mut stalled = stalled.subscribe();
+        let wire = async move {
+            let mut copying = pin!(copy_bidirectional(&mut near, &mut far));
+            loop {
+                let now = *stalled.borrow_and_update();
+                tokio::select! {
+                    biased;
+                    changed = stalled.changed() => changed.map_err(io::Error::other)?,
+                    copied = &mut copying, if !now => return copied,
+                }
+            }
+        };
         wires.entry(port).or_default().spawn(wire);
         Box::pin(async { Ok(Box::new(client) as Box<dyn Io>) })
     }
@@ -80,15 +109,24 @@ impl Network {
         let settings = Settings::builder()
             .etcd("http://127.0.0.1:2379")
             .prefix(PREFIX)
-            .log_bytes(1024 * 1024);
+            .log_bytes(1024 * 1024)
+            .audit_interval(Some(AUDIT))
+            .stall_timeout(STALL);
         let (catch_up, questions) = CatchUp::channel();
         let source = etcd.source(prefix.clone(), questions);
+        let metrics = Metrics::new();
         let engine = Engine::start(
             &settings.build().unwrap(),
-            Metrics::new(),
+            metrics.clone(),
             [(prefix, source, catch_up)],
         );
-        self.0.lock().unwrap().engine = Some(engine);
+        let mut inside = self.0.lock().unwrap();
+        inside.engine = Some(engine);
+        inside.metrics = metrics;
+    }
+
+    fn metrics(&self) -> Metrics {
+        self.0.lock().unwrap().metrics.clone()
     }
 
     async fn stop(&self) {
@@ -102,6 +140,10 @@ impl Network {
         if let Some(wires) = self.0.lock().unwrap().wires.get_mut(&client) {
             wires.abort_all();
         }
+    }
+
+    fn set_stalled(&self, stalled: bool) {
+        self.0.lock().unwrap().stalled.send_replace(stalled);
     }
 
     fn set_away(&self, client: u16, away: bool) {
@@ -146,9 +188,17 @@ impl Record {
     }
 }
 
+/// Keys, each with what its new value is made of or, for a delete, nothing.
+type Txn = Vec<(usize, Option<u8>)>;
+
+fn txns() -> impl Strategy<Value = Txn> {
+    let edit = (0..KEYS.len(), proptest::option::weighted(0.7, any::<u8>()));
+    proptest::collection::vec(edit, 1..5)
+}
+
 #[derive(Clone, Debug)]
 enum Event {
-    Txn(Vec<(usize, Option<u8>)>),
+    Txn(Txn),
     Burst(u16),
     Compact,
     LoseEtcd,
@@ -159,14 +209,14 @@ enum Event {
     /// The client's connection is cut, and it gets no other before it is back.
     Away(u16),
     Back(u16),
-    RestartServer,
+    /// With this going on while there is none.
+    RestartServer(Vec<Txn>),
     Wait(u64),
 }
 
 fn events() -> impl Strategy<Value = Vec<Event>> {
-    let edit = (0..KEYS.len(), proptest::option::weighted(0.7, any::<u8>()));
     let event = prop_oneof![
-        12 => proptest::collection::vec(edit, 1..5).prop_map(Event::Txn),
+        12 => txns().prop_map(Event::Txn),
         1 => (1u16..600).prop_map(Event::Burst),
         1 => Just(Event::Compact),
         1 => Just(Event::LoseEtcd),
@@ -175,7 +225,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         2 => CLIENTS.prop_map(Event::Cut),
         3 => CLIENTS.prop_map(Event::Away),
         3 => CLIENTS.prop_map(Event::Back),
-        1 => Just(Event::RestartServer),
+        1 => proptest::collection::vec(txns(), 0..4).prop_map(Event::RestartServer),
         5 => (1u64..15_000).prop_map(Event::Wait),
     ];
     proptest::collection::vec(event, 1..60)
@@ -217,6 +267,18 @@ impl Watching {
             .all(|(range, watcher)| watcher.load().iter().eq(etcd.state(range).iter()))
     }
 
+    async fn converge(&self, etcd: &ScriptedEtcd, record: &Record) {
+        let converge = async {
+            while !self.converged(etcd) {
+                sleep(Duration::from_millis(10)).await;
+                self.check(record);
+            }
+        };
+        timeout(PATIENCE, converge)
+            .await
+            .expect("every client comes to hold what etcd holds");
+    }
+
     fn diverged(&self) -> u64 {
         self.watchers
             .iter()
@@ -225,16 +287,33 @@ impl Watching {
     }
 }
 
+/// A value of which this is one line, and decides where another is.
+fn document(edit: u8) -> String {
+    let line = |n: usize| format!("setting.{n} = {}\n", n * n * n);
+    let mut lines: Vec<String> = (0..200).map(line).collect();
+    lines[100] = format!("edit = {edit}\n");
+    lines.insert(usize::from(edit) / 2, "one more\n".to_owned());
+    lines.concat()
+}
+
+fn txn(etcd: &ScriptedEtcd, edits: Txn) {
+    etcd.txn(ops(edits));
+}
+
+fn ops(edits: Txn) -> impl Iterator<Item = Op> {
+    edits.into_iter().map(|(key, value)| match value {
+        // Some are large: the log holds few of those, and they travel in pieces of their own.
+        Some(value) if value % 8 == 0 => Op::put(KEYS[key], vec![value; 100_000]),
+        // Some differ by a line, and travel as patches.
+        Some(value) if value % 3 == 0 => Op::put(KEYS[key], document(value)),
+        Some(value) => Op::put(KEYS[key], [value]),
+        None => Op::delete(KEYS[key]),
+    })
+}
+
 async fn happen(event: Event, etcd: &ScriptedEtcd, network: &Network, record: &mut Record) {
     match event {
-        Event::Txn(edits) => {
-            etcd.txn(edits.into_iter().map(|(key, value)| match value {
-                // Some are large: the log holds few of those, and they travel in pieces of their own.
-                Some(value) if value % 8 == 0 => Op::put(KEYS[key], vec![value; 100_000]),
-                Some(value) => Op::put(KEYS[key], [value]),
-                None => Op::delete(KEYS[key]),
-            }));
-        }
+        Event::Txn(edits) => txn(etcd, edits),
         Event::Burst(puts) => {
             for n in 0..puts {
                 etcd.put(KEYS[usize::from(n) % KEYS.len()], n.to_be_bytes());
@@ -254,8 +333,13 @@ async fn happen(event: Event, etcd: &ScriptedEtcd, network: &Network, record: &m
             network.cut(client);
         }
         Event::Back(client) => network.set_away(client, false),
-        Event::RestartServer => {
+        Event::RestartServer(meanwhile) => {
             network.stop().await;
+            assert_eq!(network.metrics().audit_differences.get(), 0);
+            for edits in meanwhile {
+                txn(etcd, edits);
+                record.note(etcd);
+            }
             network.start(etcd);
         }
         Event::Wait(millis) => sleep(Duration::from_millis(millis)).await,
@@ -280,20 +364,141 @@ async fn scenario(events: Vec<Event>) {
     }
     etcd.connect();
     CLIENTS.for_each(|client| network.set_away(client, false));
-    let converge = async {
-        while !watching.converged(&etcd) {
-            sleep(Duration::from_millis(10)).await;
-            watching.check(&record);
-        }
-    };
-    timeout(Duration::from_secs(120), converge)
-        .await
-        .expect("every client comes to hold what etcd holds");
+    watching.converge(&etcd, &record).await;
+    assert_eq!(network.metrics().audit_differences.get(), 0);
     assert_eq!(
         watching.diverged(),
         0,
         "no client ever found a digest that was not its own"
     );
+    network.stop().await;
+}
+
+/// One life of a server, and the time until the next.
+#[derive(Clone, Debug)]
+struct Life {
+    up: Vec<Txn>,
+    /// Who leaves then.
+    away: Vec<u16>,
+    without_them: Vec<Txn>,
+    down: Vec<Txn>,
+}
+
+fn lives() -> impl Strategy<Value = Vec<Life>> {
+    let some = || proptest::collection::vec(txns(), 0..8);
+    let away = proptest::collection::vec(CLIENTS, 0..3);
+    let life = (some(), away, some(), some()).prop_map(|(up, away, without_them, down)| Life {
+        up,
+        away,
+        without_them,
+        down,
+    });
+    proptest::collection::vec(life, 1..4)
+}
+
+/// Servers come and go; as long as etcd remembers, nobody who was there before is sent everything.
+async fn restarts(lives: Vec<Life>) {
+    let (etcd, network, mut record) = (
+        ScriptedEtcd::default(),
+        Network::default(),
+        Record::default(),
+    );
+    record.note(&etcd);
+    network.start(&etcd);
+    let watching = Watching::start(&network).await;
+    let write = |txns: Vec<Txn>, record: &mut Record| {
+        for mut edits in txns {
+            // None is large: all of it has its place in the log.
+            let values = edits.iter_mut().filter_map(|(_, value)| value.as_mut());
+            values.for_each(|value| *value |= 1);
+            txn(&etcd, edits);
+            record.note(&etcd);
+        }
+    };
+    for life in lives {
+        write(life.up, &mut record);
+        watching.converge(&etcd, &record).await;
+        for client in &life.away {
+            network.set_away(*client, true);
+            network.cut(*client);
+        }
+        write(life.without_them, &mut record);
+        network.stop().await;
+        write(life.down, &mut record);
+        network.start(&etcd);
+        CLIENTS.for_each(|client| network.set_away(client, false));
+        watching.converge(&etcd, &record).await;
+        let metrics = network.metrics();
+        let answered = || {
+            let counters = [
+                &metrics.answers_current,
+                &metrics.answers_replay,
+                &metrics.answers_diff,
+            ];
+            counters.iter().map(|counter| counter.get()).sum::<u64>()
+        };
+        let all = watching.watchers.len() as u64;
+        let back = async {
+            while answered() < all {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(PATIENCE, back).await.expect("all come back");
+        assert_eq!(metrics.answers_snapshot.get(), 0);
+        assert_eq!(metrics.earlier_refused.get(), 0);
+    }
+    watching.converge(&etcd, &record).await;
+    assert_eq!(watching.diverged(), 0);
+    network.stop().await;
+}
+
+/// A change that the server never hears of, as if there were a bug.
+#[derive(Clone, Debug)]
+struct Missed {
+    before: Vec<Txn>,
+    txn: Txn,
+    after: Vec<Txn>,
+}
+
+fn missed() -> impl Strategy<Value = Vec<Missed>> {
+    let some = || proptest::collection::vec(txns(), 0..4);
+    let missed =
+        (some(), txns(), some()).prop_map(|(before, txn, after)| Missed { before, txn, after });
+    proptest::collection::vec(missed, 1..4)
+}
+
+/// Whatever the server misses, an audit finds it, and its clients come to hold what etcd holds.
+async fn audited(all: Vec<Missed>) {
+    let (etcd, network) = (ScriptedEtcd::default(), Network::default());
+    let prefix = KeyRange::prefix(PREFIX).unwrap();
+    network.start(&etcd);
+    let watching = Watching::start(&network).await;
+    for missed in all {
+        let metrics = network.metrics();
+        let (before, passed) = (metrics.audit_differences.get(), metrics.audits.get());
+        missed
+            .before
+            .into_iter()
+            .for_each(|edits| txn(&etcd, edits));
+        let held = etcd.state(&prefix);
+        etcd.txn_unheard(ops(missed.txn));
+        let differs = held != etcd.state(&prefix);
+        let others = missed.after.is_empty();
+        missed.after.into_iter().for_each(|edits| txn(&etcd, edits));
+        let settled = async {
+            while !watching.converged(&etcd) || metrics.audits.get() == passed {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(PATIENCE, settled)
+            .await
+            .expect("an audit passes, and every client holds what etcd holds");
+        // What came after may have made up for it.
+        if differs && others {
+            assert_eq!(metrics.audit_differences.get(), before + 1);
+        }
+    }
+    assert_eq!(watching.diverged(), 0);
     network.stop().await;
 }
 
@@ -307,6 +512,46 @@ fn run(scenario: impl Future<Output = ()>) {
         .block_on(scenario);
 }
 
+/// A client whose network stops under it is let go, notices it when the network is back, and gets
+/// what it missed in one diff.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_was_let_go_comes_back_with_what_it_has() {
+    let (etcd, network) = (ScriptedEtcd::default(), Network::default());
+    etcd.txn([Op::put("/c/a", "1"), Op::put("/c/b", "1")]);
+    network.start(&etcd);
+    let metrics = network.metrics();
+    let watching = Watching::start(&network).await;
+    let mut record = Record::default();
+    record.note(&etcd);
+    watching.converge(&etcd, &record).await;
+    let snapshots = metrics.answers_snapshot.get();
+
+    network.set_stalled(true);
+    // More than the cables and the connections hold, and less than the log has room for.
+    for value in 0..8_u8 {
+        etcd.put("/c/a", vec![value; 60_000]);
+        record.note(&etcd);
+        sleep(Duration::from_millis(100)).await;
+    }
+    let clients = CLIENTS.count() as u64;
+    let closed = async {
+        while metrics.stalled_closed.get() < clients {
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    timeout(STALL * 2, closed).await.expect("they are let go");
+    network.set_stalled(false);
+    watching.converge(&etcd, &record).await;
+    assert_eq!(metrics.stalled_closed.get(), clients);
+    assert_eq!(
+        metrics.answers_snapshot.get(),
+        snapshots,
+        "nobody started anew"
+    );
+    assert_eq!(watching.diverged(), 0);
+    network.stop().await;
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -314,4 +559,56 @@ proptest! {
     fn every_state_that_a_client_shows_is_one_that_etcd_had(events in events()) {
         run(scenario(events));
     }
+
+    #[test]
+    fn after_a_restart_clients_are_sent_what_they_missed(lives in lives()) {
+        run(restarts(lives));
+    }
+
+    #[test]
+    fn what_a_server_missed_is_found_by_an_audit_and_repaired(missed in missed()) {
+        run(audited(missed));
+    }
+}
+
+/// However many clients and ranges share it, each is sent the line that changed and not the value.
+#[test]
+fn a_line_of_a_large_value_is_what_travels() {
+    const EDITS: u64 = 20;
+    // With what a sign of life may add.
+    const MOST: u64 = 300 + 256;
+    let value = |edit: u64| {
+        let line = |n: u64| format!("  \"limit_{n}\": {{ \"rate\": {n}, \"burst\": 10 }},\n");
+        let mut lines: Vec<String> = (0..1800).map(line).collect();
+        lines.insert(900, format!("  \"limit\": {edit},\n"));
+        lines.concat()
+    };
+    assert!(value(0).len() > 64 * 1024);
+    run(async {
+        let (etcd, network) = (ScriptedEtcd::default(), Network::default());
+        let mut record = Record::default();
+        etcd.put("/c/a", value(0));
+        record.note(&etcd);
+        network.start(&etcd);
+        let watching = Watching::start(&network).await;
+        watching.converge(&etcd, &record).await;
+        let metrics = network.metrics();
+        let before = metrics.sent_bytes.get();
+        for edit in 1..=EDITS {
+            etcd.put("/c/a", value(edit));
+            record.note(&etcd);
+            watching.converge(&etcd, &record).await;
+        }
+        let touched = ranges()
+            .iter()
+            .filter(|range| range.contains(b"/c/a"))
+            .count();
+        let streams = touched as u64 * CLIENTS.count() as u64;
+        let each = (metrics.sent_bytes.get() - before) / (EDITS * streams);
+        assert!(each <= MOST, "{each} bytes");
+        assert_eq!(metrics.deltas_computed.get(), EDITS, "once for all");
+        assert_eq!(metrics.changes_encoded.get(), EDITS, "and none whole");
+        assert_eq!(watching.diverged(), 0);
+        network.stop().await;
+    });
 }

@@ -17,29 +17,29 @@ use bytes::{Buf, Bytes, BytesMut};
 use common::{EtcdProcess, ServerProcess};
 use driftless_proto::apply::{Applier, Edit, Step};
 use driftless_proto::{Entry, Epoch, Key, KeyRange, Revision, v1};
+use etcd_client::{Txn, TxnOp};
 use h2::RecvStream;
 use prost::Message;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-/// How many small changes nobody reads.
-const CHANGES: usize = 10_000;
+/// How many transactions nobody reads, but for one client.
+const TRANSACTIONS: usize = 1_000;
 
-/// How many of them fill the change log to its budget of 1 MiB, so that what the server still grows
-/// by afterwards is not the log.
-const WARM_UP: usize = 3_000;
+/// How many small changes one makes, each of another key: 100,000 in all. etcd takes 128 at most.
+const KEYS: usize = 100;
 
-/// How many clients do not read. A queue for each, of some 100 bytes a change, would be far more than
-/// [`MAY_GROW`].
+/// How many transactions come before the server's growth is measured: what it fills once, such as the
+/// change log with its budget of 1 MiB, it has filled by then.
+const WARM_UP: usize = TRANSACTIONS / 2;
+
+/// How many clients do not read. A queue for each would be far more than [`MAY_GROW`].
 const STALLED: usize = 40;
 
 /// What the server's memory may grow by while it serves them, in bytes: 6 MiB, for what an allocator
-/// does. 40 queues of 7,000 changes would be some 30 MiB.
+/// does. 40 queues of 50,000 changes would be some 200 MiB.
 const MAY_GROW: usize = 6 * 1024 * 1024;
-
-/// Distinct keys under the range.
-const KEYS: usize = 10;
 
 /// What a client allows the server to send before it reads: (a stream, the connection). HTTP/2's own
 /// default, and hyper's for clients, which tonic takes over.
@@ -51,6 +51,9 @@ struct Stalled {
     buffer: BytesMut,
     applier: Applier,
     entries: BTreeMap<Key, Entry>,
+    /// How many diffs came, of one transaction and of many.
+    single: usize,
+    conflated: usize,
 }
 
 impl Stalled {
@@ -95,12 +98,13 @@ impl Stalled {
             buffer: BytesMut::new(),
             applier,
             entries: BTreeMap::new(),
+            single: 0,
+            conflated: 0,
         }
     }
 
-    /// Reads up to a revision. Returns how many messages that took.
-    async fn read_to(&mut self, revision: Revision) -> usize {
-        let mut messages = 0;
+    /// Reads up to a revision.
+    async fn read_to(&mut self, revision: Revision) {
         while self.applier.revision() < revision {
             let data = self
                 .body
@@ -114,11 +118,9 @@ impl Stalled {
                 .unwrap();
             self.buffer.extend_from_slice(&data);
             while let Some(message) = self.message() {
-                messages += 1;
                 self.apply(message);
             }
         }
-        messages
     }
 
     fn message(&mut self) -> Option<v1::WatchResponse> {
@@ -138,7 +140,15 @@ impl Stalled {
         let step = match message.frame.unwrap() {
             Frame::Hello(hello) => return self.applier.begin(Epoch::new(hello.epoch)),
             Frame::Snapshot(snapshot) => self.applier.snapshot(snapshot),
-            Frame::Diff(diff) => self.applier.diff(diff, &self.entries),
+            Frame::Diff(diff) => {
+                // Of several chunks, the last counts.
+                let last = usize::from(!diff.more);
+                match diff.conflated {
+                    true => self.conflated += last,
+                    false => self.single += last,
+                }
+                self.applier.diff(diff, &self.entries)
+            }
             Frame::Current(current) => self.applier.current(&current),
             Frame::Progress(progress) => self.applier.progress(&progress),
             Frame::Goodbye(goodbye) => panic!("the server wants it gone: {goodbye:?}"),
@@ -161,33 +171,20 @@ impl Stalled {
     }
 }
 
-/// Makes small changes as fast as etcd takes them; the revision of the last.
-async fn change(etcd: &str, changes: std::ops::Range<usize>) -> Revision {
-    /// How many are under way at a time.
-    const AT_A_TIME: usize = 64;
-    let client = etcd_client::Client::connect([etcd], None).await.unwrap();
-    let mut puts = JoinSet::new();
-    let mut last = Revision::NONE;
-    for n in changes {
-        if puts.len() == AT_A_TIME {
-            last = last.max(puts.join_next().await.unwrap().unwrap());
-        }
-        let mut client = client.clone();
-        puts.spawn(async move {
-            let put = client
-                .put(format!("/config/{}", n % KEYS), n.to_string(), None)
-                .await
-                .unwrap();
-            Revision::new(put.header().unwrap().revision())
-        });
-    }
-    puts.join_all().await.into_iter().fold(last, Revision::max)
+/// Changes every key in one transaction; its revision.
+async fn change(etcd: &mut etcd_client::Client, round: usize) -> Revision {
+    let puts = (0..KEYS)
+        .map(|key| TxnOp::put(format!("/config/{key:02}"), round.to_string(), None))
+        .collect::<Vec<_>>();
+    let done = etcd.txn(Txn::new().and_then(puts)).await.unwrap();
+    Revision::new(done.header().unwrap().revision())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_that_do_not_read_lose_nothing_and_cost_nothing() {
+async fn clients_that_do_not_read_lose_nothing_and_cost_and_delay_nothing() {
     let etcd = EtcdProcess::start();
-    let server = ServerProcess::start_at(&etcd.url(), &["/config/"], 0, &["--log-bytes", "1MiB"]);
+    let flags = ["--log-bytes", "1MiB", "--stall-timeout", "1h"];
+    let server = ServerProcess::start_at(&etcd.url(), &["/config/"], 0, &flags);
     server.wait_ready();
     let mut connections = JoinSet::new();
     let mut stalled = Vec::new();
@@ -196,36 +193,45 @@ async fn clients_that_do_not_read_lose_nothing_and_cost_nothing() {
             Stalled::watch(server.addr(), WINDOWS[n % WINDOWS.len()], &mut connections).await,
         );
     }
-    change(&etcd.url(), 0..WARM_UP).await;
-    let before = resident(server.process.pid());
-    let last = change(&etcd.url(), WARM_UP..CHANGES).await;
+    let mut reader = Stalled::watch(server.addr(), WINDOWS[1], &mut connections).await;
+    reader.read_to(Revision::new(1)).await;
+
+    let mut writer = etcd_client::Client::connect([etcd.url()], None)
+        .await
+        .unwrap();
+    let (mut last, mut before) = (Revision::NONE, 0);
+    for round in 0..TRANSACTIONS {
+        if round == WARM_UP {
+            before = resident(server.process.pid());
+        }
+        last = change(&mut writer, round).await;
+        timeout(Duration::from_secs(20), reader.read_to(last))
+            .await
+            .expect("whoever reads is not held up");
+    }
     let grown = resident(server.process.pid()).saturating_sub(before);
     eprintln!(
         "grown by {} KiB over {} changes",
         grown / 1024,
-        CHANGES - WARM_UP
+        (TRANSACTIONS - WARM_UP) * KEYS
     );
     assert!(grown < MAY_GROW, "the server grew by {grown} bytes");
+    assert_eq!((reader.single, reader.conflated), (TRANSACTIONS, 0));
 
-    let mut expected = None;
     for (client, windows) in stalled.iter_mut().zip(WINDOWS.into_iter().cycle()) {
-        let reading = timeout(Duration::from_secs(20), client.read_to(last));
-        let messages = reading
+        timeout(Duration::from_secs(20), client.read_to(last))
             .await
             .expect("a client that reads again comes to the newest revision");
-        // What fitted into its window, and then one difference: nothing was kept for it.
-        if windows == WINDOWS[0] {
-            assert!(messages < CHANGES / 4, "{messages} messages");
-        }
-        let expected = expected.get_or_insert_with(|| client.entries.clone());
-        assert_eq!(client.entries, *expected);
+        // What fitted into its window and two segments, and then one difference: nothing was kept
+        // for it. A diff of a hundred keys has more than 25 bytes for each.
+        assert_eq!(client.conflated, 1);
+        let lay = windows.0 as usize + 2 * 64 * 1024;
+        assert!(client.single <= lay / (25 * KEYS), "{}", client.single);
+        assert_eq!(client.entries, reader.entries);
     }
-    let expected = expected.unwrap();
-    assert_eq!(expected.len(), KEYS);
-    assert_eq!(
-        expected.values().map(|entry| entry.version).sum::<i64>(),
-        CHANGES as i64
-    );
+    assert_eq!(reader.entries.len(), KEYS);
+    let versions = reader.entries.values().map(|entry| entry.version);
+    assert_eq!(versions.sum::<i64>(), (TRANSACTIONS * KEYS) as i64);
     assert!(connections.try_join_next().is_none(), "no connection ended");
 }
 

@@ -1,11 +1,16 @@
 //! What is written by hand is what the generated code reads, in bounds, and shared.
 
+use std::sync::Arc;
+
 use proptest::prelude::*;
 use v1::watch_response::Frame as Message;
 
+use driftless_proto::Epoch;
+
+use super::answer::SCAN;
 use super::*;
 use crate::source::{History, State};
-use crate::store::{Replaced, Writer};
+use crate::store::{Replaced, Snapshot, Writer};
 use crate::testing::{Replica, entry, frames, prefix};
 
 const MIB: usize = 1024 * 1024;
@@ -92,11 +97,16 @@ fn shared<'a>(segments: impl IntoIterator<Item = &'a Bytes>, value: &Bytes) -> u
     within.map(Bytes::len).sum()
 }
 
-/// All of what a lazy answer says, and how often it asked to be called again.
-fn exhaust(mut lazy: Lazy, metrics: &Metrics) -> (Vec<Bytes>, usize) {
+/// All of what an answer says, and how often it asked to be called again.
+fn exhaust(answer: Answer, metrics: &Metrics) -> (Vec<Bytes>, usize) {
+    read(&Arc::new(answer), metrics)
+}
+
+fn read(answer: &Arc<Answer>, metrics: &Metrics) -> (Vec<Bytes>, usize) {
+    let mut reader = Reader::new(Arc::clone(answer));
     let (mut segments, mut scans) = (Vec::new(), 0);
     loop {
-        match lazy.next(metrics) {
+        match reader.next(metrics) {
             Chunk::Ready(frame) => {
                 assert_eq!(
                     frame.len(),
@@ -108,18 +118,30 @@ fn exhaust(mut lazy: Lazy, metrics: &Metrics) -> (Vec<Bytes>, usize) {
             Chunk::Done => break,
         }
     }
-    assert!(matches!(lazy.next(metrics), Chunk::Done), "and stays done");
+    assert!(
+        matches!(reader.next(metrics), Chunk::Done),
+        "and stays done"
+    );
     (segments, scans)
 }
 
-fn snapshot(root: &Snapshot, range: &KeyRange) -> Lazy {
-    let kind = Kind::Snapshot { reset: false };
-    Lazy::new(root.clone(), range.clone(), kind, digest(root, range), 5)
+/// With nothing kept.
+fn answer(root: &Snapshot, range: &KeyRange, kind: Kind) -> Answer {
+    shelved(root, range, kind, &Arc::new(Shelf::new(0)))
 }
 
-fn diff_since(root: &Snapshot, range: &KeyRange, since: Revision) -> Lazy {
-    let kind = Kind::Diff { since };
-    Lazy::new(root.clone(), range.clone(), kind, digest(root, range), 5)
+fn shelved(root: &Snapshot, range: &KeyRange, kind: Kind, shelf: &Arc<Shelf>) -> Answer {
+    let digest = digest(root, range);
+    let shelf = Arc::clone(shelf);
+    Answer::new(root.clone(), range.clone(), kind, digest, 5, shelf)
+}
+
+fn snapshot(root: &Snapshot, range: &KeyRange) -> Answer {
+    answer(root, range, Kind::Snapshot { reset: false })
+}
+
+fn diff_since(root: &Snapshot, range: &KeyRange, since: Revision) -> Answer {
+    answer(root, range, Kind::Diff { since })
 }
 
 proptest! {
@@ -166,7 +188,9 @@ proptest! {
             prop_assert_eq!(&behind.heard, &["conflated"]);
 
             if batch.within(&range).next().is_none() { continue }
-            let frame = diff(&range, &batch, before.revision(), digest(&after, &range), &metrics);
+            let digest_after = digest(&after, &range);
+            let whole = Variant::Whole;
+            let frame = diff(&range, &batch, whole, before.revision(), digest_after, &metrics);
             check_segments(frame.segments());
             prop_assert_eq!(frame.len(), frame.segments().iter().map(Bytes::len).sum::<usize>());
             let messages = frames(frame.segments());
@@ -206,6 +230,7 @@ fn many_small_changes_are_joined_and_bounded() {
     let frame = diff(
         &range,
         &batch,
+        Variant::Whole,
         Revision::new(1),
         digest(&root, &range),
         &metrics,
@@ -239,7 +264,7 @@ fn keys_may_be_as_large_as_values() {
     );
     let mut check = |writer: &Writer, batch: &Batch| {
         let digest = digest(writer.snapshot(), &range);
-        let frame = diff(&range, batch, batch.from, digest, &metrics);
+        let frame = diff(&range, batch, Variant::Whole, batch.from, digest, &metrics);
         check_segments(frame.segments());
         replica.take_all(frames(frame.segments()));
         assert_eq!(replica.entries(), held(writer.snapshot(), &range));
@@ -300,7 +325,14 @@ fn what_is_small_is_padded_to_travel_alone() {
         let batch = writer.apply(Revision::new(2), put, 0).unwrap();
         let (range, root) = (prefix("/c/"), writer.snapshot());
         let digest = digest(root, &range);
-        let frame = diff(&range, &batch, Revision::new(1), digest, &metrics);
+        let frame = diff(
+            &range,
+            &batch,
+            Variant::Patched,
+            Revision::new(1),
+            digest,
+            &metrics,
+        );
         assert_eq!(frames(frame.alone()), frames(frame.segments()));
         let alone: usize = frame.alone().iter().map(Bytes::len).sum();
         assert!(alone >= SMALL);
@@ -345,8 +377,7 @@ fn a_snapshot_says_its_epoch_and_whether_it_is_a_reset() {
     let writer = Writer::new(state(2, vec![entry("/c/a", value(3 * MIB, 1), 2)]));
     let (root, range) = (writer.snapshot(), prefix("/c/"));
     let kind = Kind::Snapshot { reset: true };
-    let lazy = Lazy::new(root.clone(), range.clone(), kind, digest(root, &range), 0);
-    let (segments, _) = exhaust(lazy, &metrics);
+    let (segments, _) = exhaust(answer(root, &range, kind), &metrics);
     let messages = frames(&segments);
     assert_eq!(metrics.chunks_encoded.get(), messages.len() as u64);
     let epochs = messages.iter().map(|message| match message {
@@ -373,9 +404,134 @@ fn a_difference_of_states_says_that_it_is_one() {
     };
     let range = prefix("/c/");
     let digest = digest(writer.snapshot(), &range);
-    let frame = diff(&range, &batch, batch.from, digest, &metrics);
+    let frame = diff(&range, &batch, Variant::Whole, batch.from, digest, &metrics);
     let [Message::Diff(diff)] = &frames(frame.segments())[..] else {
         panic!("one diff");
     };
     assert!(diff.conflated && diff.changes.len() == 2);
+}
+
+#[test]
+fn a_crowd_reads_chunks_that_were_made_once() {
+    let metrics = Metrics::new();
+    let entries = (0..100).map(|at| entry(&format!("/c/{at:03}"), value(10 * 1024, at as u8), 2));
+    let writer = Writer::new(state(2, entries.collect()));
+    let (root, range) = (writer.snapshot(), prefix("/c/"));
+    let kind = Kind::Snapshot { reset: false };
+
+    let shelf = Arc::new(Shelf::new(MIB * 2));
+    let answer = Arc::new(shelved(root, &range, kind, &shelf));
+    let (first, _) = read(&answer, &metrics);
+    let made = metrics.chunks_encoded.get();
+    assert!(made > 10, "{made}");
+    for _ in 0..50 {
+        assert_eq!(read(&answer, &metrics).0, first);
+    }
+    assert_eq!(metrics.chunks_encoded.get(), made, "later readers too");
+    assert!(shelf.room() < MIB + MIB / 2);
+    drop(answer);
+    assert_eq!(shelf.room(), 2 * MIB);
+}
+
+#[test]
+fn what_finds_no_place_on_the_shelf_is_shared_by_those_who_read_together_and_made_again() {
+    let metrics = Metrics::new();
+    // Pieces of large values as well, which chunks end within.
+    let sizes = [10_000, 3 * MIB, 5, 70_000, 2 * MIB, 1, 40_000, 40_000];
+    let entries = sizes.iter().enumerate();
+    let entries = entries.map(|(at, len)| entry(&format!("/c/{at}"), value(*len, at as u8), 2));
+    let writer = Writer::new(state(2, entries.collect()));
+    let (root, range) = (writer.snapshot(), prefix("/c/"));
+    let shelf = Arc::new(Shelf::new(70_000));
+    let kind = Kind::Snapshot { reset: false };
+    let answer = Arc::new(shelved(root, &range, kind, &shelf));
+
+    let mut together: Vec<_> = (0..5).map(|_| Reader::new(Arc::clone(&answer))).collect();
+    let mut read_together: Vec<Vec<Bytes>> = vec![Vec::new(); 5];
+    let mut in_hand = Vec::new();
+    loop {
+        let mut frames = Vec::new();
+        for (reader, read) in together.iter_mut().zip(&mut read_together) {
+            if let Chunk::Ready(frame) = reader.next(&metrics) {
+                read.extend(frame.segments().iter().cloned());
+                frames.push(frame);
+            }
+        }
+        if frames.is_empty() {
+            break;
+        }
+        // One step behind, as a connection is.
+        in_hand = frames;
+    }
+    drop(in_hand);
+    let made = metrics.chunks_encoded.get();
+    let messages = frames(&read_together[0]);
+    assert_eq!(made, messages.len() as u64, "by one of the five");
+    check_chunks(&messages, digest(root, &range));
+    assert!(read_together.iter().all(|read| *read == read_together[0]));
+
+    let (late, _) = read(&answer, &metrics);
+    assert_eq!(late, read_together[0]);
+    let again = metrics.chunks_encoded.get() - made;
+    assert!(
+        again > 0 && again < made,
+        "what is on the shelf is not made again: {again} of {made}"
+    );
+}
+
+#[test]
+fn a_patch_is_read_by_the_generated_code_and_makes_the_value() {
+    let metrics = Metrics::new();
+    let range = prefix("/c/");
+    // Patches that are copied into a segment, that are one, and that are many.
+    for (len, insert) in [(2000, 10), (20_000, 5000), (2 * MIB, 200_000)] {
+        let old = entry("/c/a", value(len, 1), 2);
+        let others = (0..3).map(|at| entry(&format!("/c/b{at}"), value(100, 3), 2));
+        let entries: Vec<Entry> = [old.clone()].into_iter().chain(others).collect();
+        let mut writer = Writer::new(state(2, entries.clone()));
+        let mut changed = old.value.to_vec();
+        changed.splice(len / 2..len / 2, vec![b'!'; insert]);
+        let puts = [
+            entry("/c/a", changed, 3),
+            entry("/c/b1", "small", 3),
+            entry("/c/new", value(5000, 1), 3),
+        ];
+        let mut batch = writer
+            .apply(Revision::new(3), puts.map(Edit::Put).into(), 0)
+            .unwrap();
+        let bases = std::mem::take(&mut batch.bases);
+        assert_eq!(bases.len(), 1, "of what is large and was there");
+        let deltas = crate::delta::Deltas::new(metrics.clone());
+        let patches = deltas.run(&batch, &bases, &Default::default());
+        let size = patches[0].encoded.len();
+        assert!(insert < size && size < insert + 100);
+        let batch = Arc::new(batch);
+        let mut log = crate::store::Log::new(Revision::new(2), 100 * MIB);
+        log.push(Arc::clone(&batch));
+        let before = log.bytes();
+        assert!(log.settle(&batch, patches).is_empty());
+        assert_eq!(log.bytes() - before, 2 * size, "the budget counts it");
+        assert!(batch.has_patch_within(&range) && !batch.has_patch_within(&prefix("/c/b")));
+
+        let digest = digest(writer.snapshot(), &range);
+        for variant in Variant::ALL {
+            let frame = diff(&range, &batch, variant, batch.from, digest, &metrics);
+            check_segments(frame.segments());
+            let messages = frames(frame.segments());
+            check_chunks(&messages, digest);
+            let mut replica = Replica::holding(
+                range.clone(),
+                writer.snapshot().epoch(),
+                Revision::new(2),
+                entries.clone(),
+            );
+            replica.take_all(messages);
+            assert_eq!(replica.entries(), held(writer.snapshot(), &range));
+            match variant {
+                Variant::Whole => assert!(frame.len() > len + insert),
+                Variant::Patched => assert!(frame.len() < size + 5000 + 400),
+            }
+        }
+    }
+    assert_eq!(metrics.changes_encoded.get(), 3 * (3 + 1), "once a variant");
 }

@@ -9,28 +9,34 @@
 //! that a batch touches; never across an await, never while something is encoded or hashed. Who
 //! holds it may take a scope's lock, and who holds that may take a batch's; never the other way.
 
+mod answers;
 mod pace;
 mod scope;
 mod scopes;
 mod subscriber;
 #[cfg(test)]
 mod tests;
+mod unsettled;
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use driftless_proto::digest::Digest;
 use driftless_proto::{KeyRange, Revision, v1};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::encode::Shelf;
 use crate::metrics::Metrics;
-use crate::store::{Batch, Log, Snapshot};
+use crate::source::Span;
+use crate::store::{Base, Batch, Log, Patch, Snapshot};
 pub use pace::PACE;
 pub use scope::Next;
 use scope::{Pushed, Scope};
 use scopes::Scopes;
 pub use subscriber::Subscriber;
+use unsettled::Queue;
+pub use unsettled::Unsettled;
 
 /// Why all the streams of a prefix have to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,16 +62,29 @@ impl Ending {
     }
 }
 
+/// Bytes of encoded snapshots and conflated diffs that are kept for readers yet to come, in one
+/// prefix: enough for a crowd that starts anew, within what a server has to spare.
+const SHELF: usize = 32 * 1024 * 1024;
+
+/// How many scopes are told of a progress before those who wait for the prefix's lock get it: some
+/// 20 µs.
+const PROGRESS_SLICE: usize = 256;
+
 /// What all of one prefix's readers share.
 #[derive(Debug)]
 struct Shared {
     prefix: KeyRange,
     metrics: Metrics,
+    shelf: Arc<Shelf>,
     published: Mutex<Published>,
     /// The published revision, for those who wait for one. 0 before the first state.
     revision: watch::Sender<Revision>,
     /// Why etcd cannot be reached, while that is so.
     lost: watch::Sender<Option<String>>,
+    /// The earliest revision that the log does not reach back to and somebody would like it to.
+    wanted: watch::Sender<Option<Revision>>,
+    /// How often it turned out whether the log can reach back.
+    settled: watch::Sender<u64>,
     /// When etcd was last heard of, in milliseconds since `origin`.
     contact_ms: AtomicU64,
     origin: Instant,
@@ -77,6 +96,8 @@ struct Published {
     scopes: Scopes,
     /// Scopes that have changes held back.
     paced: Vec<Arc<Scope>>,
+    /// Batches whose deltas scopes wait for.
+    unsettled: Queue,
     draining: bool,
 }
 
@@ -113,6 +134,21 @@ impl Shared {
 
     fn contact_ms(&self) -> u64 {
         self.contact_ms.load(Ordering::Relaxed)
+    }
+
+    fn want(&self, revision: Revision) {
+        self.wanted.send_if_modified(|wanted| {
+            let earlier = wanted.is_none_or(|wanted| revision < wanted);
+            if earlier {
+                *wanted = Some(revision);
+            }
+            earlier
+        });
+    }
+
+    /// Whoever waits for the log to reach back has to look again.
+    fn settle(&self) {
+        self.settled.send_modify(|settled| *settled += 1);
     }
 }
 
@@ -151,14 +187,18 @@ pub fn fanout(prefix: KeyRange, metrics: Metrics, origin: Instant) -> (Publisher
         state: None,
         scopes: Scopes::default(),
         paced: Vec::new(),
+        unsettled: Queue::default(),
         draining: false,
     };
     let shared = Arc::new(Shared {
         prefix,
         metrics,
+        shelf: Arc::new(Shelf::new(SHELF)),
         published: Mutex::new(published),
         revision: watch::Sender::new(Revision::NONE),
         lost: watch::Sender::new(None),
+        wanted: watch::Sender::new(None),
+        settled: watch::Sender::new(0),
         contact_ms: AtomicU64::new(0),
         origin,
     });
@@ -166,6 +206,21 @@ pub fn fanout(prefix: KeyRange, metrics: Metrics, origin: Instant) -> (Publisher
 }
 
 impl Publisher {
+    /// The served prefix.
+    pub fn prefix(&self) -> &KeyRange {
+        &self.0.prefix
+    }
+
+    /// The server's counters.
+    pub fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
+    /// When etcd was heard of last, in milliseconds on the server's clock.
+    pub fn contact_ms(&self) -> u64 {
+        self.0.contact_ms()
+    }
+
     /// etcd was heard of just now. Returns the server's clock, in milliseconds.
     pub fn contact(&self) -> u64 {
         let now = self.0.clock_ms();
@@ -196,14 +251,72 @@ impl Publisher {
                 .dec_by(i64::try_from(old.log.bytes()).unwrap_or(i64::MAX));
         }
         self.0.revision.send_replace(revision);
+        self.0.settle();
+    }
+
+    /// Tells when somebody would like the log to reach back further.
+    pub fn wanted(&self) -> watch::Receiver<Option<Revision>> {
+        self.0.wanted.subscribe()
+    }
+
+    /// Somebody would like the log to reach back to `revision`.
+    pub fn want(&self, revision: Revision) {
+        self.0.want(revision);
+    }
+
+    /// What to ask the source for, so that the log comes to reach back as far as is wanted, and how
+    /// many bytes of it there is room for. `None` when it cannot; nobody waits for it then.
+    pub fn ask_back(&self) -> Option<(Span, usize)> {
+        let wanted = self.0.wanted.send_replace(None)?;
+        let mut published = self.0.lock();
+        let state = published.state.as_mut();
+        let asked = state.and_then(|state| {
+            let span = state.log.ask_back(wanted, &state.snapshot)?;
+            Some((span, state.log.room()))
+        });
+        drop(published);
+        if asked.is_none() {
+            self.0.settle();
+        }
+        asked
+    }
+
+    /// What changed before, up to `up_to`, is put in front of the log. Returns whether it still fits
+    /// there. `snapshot` knows of the deletes.
+    pub fn reach_back(&self, snapshot: Snapshot, earlier: Log, up_to: Revision) -> bool {
+        let mut published = self.0.lock();
+        let Some(state) = &mut published.state else {
+            return false;
+        };
+        let before = state.log.bytes();
+        let (fits, dropped) = match state.log.reach_back(earlier, up_to) {
+            Some(dropped) => (true, dropped),
+            None => (false, Vec::new()),
+        };
+        let grown = state.log.bytes() as i64 - before as i64;
+        let old = std::mem::replace(&mut state.snapshot, snapshot);
+        drop(published);
+        self.0.metrics.log_bytes.inc_by(grown);
+        self.0.settle();
+        drop((old, dropped));
+        fits
+    }
+
+    /// What changed before cannot be had.
+    pub fn give_up_back(&self) {
+        if let Some(state) = &mut self.0.lock().state {
+            state.log.give_up_back();
+        }
+        self.0.settle();
     }
 
     /// A batch, and the state that it led to. Wakes the streams whose range it touches, and no
     /// others. Returns whether anything is held back, so that [`Publisher::flush`] is due within
-    /// [`PACE`].
-    pub fn publish(&self, snapshot: Snapshot, batch: Batch) -> bool {
+    /// [`PACE`]. Where a stream would make use of patches, [`Publisher::unsettled`] has work to do.
+    pub fn publish(&self, snapshot: Snapshot, mut batch: Batch) -> bool {
         let revision = snapshot.revision();
         self.0.metrics.changes.inc_by(batch.changes.len() as u64);
+        let mut bases = std::mem::take(&mut batch.bases);
         let batch = Arc::new(batch);
         let now = Instant::now();
         let mut wake = Vec::new();
@@ -212,30 +325,72 @@ impl Publisher {
             state: Some(state),
             scopes,
             paced,
+            unsettled,
             ..
         } = &mut *published
         else {
             return false;
         };
+        let too_much = unsettled.fit(&batch, &mut bases);
+        let mut wanted = Wanted::new(&batch, &bases);
         let before = state.log.bytes();
         let old = std::mem::replace(&mut state.snapshot, snapshot);
         let dropped = state.log.push(Arc::clone(&batch));
         let grown = state.log.bytes() as i64 - before as i64;
+        let mut late = false;
         for scope in scopes.touched_by(&batch) {
-            match scope.push(&batch, now) {
+            late |= too_much && scope.takes_patches();
+            match scope.push(&batch, wanted.by(scope), now) {
                 Pushed::Wake => wake.push(Arc::clone(scope)),
                 Pushed::Hold => paced.push(Arc::clone(scope)),
                 Pushed::Held => {}
             }
         }
         let holds_back = !paced.is_empty();
+        let Wanted { which, scopes, .. } = wanted;
+        if !scopes.is_empty() {
+            let mut which = which.into_iter();
+            bases.retain(|_| which.next() == Some(true));
+            unsettled.add(Arc::clone(&batch), std::mem::take(&mut bases), scopes);
+        }
         drop(published);
+        drop(bases);
+        self.0.metrics.deltas_late.inc_by(late.into());
         self.0.metrics.log_bytes.inc_by(grown);
         self.0.revision.send_replace(revision);
         wake.iter().for_each(|scope| scope.wake());
         // What is let go of may be large: it is freed outside the lock.
         drop((old, dropped));
         holds_back
+    }
+
+    /// The batches published since the last call whose deltas streams wait for. Each is to be given
+    /// to [`Publisher::settle`] soon, whatever is found.
+    pub fn unsettled(&self) -> Vec<Unsettled> {
+        self.0.lock().unsettled.take_new()
+    }
+
+    /// These deltas were found for the batch, and none that was not need be waited for any longer.
+    pub fn settle(&self, unsettled: Unsettled, patches: Vec<Patch>) {
+        let scopes = unsettled.scopes.iter().filter_map(Weak::upgrade);
+        let mut scopes: Vec<Arc<Scope>> = scopes.collect();
+        let batch = &unsettled.batch;
+        let mut published = self.0.lock();
+        published.unsettled.remove(&unsettled);
+        let mut grown = 0;
+        let mut dropped = Vec::new();
+        if let Some(state) = &mut published.state {
+            let before = state.log.bytes();
+            dropped = state.log.settle(batch, patches);
+            grown = state.log.bytes() as i64 - before as i64;
+        }
+        let wake: Vec<_> = scopes
+            .extract_if(.., |scope| scope.settle(batch.to))
+            .collect();
+        drop(published);
+        self.0.metrics.log_bytes.inc_by(grown);
+        wake.iter().for_each(|scope| scope.wake());
+        drop((dropped, scopes));
     }
 
     /// Nothing changed up to the snapshot's revision. Wakes nobody: streams learn of it with their
@@ -262,15 +417,59 @@ impl Publisher {
     /// Time for everybody's progress.
     pub fn progress(&self) {
         let contact_ms = self.0.contact_ms();
-        let published = self.0.lock();
-        let Some(state) = &published.state else {
-            return;
-        };
-        let wake: Vec<_> = published.scopes.all().cloned().collect();
-        wake.iter()
-            .for_each(|scope| scope.progress(state.snapshot.revision(), contact_ms));
-        drop(published);
-        wake.iter().for_each(|scope| scope.wake());
+        let scopes: Vec<_> = self.0.lock().scopes.all().cloned().collect();
+        for some in scopes.chunks(PROGRESS_SLICE) {
+            let published = self.0.lock();
+            // Of this moment: a batch may have come between two slices.
+            let Some(state) = &published.state else {
+                return;
+            };
+            let revision = state.snapshot.revision();
+            some.iter()
+                .for_each(|scope| scope.progress(revision, contact_ms));
+            drop(published);
+            for scope in some {
+                scope.wake();
+                scope.tidy();
+            }
+        }
+    }
+}
+
+/// Which deltas of a batch are wanted, and by whom.
+struct Wanted<'a> {
+    batch: &'a Batch,
+    bases: &'a [Base],
+    which: Vec<bool>,
+    scopes: Vec<Weak<Scope>>,
+}
+
+impl<'a> Wanted<'a> {
+    fn new(batch: &'a Batch, bases: &'a [Base]) -> Self {
+        Self {
+            batch,
+            bases,
+            which: vec![false; bases.len()],
+            scopes: Vec::new(),
+        }
+    }
+
+    /// Whether the scope wants any; notes it.
+    fn by(&mut self, scope: &Arc<Scope>) -> bool {
+        if self.bases.is_empty() || !scope.takes_patches() {
+            return false;
+        }
+        let mut any = false;
+        for (base, wanted) in self.bases.iter().zip(&mut self.which) {
+            let key = self.batch.changes.get(base.change).map(|c| c.edit.key());
+            if key.is_some_and(|key| scope.range().contains(key.as_ref())) {
+                (*wanted, any) = (true, true);
+            }
+        }
+        if any {
+            self.scopes.push(Arc::downgrade(scope));
+        }
+        any
     }
 }
 
@@ -315,6 +514,29 @@ impl Fanout {
             .subscribe()
             .wait_for(|published| *published >= revision)
             .await;
+    }
+
+    /// Waits until the log reaches back to `revision`, or it turns out that it cannot. At once where
+    /// that is clear already. Whoever waits at the same time shares one look at etcd's past.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe.
+    pub async fn reach_back(&self, revision: Revision) {
+        let mut settled = self.0.settled.subscribe();
+        loop {
+            let may_reach = {
+                let published = self.0.lock();
+                let state = published.state.as_ref();
+                state.is_some_and(|state| state.log.may_reach(revision))
+            };
+            if !may_reach {
+                return;
+            }
+            self.0.want(revision);
+            if settled.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     /// Why etcd cannot be reached, while that is so.

@@ -18,8 +18,9 @@ use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 use super::Ending;
+use super::answers::Answers;
 use super::pace::Pace;
-use crate::encode::{self, Frame};
+use crate::encode::{self, Answer, Frame, Kind, Variant};
 use crate::metrics::{Held, Metrics};
 use crate::store::{Batch, Past, Snapshot};
 
@@ -34,8 +35,9 @@ const REPLAY_CHANGES: usize = 256;
 /// quarter of the segment that it may pin, and far above what HTTP/2 peers take for an attack.
 const JOIN: usize = 16 * 1024;
 
-/// How many entries are added up before others get a turn: some 50 µs.
-const DIGEST_SLICE: usize = 4096;
+/// How many entries are added up before others get a turn: some 100 µs in a large keyspace, whose
+/// entries are all over the memory.
+const DIGEST_SLICE: usize = 1024;
 
 /// One change of the range, as its streams see it. The digests are less the scope's base.
 #[derive(Debug)]
@@ -86,6 +88,7 @@ pub(super) struct Scope {
     /// The state then; let go of once the base is known.
     birth: Mutex<Option<Snapshot>>,
     inner: Mutex<Inner>,
+    answers: Mutex<Answers>,
     metrics: Metrics,
     _counted: Held,
 }
@@ -99,26 +102,55 @@ struct Inner {
     last: Revision,
     /// What the changes since the birth did to the digest.
     since_base: Digest,
-    /// Heads up to here may be sent.
-    visible: Revision,
+    /// Heads up to here are let out by the pace.
+    released: Revision,
+    /// Changes whose deltas are being computed, in their order: neither they nor those after them may
+    /// be sent yet.
+    unsettled: VecDeque<Pending>,
     /// The latest progress: which one it is, and its message once the base is known.
     progress: Option<Progress>,
     ending: Option<Ending>,
     pace: Pace,
     /// Whether a flush is arranged.
     held: bool,
-    /// One slot a stream, with its waker while it has nothing to send.
-    waiting: Slab<Option<Waker>>,
+    /// One slot a stream.
+    streams: Slab<Slot>,
+    /// How many of them take patches.
+    patched: usize,
+}
+
+/// A stream of the scope.
+#[derive(Debug)]
+struct Slot {
+    variant: Variant,
+    /// Kept while it has nothing to send.
+    waker: Option<Waker>,
+}
+
+/// A change whose deltas are being computed.
+#[derive(Debug)]
+struct Pending {
+    to: Revision,
+    /// The revision of the state before it, and what had happened to the digest by then.
+    before: Revision,
+    since_base: Digest,
 }
 
 impl Inner {
+    /// Heads up to here may be sent.
+    fn visible(&self) -> Revision {
+        let unsettled = self.unsettled.front();
+        unsettled.map_or(self.released, |first| first.before.min(self.released))
+    }
+
     /// Which heads a stream at `cursor` has not got yet, and may.
     fn unsent(&self, cursor: Revision) -> Range<usize> {
-        if cursor >= self.visible {
+        let visible = self.visible();
+        if cursor >= visible {
             return 0..0;
         }
         let up_to = |revision| self.heads.partition_point(|head| head.to <= revision);
-        up_to(cursor)..up_to(self.visible)
+        up_to(cursor)..up_to(visible)
     }
 }
 
@@ -146,7 +178,7 @@ pub(super) enum Pushed {
     Wake,
     /// It is held back; a flush is to be arranged.
     Hold,
-    /// It is held back with others, for which a flush is arranged.
+    /// It is held back with others, for which a flush is arranged, or until deltas are settled.
     Held,
 }
 
@@ -198,13 +230,16 @@ impl Scope {
                 floor: revision,
                 last: revision,
                 since_base: Digest::EMPTY,
-                visible: revision,
+                released: revision,
+                unsettled: VecDeque::new(),
                 progress: None,
                 ending: None,
                 pace: Pace::new(Instant::now()),
                 held: false,
-                waiting: Slab::new(),
+                streams: Slab::new(),
+                patched: 0,
             }),
+            answers: Mutex::default(),
             metrics: metrics.clone(),
             _counted: Held::new(&metrics.scopes),
         }
@@ -275,11 +310,24 @@ impl Scope {
         self.lock().since_base
     }
 
-    /// A batch touches the range.
-    pub(super) fn push(&self, batch: &Arc<Batch>, now: Instant) -> Pushed {
+    /// Whether a stream would make use of a patch.
+    pub(super) fn takes_patches(&self) -> bool {
+        self.lock().patched > 0
+    }
+
+    /// A batch touches the range; `unsettled` if its deltas are being computed, in which case
+    /// [`Scope::settle`] is to follow.
+    pub(super) fn push(&self, batch: &Arc<Batch>, unsettled: bool, now: Instant) -> Pushed {
         let delta: Digest = batch.within(&self.range).map(|change| change.delta).sum();
         let mut inner = self.lock();
         let before = inner.since_base;
+        if unsettled {
+            inner.unsettled.push_back(Pending {
+                to: batch.to,
+                before: batch.from,
+                since_base: before,
+            });
+        }
         inner.since_base += delta;
         let head = Head::new(inner.last, before, inner.since_base, batch);
         inner.last = batch.to;
@@ -295,18 +343,30 @@ impl Scope {
             return Pushed::Held;
         }
         if inner.pace.allows(now) {
-            inner.visible = batch.to;
-            return Pushed::Wake;
+            inner.released = batch.to;
+            return match inner.unsettled.is_empty() {
+                true => Pushed::Wake,
+                false => Pushed::Held,
+            };
         }
         inner.held = true;
         Pushed::Hold
+    }
+
+    /// The deltas of the batch up to `to` need not be waited for any longer. Returns whether the
+    /// streams are to be woken.
+    pub(super) fn settle(&self, to: Revision) -> bool {
+        let mut inner = self.lock();
+        let before = inner.visible();
+        inner.unsettled.retain(|pending| pending.to != to);
+        inner.visible() > before
     }
 
     /// Lets out what was held back.
     pub(super) fn flush(&self, now: Instant) {
         let mut inner = self.lock();
         inner.held = false;
-        inner.visible = inner.last;
+        inner.released = inner.last;
         // It wakes the streams as any change does, so it takes what was earned meanwhile.
         inner.pace.allows(now);
         drop(inner);
@@ -321,9 +381,12 @@ impl Scope {
             .as_ref()
             .map_or(0, |progress| progress.number)
             + 1;
-        let since_base = inner.since_base;
         // What was held back must not be overtaken by a revision that includes it.
-        inner.visible = inner.last;
+        inner.released = inner.last;
+        let (at, since_base) = match inner.unsettled.front() {
+            None => (at, inner.since_base),
+            Some(first) => (first.before, first.since_base),
+        };
         inner.progress = Some(Progress {
             number,
             at,
@@ -342,22 +405,48 @@ impl Scope {
     pub(super) fn wake(&self) {
         let woken: Vec<Waker> = self
             .lock()
-            .waiting
+            .streams
             .iter_mut()
-            .filter_map(|(_, slot)| slot.take())
+            .filter_map(|(_, slot)| slot.waker.take())
             .collect();
         woken.into_iter().for_each(Waker::wake);
     }
 
     /// A slot for a stream to wait in.
     pub(super) fn enter(&self) -> usize {
-        self.lock().waiting.insert(None)
+        self.lock().streams.insert(Slot {
+            variant: Variant::Whole,
+            waker: None,
+        })
+    }
+
+    /// The stream in this slot knows patches.
+    pub(super) fn take_patches(&self, slot: usize) {
+        let mut inner = self.lock();
+        let Inner {
+            streams, patched, ..
+        } = &mut *inner;
+        if let Some(slot) = streams.get_mut(slot)
+            && slot.variant == Variant::Whole
+        {
+            slot.variant = Variant::Patched;
+            *patched += 1;
+        }
     }
 
     /// Gives the slot back.
     pub(super) fn exit(&self, slot: usize) {
-        let waker = self.lock().waiting.try_remove(slot);
-        drop(waker);
+        let mut inner = self.lock();
+        let slot = inner.streams.try_remove(slot);
+        if let Some(Slot {
+            variant: Variant::Patched,
+            ..
+        }) = slot
+        {
+            inner.patched -= 1;
+        }
+        drop(inner);
+        drop(slot);
     }
 
     /// Number of the latest progress.
@@ -381,22 +470,26 @@ impl Scope {
         if let Some(ending) = inner.ending {
             return Next::Ending(ending);
         }
-        if cursor < inner.floor.min(inner.visible) || !inner.unsent(cursor).is_empty() {
+        if cursor < inner.floor.min(inner.visible()) || !inner.unsent(cursor).is_empty() {
             let due = self.due(&inner, cursor);
+            let variant = inner
+                .streams
+                .get(slot)
+                .map_or(Variant::Whole, |slot| slot.variant);
             // Ingest must not wait while something is encoded.
             drop(inner);
             return match due {
-                Some((first, rest)) => self.put_together(&first, &rest),
+                Some((first, rest)) => self.put_together(variant, &first, &rest),
                 None => Next::Behind,
             };
         }
         if let Some(next) = self.newer_progress(&mut inner, cursor, progress) {
             return next;
         }
-        if let Some(slot) = inner.waiting.get_mut(slot) {
-            match slot {
+        if let Some(slot) = inner.streams.get_mut(slot) {
+            match &mut slot.waker {
                 Some(waker) => waker.clone_from(cx.waker()),
-                None => *slot = Some(cx.waker().clone()),
+                None => slot.waker = Some(cx.waker().clone()),
             }
         }
         Next::Nothing
@@ -427,8 +520,8 @@ impl Scope {
     }
 
     /// As many of the changes as make one piece.
-    fn put_together(&self, first: &Due, rest: &[Due]) -> Next {
-        let frame = self.frame(first);
+    fn put_together(&self, variant: Variant, first: &Due, rest: &[Due]) -> Next {
+        let frame = self.frame(variant, first);
         let mut to = first.batch.to;
         if rest.is_empty() || frame.len() >= JOIN {
             return Next::Frame { frame, to };
@@ -441,7 +534,7 @@ impl Scope {
         join(&mut joined, &frame);
         let mut last = frame;
         for due in rest {
-            let frame = self.frame(due);
+            let frame = self.frame(variant, due);
             if joined.len() + frame.len() > JOIN {
                 break;
             }
@@ -462,14 +555,19 @@ impl Scope {
     }
 
     /// A change's frame, encoded by whichever stream comes first.
-    fn frame(&self, due: &Due) -> Arc<Frame> {
+    fn frame(&self, variant: Variant, due: &Due) -> Arc<Frame> {
         let Due {
             batch,
             from,
             digest,
         } = due;
-        batch.frame((self.id, *from), || {
-            encode::diff(&self.range, batch, *from, *digest, &self.metrics)
+        let variant = match batch.has_patch_within(&self.range) {
+            true => variant,
+            // Both variants are the same then.
+            false => Variant::Whole,
+        };
+        batch.frame((self.id, *from), variant, || {
+            encode::diff(&self.range, batch, variant, *from, *digest, &self.metrics)
         })
     }
 
@@ -527,6 +625,39 @@ impl Scope {
         revision >= inner.floor && inner.heads.len() - pending <= REPLAY_CHANGES
     }
 
+    /// The answer of this kind that a crowd shares, for a client that holds `held` (or nothing): one
+    /// that was begun lately and leads to a newer revision, from which on single changes do, or else
+    /// the one that `make` begins.
+    pub(super) fn answer(
+        &self,
+        kind: Kind,
+        held: Revision,
+        make: impl FnOnce() -> Answer,
+    ) -> Arc<Answer> {
+        let now = Instant::now();
+        let mut answers = self.answers();
+        // Newer, or a stream that is behind would read the same again and again.
+        let usable = |revision| revision > held && self.replays(revision);
+        if let Some(answer) = answers.find(kind, now, usable) {
+            return answer;
+        }
+        let answer = Arc::new(make());
+        let gone = answers.add(&answer, now);
+        drop(answers);
+        drop(gone);
+        answer
+    }
+
+    /// Lets go of what nobody will ask for any more.
+    pub(super) fn tidy(&self) {
+        let gone = self.answers().expire(Instant::now());
+        drop(gone);
+    }
+
+    fn answers(&self) -> MutexGuard<'_, Answers> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Makes the heads reach back to `revision`, from what the log knows about the time since, so
     /// that changes from before the scope was made can be replayed. `known` is the revision up to
     /// which the log does know. Does nothing when they are more than one would replay.
@@ -571,7 +702,7 @@ impl Scope {
 #[cfg(test)]
 impl Scope {
     pub(super) fn slots(&self) -> usize {
-        self.lock().waiting.len()
+        self.lock().streams.len()
     }
 
     pub(super) fn heads(&self) -> usize {

@@ -8,6 +8,7 @@ use driftless_proto::{KeyRange, Revision};
 
 use super::scope::{Next, Scope};
 use super::{Shared, View};
+use crate::encode::{Answer, Kind};
 use crate::metrics::Metrics;
 
 /// One stream's subscription. Dropping it unregisters the stream, and its scope with the last one.
@@ -26,6 +27,12 @@ impl Subscriber {
             scope,
             slot,
         }
+    }
+
+    /// The stream's client applies patches: a large value of which little changed travels as one,
+    /// and is held back until it is computed.
+    pub fn take_patches(&self) {
+        self.scope.take_patches(self.slot);
     }
 
     /// The range.
@@ -86,6 +93,21 @@ impl Subscriber {
         self.scope
             .extend_back(revision, &past, view.root.revision());
         Some(view.digest - past.delta)
+    }
+
+    /// What leads a client that holds the state at `held` to the view, or to a revision shortly before
+    /// it from which on the changes can be sent one by one. Shared with others who ask for the same.
+    pub fn answer(&self, kind: Kind, held: Revision, view: View) -> Arc<Answer> {
+        self.scope
+            .answer(kind, held, || self.own_answer(kind, view))
+    }
+
+    /// What leads a client to just this view.
+    pub fn own_answer(&self, kind: Kind, view: View) -> Answer {
+        let (_, contact_ms) = self.clock();
+        let shelf = Arc::clone(&self.shared.shelf);
+        let range = self.range().clone();
+        Answer::new(view.root, range, kind, view.digest, contact_ms, shelf)
     }
 
     /// Whether the changes after `revision` can be sent one by one, and are few enough for that.

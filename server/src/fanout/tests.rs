@@ -1,5 +1,7 @@
 //! Streams over a model of etcd: who is woken when, what is shared, and what is left behind.
 
+mod deltas;
+
 use std::pin::pin;
 use std::sync::atomic::AtomicUsize;
 use std::task::{Context, Poll, Wake, Waker};
@@ -7,11 +9,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use driftless_proto::Entry;
+use driftless_proto::v1::{change::Change, watch_response::Frame};
 use proptest::prelude::*;
 
 use super::pace::BURST;
 use super::*;
-use crate::encode::{Chunk, Kind, Lazy};
+use crate::delta::Deltas;
+use crate::encode::{Answer, Chunk, Kind, Reader};
 use crate::ingest::{self, Limits};
 use crate::source::scripted::{Op, ScriptedEtcd, ScriptedSource};
 use crate::source::{CatchUp, History, Update};
@@ -35,6 +39,8 @@ struct Prefix {
     publisher: Publisher,
     fanout: Fanout,
     budget: usize,
+    /// What streams wait for.
+    unsettled: Vec<Unsettled>,
 }
 
 fn state_of(etcd: &ScriptedEtcd, history: History) -> crate::source::State {
@@ -58,6 +64,7 @@ impl Prefix {
             publisher,
             fanout,
             budget,
+            unsettled: Vec::new(),
         }
     }
 
@@ -82,8 +89,32 @@ impl Prefix {
         }
         let contact = self.publisher.contact();
         let batch = self.writer.apply(at, edits, contact).expect("newer");
-        self.publisher
-            .publish(self.writer.snapshot().clone(), batch)
+        let held = self
+            .publisher
+            .publish(self.writer.snapshot().clone(), batch);
+        self.unsettled.extend(self.publisher.unsettled());
+        held
+    }
+
+    /// Does the work for one of those that wait, or gives it up.
+    fn settle(&mut self, which: usize, work: bool) {
+        if which >= self.unsettled.len() {
+            return;
+        }
+        let mut unsettled = self.unsettled.remove(which);
+        let (batch, bases) = unsettled.take_work();
+        let deltas = Deltas::new(self.fanout.metrics().clone());
+        let patches = match work {
+            true => deltas.run(&batch, &bases, &Default::default()),
+            false => Vec::new(),
+        };
+        self.publisher.settle(unsettled, patches);
+    }
+
+    fn settle_all(&mut self) {
+        while !self.unsettled.is_empty() {
+            self.settle(0, true);
+        }
     }
 
     fn put(&mut self, key: &str, value: &str) -> bool {
@@ -129,6 +160,8 @@ struct Stream {
     waker: Waker,
     replica: Replica,
     ended: Option<Ending>,
+    /// How many patches came; `None` for a client that does not know them.
+    patches: Option<usize>,
 }
 
 impl Stream {
@@ -139,12 +172,20 @@ impl Stream {
 
     /// Starts with what the replica holds.
     async fn start(prefix: &Prefix, replica: Replica, range: KeyRange) -> Self {
-        Self::of(&prefix.fanout, replica, range).await
+        Self::of(&prefix.fanout, replica, range, false).await
     }
 
-    async fn of(fanout: &Fanout, mut replica: Replica, range: KeyRange) -> Self {
+    /// Starts with nothing, of a client that knows patches.
+    async fn patched(prefix: &Prefix, range: KeyRange) -> Self {
+        Self::of(&prefix.fanout, Replica::new(range.clone()), range, true).await
+    }
+
+    async fn of(fanout: &Fanout, mut replica: Replica, range: KeyRange, patches: bool) -> Self {
         let (subscriber, view) = loop {
             let subscriber = fanout.subscribe(range.clone()).unwrap();
+            if patches {
+                subscriber.take_patches();
+            }
             // None when the history ended just now.
             if let Some(view) = subscriber.view().await {
                 break (subscriber, view);
@@ -165,6 +206,7 @@ impl Stream {
             woken,
             replica,
             ended: None,
+            patches: patches.then_some(0),
             subscriber,
         };
         if !holds_what_was || !stream.subscriber.replays(have) {
@@ -172,23 +214,30 @@ impl Stream {
                 true => Kind::Diff { since: have },
                 false => Kind::Snapshot { reset: true },
             };
-            stream.read(Lazy::new(view.root, range, kind, view.digest, 0));
+            // A reset may take a client back.
+            let held = match holds_what_was {
+                true => have,
+                false => Revision::NONE,
+            };
+            let answer = stream.subscriber.answer(kind, held, view);
+            stream.read(answer);
         }
         stream
     }
 
-    fn read(&mut self, mut lazy: Lazy) {
+    fn read(&mut self, answer: Arc<Answer>) {
+        let mut reader = Reader::new(answer);
         let metrics = self.subscriber.metrics().clone();
         let mut segments = Vec::new();
         loop {
-            match lazy.next(&metrics) {
+            match reader.next(&metrics) {
                 Chunk::Ready(frame) => segments.extend(frame.alone().to_vec()),
                 Chunk::Scanning => {}
                 Chunk::Done => break,
             }
         }
         self.replica.take_all(frames(&segments));
-        self.cursor = lazy.revision();
+        self.cursor = reader.revision();
     }
 
     fn next(&self) -> Next {
@@ -206,14 +255,14 @@ impl Stream {
         match next {
             Next::Frame { frame, to } => {
                 assert!(frame.len() >= 4096 || frame.alone().len() == 1);
-                self.replica.take_all(frames(frame.alone()));
+                self.hear(frames(frame.alone()));
                 self.cursor = to;
             }
             Next::Joined { bytes, to } => {
                 assert!(bytes.len() >= 256);
                 let joined = frames([&bytes]);
                 assert!(joined.len() > 1);
-                self.replica.take_all(joined);
+                self.hear(joined);
                 self.cursor = to;
             }
             Next::Progress { bytes, number, to } => {
@@ -232,9 +281,9 @@ impl Stream {
                     true => Kind::Diff { since: self.cursor },
                     false => Kind::Snapshot { reset: false },
                 };
-                let range = self.subscriber.range().clone();
-                assert!(view.root.revision() > self.cursor, "or it would spin");
-                self.read(Lazy::new(view.root, range, kind, view.digest, 0));
+                let answer = self.subscriber.answer(kind, self.cursor, view);
+                assert!(answer.revision() > self.cursor, "or it would spin");
+                self.read(answer);
             }
             Next::Ending(ending) => {
                 self.ended = Some(ending);
@@ -247,6 +296,23 @@ impl Stream {
 
     fn drain(&mut self) {
         while self.step() {}
+    }
+
+    /// Applies diffs, and counts the patches in them.
+    fn hear(&mut self, frames: Vec<Frame>) {
+        for frame in &frames {
+            let Frame::Diff(diff) = frame else {
+                panic!("{frame:?}")
+            };
+            let changes = diff.changes.iter().map(|change| &change.change);
+            let patches = changes.filter(|change| matches!(change, Some(Change::Patch(_))));
+            match (&mut self.patches, patches.count()) {
+                (_, 0) => {}
+                (Some(heard), patches) if !diff.conflated => *heard += patches,
+                _ => panic!("a patch for a client that does not know them, or where none may be"),
+            }
+        }
+        self.replica.take_all(frames);
     }
 
     fn woken(&self) -> usize {
@@ -359,14 +425,16 @@ async fn a_flood_leads_to_one_message_a_pace_and_not_two() {
 #[tokio::test(start_paused = true)]
 async fn what_is_held_back_goes_out_within_a_pace() {
     let (publisher, fanout) = fanout(prefix("/c/"), Metrics::new(), Instant::now());
-    let (_catch_up, questions) = CatchUp::channel();
+    let (catch_up, questions) = CatchUp::channel();
     let (script, source) = ScriptedSource::new(questions);
     let limits = Limits {
         log_bytes: 1024 * 1024,
         progress_interval: Duration::from_secs(10),
+        audit_interval: None,
+        deltas: Deltas::new(fanout.metrics().clone()),
     };
     let mut ingest = tokio::task::JoinSet::new();
-    ingest.spawn(ingest::run(source, publisher, limits));
+    ingest.spawn(ingest::run(source, catch_up, publisher, limits.clone()));
     let etcd = ScriptedEtcd::default();
     assert!(
         script
@@ -741,7 +809,7 @@ async fn streams_of_many_threads_stay_true() {
             let range = ranges().swap_remove(reader % ranges().len());
             let mut replica = Replica::new(range.clone());
             for life in 1.. {
-                let mut stream = Stream::of(&fanout, replica, range.clone()).await;
+                let mut stream = Stream::of(&fanout, replica, range.clone(), reader % 2 == 0).await;
                 for _ in 0..life * 7 % 40 {
                     if *ended.borrow() {
                         break;
@@ -771,7 +839,12 @@ async fn streams_of_many_threads_stay_true() {
     }
     let publish = async move {
         for round in 0..ROUNDS {
-            let held = prefix_c.put(KEYS[round % KEYS.len()], &round.to_string());
+            let key = KEYS[round % KEYS.len()];
+            let held = match round % 3 {
+                0 => prefix_c.put(key, &large(&round.to_string())),
+                _ => prefix_c.put(key, &round.to_string()),
+            };
+            prefix_c.settle(round % 2, round % 7 != 0);
             if held && round % 5 == 0 {
                 prefix_c.publisher.flush();
             }
@@ -786,6 +859,7 @@ async fn streams_of_many_threads_stay_true() {
             tokio::task::yield_now().await;
         }
         prefix_c.publisher.flush();
+        prefix_c.settle_all();
         done.send_replace(true);
         // Whoever waits is woken by this, and sees that it is over.
         prefix_c.publisher.progress();
@@ -826,7 +900,9 @@ enum Event {
     Flush,
     Wait(u64),
     /// A new stream of a range, of a client that was there so many revisions ago.
-    Join(usize, Option<u8>),
+    Join(usize, Option<u8>, bool),
+    /// One of the batches that streams wait for need not be waited for any longer.
+    Settle(usize, bool),
     /// A stream's connection has room for one thing.
     Step(usize),
     /// It has room for everything.
@@ -834,9 +910,17 @@ enum Event {
     Leave(usize),
 }
 
+/// A value of which this is one line.
+fn large(line: &str) -> String {
+    let lines = |from: usize| (from..from + 100).map(|n| format!("setting {n} = {}\n", n * n));
+    let all = lines(0).chain([format!("{line}\n")]).chain(lines(100));
+    all.collect()
+}
+
 fn op((key, value): (usize, Option<u8>)) -> Op {
     match value {
         Some(value) if value % 8 == 0 => Op::put(KEYS[key], vec![value; 5000]),
+        Some(value) if value % 2 == 0 => Op::put(KEYS[key], large(&value.to_string())),
         Some(value) => Op::put(KEYS[key], [value]),
         None => Op::delete(KEYS[key]),
     }
@@ -854,8 +938,10 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         2 => Just(Event::Progress),
         2 => Just(Event::Flush),
         1 => (1u64..100).prop_map(Event::Wait),
-        5 => (0..ranges().len(), proptest::option::of(0u8..30))
-            .prop_map(|(range, back)| Event::Join(range, back)),
+        5 => (0..ranges().len(), proptest::option::of(0u8..30), any::<bool>())
+            .prop_map(|(range, back, patches)| Event::Join(range, back, patches)),
+        8 => (0usize..3, proptest::bool::weighted(0.8))
+            .prop_map(|(which, work)| Event::Settle(which, work)),
         6 => stream.clone().prop_map(Event::Step),
         2 => stream.clone().prop_map(Event::Drain),
         2 => stream.prop_map(Event::Leave),
@@ -903,7 +989,8 @@ async fn scenario(events: Vec<Event>) {
             Event::Progress => prefix_c.publisher.progress(),
             Event::Flush => prefix_c.publisher.flush(),
             Event::Wait(millis) => tokio::time::advance(Duration::from_millis(millis)).await,
-            Event::Join(range, back) => {
+            Event::Settle(which, work) => prefix_c.settle(which, work),
+            Event::Join(range, back, patches) => {
                 let range = ranges().swap_remove(range);
                 let etcd = &prefix_c.etcd;
                 let replica = match back {
@@ -915,7 +1002,7 @@ async fn scenario(events: Vec<Event>) {
                         Replica::holding(range.clone(), &etcd.epoch(), at, held)
                     }
                 };
-                streams.push(Stream::start(&prefix_c, replica, range).await);
+                streams.push(Stream::of(&prefix_c.fanout, replica, range, patches).await);
             }
             Event::Step(at) => {
                 if let Some(stream) = streams.get_mut(at) {
@@ -935,6 +1022,7 @@ async fn scenario(events: Vec<Event>) {
             .for_each(|stream| stream.check(&prefix_c.etcd));
     }
     prefix_c.publisher.flush();
+    prefix_c.settle_all();
     for stream in &mut streams {
         stream.drain();
         stream.check(&prefix_c.etcd);

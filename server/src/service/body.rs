@@ -7,22 +7,32 @@
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use driftless_proto::{Revision, v1};
 use http_body::{Body, Frame};
 use tonic::Status;
 
-use super::grpc::ok_trailers;
+use super::admission::{Admission, Refused, Turn};
+use super::grpc::{self, ok_trailers, trailers};
 use super::report::Registered;
-use crate::encode::{self, Chunk, Kind, Lazy};
-use crate::fanout::{Next, Subscriber};
+use super::stalls::{ANSWER_PINNED_AT_MOST, Stall};
+use crate::encode::{self, Chunk, Kind, Reader};
+use crate::fanout::{Ending, Next, Subscriber};
 use crate::metrics::{Held, Metrics};
+
+/// How long a client is told to wait that did not take its answer in time: it would get it from the
+/// start again, and whatever kept it from reading may take a while.
+const RETRY_STALLED: Duration = Duration::from_secs(5);
 
 /// The response to `Watch`.
 #[derive(Debug)]
 pub(super) struct WatchBody {
     subscriber: Subscriber,
+    admission: Admission,
+    /// What the stream waits for, if it does.
+    due: Option<Due>,
     /// The revision that the client is at when it has read all that was handed over.
     cursor: Revision,
     /// Number of the latest progress that was sent.
@@ -34,30 +44,38 @@ pub(super) struct WatchBody {
     _counted: Held,
 }
 
+/// An answer that the stream waits for its turn to read. It is begun only then, so that who waits
+/// costs a place in the queue and pins nothing.
+#[derive(Debug)]
+pub(super) struct Due {
+    pub(super) turn: Turn,
+    pub(super) kind: Kind,
+    /// The revision that the client holds, and that the answer may not fall behind.
+    pub(super) held: Revision,
+}
+
 impl WatchBody {
-    /// Sends `first`, which is whole messages, then `lazy` if there is one, then what changes after
-    /// `cursor`.
+    /// Sends `first`, which is whole messages, then the answer that is `due` if there is one, then
+    /// what changes after `cursor`.
     pub(super) fn new(
         subscriber: Subscriber,
+        admission: Admission,
         first: Bytes,
-        lazy: Option<Lazy>,
+        due: Option<Due>,
         cursor: Revision,
         registered: Registered,
+        stall: Stall,
     ) -> Self {
         let metrics = subscriber.metrics().clone();
         let counted = Held::new(&metrics.streams);
         let progress = subscriber.progress_number();
-        let sending = Sending {
-            segments: VecDeque::from([first]),
-            lazy,
-            done: false,
-            metrics,
-        };
         Self {
             subscriber,
+            admission,
+            due,
             cursor,
             progress,
-            sending,
+            sending: Sending::new(VecDeque::from([first]), stall, metrics),
             ending: false,
             _registered: registered,
             _counted: counted,
@@ -66,20 +84,62 @@ impl WatchBody {
 
     /// The cheapest way to bring a stream up to date that cannot be told the changes one by one.
     fn catch_up(&mut self) {
+        self.sending.metrics.conflated.inc();
+        match self.admission.enter() {
+            Ok(turn) => {
+                self.due = Some(Due {
+                    turn,
+                    kind: Kind::Diff { since: self.cursor },
+                    held: self.cursor,
+                });
+            }
+            Err(refused) => self.refuse(refused),
+        }
+    }
+
+    /// It is the stream's turn.
+    fn begin(&mut self, due: Due) {
         // None when the history has just ended, which the scope says when it is asked again.
         let Some(view) = self.subscriber.view_now() else {
             return;
         };
-        self.sending.metrics.conflated.inc();
-        let kind = if view.root.floor() <= self.cursor {
-            Kind::Diff { since: self.cursor }
-        } else {
-            Kind::Snapshot { reset: false }
+        let kind = match due.kind {
+            // So much was deleted meanwhile that nobody knows what to tell the client of it.
+            Kind::Diff { since } if since < view.root.floor() => Kind::Snapshot { reset: false },
+            kind => kind,
         };
-        let (_, contact_ms) = self.subscriber.clock();
-        let range = self.subscriber.range().clone();
-        self.cursor = view.root.revision();
-        self.sending.lazy = Some(Lazy::new(view.root, range, kind, view.digest, contact_ms));
+        let answer = self.subscriber.answer(kind, due.held, view);
+        self.cursor = answer.revision();
+        self.sending.begin(Reader::new(answer), due.turn);
+    }
+
+    fn refuse(&mut self, refused: Refused) {
+        match refused {
+            Refused::Closed => self.end(Ending::Drain.goodbye()),
+            Refused::Later(after) => {
+                self.sending.metrics.answers_deferred.inc();
+                self.leave(v1::goodbye::Reason::Rebalance, after);
+            }
+        }
+    }
+
+    /// Ends the stream for a while.
+    fn leave(&mut self, reason: v1::goodbye::Reason, after: Duration) {
+        self.end(v1::Goodbye {
+            reason: reason.into(),
+            retry_after_ms: u32::try_from(after.as_millis()).unwrap_or(u32::MAX),
+            purge: false,
+        });
+    }
+
+    fn end(&mut self, goodbye: v1::Goodbye) {
+        let goodbye = v1::watch_response::Frame::Goodbye(goodbye);
+        self.sending
+            .segments
+            .push_back(encode::unary(&v1::WatchResponse {
+                frame: Some(goodbye),
+            }));
+        self.ending = true;
     }
 }
 
@@ -95,6 +155,22 @@ impl Body for WatchBody {
         loop {
             if let Some(sent) = this.sending.poll(cx, this.ending) {
                 return sent;
+            }
+            if std::mem::take(&mut this.sending.cut_off) {
+                this.leave(v1::goodbye::Reason::Stalled, RETRY_STALLED);
+                continue;
+            }
+            if let Some(due) = this.due.take() {
+                match due.turn.poll(cx) {
+                    Poll::Pending => {
+                        this.due = Some(due);
+                        this.sending.stall.waiting();
+                        return Poll::Pending;
+                    }
+                    Poll::Ready(Ok(())) => this.begin(due),
+                    Poll::Ready(Err(refused)) => this.refuse(refused),
+                }
+                continue;
             }
             match this.subscriber.next(this.cursor, this.progress, cx) {
                 Next::Frame { frame, to } => {
@@ -113,16 +189,11 @@ impl Body for WatchBody {
                     this.cursor = to;
                 }
                 Next::Behind => this.catch_up(),
-                Next::Ending(ending) => {
-                    let goodbye = v1::watch_response::Frame::Goodbye(ending.goodbye());
-                    this.sending
-                        .segments
-                        .push_back(encode::unary(&v1::WatchResponse {
-                            frame: Some(goodbye),
-                        }));
-                    this.ending = true;
+                Next::Ending(ending) => this.end(ending.goodbye()),
+                Next::Nothing => {
+                    this.sending.stall.waiting();
+                    return Poll::Pending;
                 }
-                Next::Nothing => return Poll::Pending,
             }
         }
     }
@@ -130,16 +201,17 @@ impl Body for WatchBody {
 
 /// The response to `Get`: a snapshot, and that is all.
 #[derive(Debug)]
-pub(super) struct GetBody(Sending);
+pub(super) struct GetBody {
+    due: Option<(Reader, Turn)>,
+    sending: Sending,
+}
 
 impl GetBody {
-    pub(super) const fn new(lazy: Lazy, metrics: Metrics) -> Self {
-        Self(Sending {
-            segments: VecDeque::new(),
-            lazy: Some(lazy),
-            done: false,
-            metrics,
-        })
+    pub(super) const fn new(answer: Reader, turn: Turn, stall: Stall, metrics: Metrics) -> Self {
+        Self {
+            due: Some((answer, turn)),
+            sending: Sending::new(VecDeque::new(), stall, metrics),
+        }
     }
 }
 
@@ -151,7 +223,23 @@ impl Body for GetBody {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        self.get_mut().0.poll(cx, true).unwrap_or(Poll::Ready(None))
+        let this = self.get_mut();
+        if let Some((answer, turn)) = this.due.take() {
+            match turn.poll(cx) {
+                Poll::Pending => {
+                    this.due = Some((answer, turn));
+                    this.sending.stall.waiting();
+                    return Poll::Pending;
+                }
+                Poll::Ready(Ok(())) => this.sending.begin(answer, turn),
+                Poll::Ready(Err(refused)) => {
+                    this.sending.done = true;
+                    let trailers = trailers(&refused.status(&this.sending.metrics));
+                    return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+                }
+            }
+        }
+        this.sending.poll(cx, true).unwrap_or(Poll::Ready(None))
     }
 }
 
@@ -160,14 +248,33 @@ impl Body for GetBody {
 struct Sending {
     /// What remains of the messages at hand.
     segments: VecDeque<Bytes>,
-    /// An answer that is encoded as it is sent.
-    lazy: Option<Lazy>,
+    /// Its way through an answer that is encoded as it is sent.
+    answer: Option<(Reader, Turn)>,
+    /// The answer was not taken in time, and is not gone on with.
+    cut_off: bool,
     /// Whether the trailers were sent.
     done: bool,
+    stall: Stall,
     metrics: Metrics,
 }
 
 impl Sending {
+    const fn new(segments: VecDeque<Bytes>, stall: Stall, metrics: Metrics) -> Self {
+        Self {
+            segments,
+            answer: None,
+            cut_off: false,
+            done: false,
+            stall,
+            metrics,
+        }
+    }
+
+    fn begin(&mut self, answer: Reader, turn: Turn) {
+        self.stall.answer_began();
+        self.answer = Some((answer, turn));
+    }
+
     /// The next piece; `None` when nothing is on its way. `last`: nothing comes after that, so the
     /// trailers do.
     #[allow(clippy::type_complexity)]
@@ -176,25 +283,56 @@ impl Sending {
         cx: &Context<'_>,
         last: bool,
     ) -> Option<Poll<Option<Result<Frame<Bytes>, Status>>>> {
+        if let Some((_, turn)) = &self.answer {
+            turn.taken();
+        }
         loop {
             if let Some(segment) = self.segments.pop_front() {
+                if let Some((_, turn)) = &self.answer {
+                    turn.handed();
+                }
+                self.stall.handed();
                 self.metrics.sent_bytes.inc_by(segment.len() as u64);
                 return Some(Poll::Ready(Some(Ok(Frame::data(segment)))));
             }
-            match self.lazy.as_mut().map(|lazy| lazy.next(&self.metrics)) {
+            if self.answer.is_some() && self.stall.is_overdue() {
+                self.answer = None;
+                self.stall.answer_done();
+                self.cut_off = true;
+            }
+            let answer = self.answer.as_mut();
+            let next = answer.map(|(answer, _)| answer.next(&self.metrics));
+            match next {
                 Some(Chunk::Ready(chunk)) => self.segments.extend(chunk.alone().iter().cloned()),
                 Some(Chunk::Scanning) => {
+                    self.stall.handed();
                     cx.waker().wake_by_ref();
                     return Some(Poll::Pending);
                 }
-                Some(Chunk::Done) => self.lazy = None,
+                Some(Chunk::Done) => {
+                    self.answer = None;
+                    self.stall.answer_done();
+                }
                 None if !last => return None,
                 None if self.done => return Some(Poll::Ready(None)),
                 None => {
                     self.done = true;
-                    return Some(Poll::Ready(Some(Ok(Frame::trailers(ok_trailers())))));
+                    let trailers = if self.cut_off {
+                        trailers(&too_slow())
+                    } else {
+                        ok_trailers()
+                    };
+                    return Some(Poll::Ready(Some(Ok(Frame::trailers(trailers)))));
                 }
             }
         }
     }
+}
+
+/// How a call ends that did not take its answer in time.
+fn too_slow() -> Status {
+    let status = Status::deadline_exceeded(format!(
+        "the answer was not read within {ANSWER_PINNED_AT_MOST:?}; retry, or ask for a smaller range"
+    ));
+    grpc::retry_after(RETRY_STALLED, status)
 }

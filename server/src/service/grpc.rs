@@ -2,19 +2,27 @@
 
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, BytesMut};
 use http::header::CONTENT_TYPE;
-use http::{HeaderMap, HeaderValue, Request, Response};
-use http_body_util::{BodyExt, Limited};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use prost::Message;
 use tonic::Status;
 use tonic::body::Body;
 
+use super::connection::Connection;
 use crate::encode;
 
-/// Largest request, in bytes. The largest that makes sense is a report on a thousand watches.
-const MAX_REQUEST: usize = 1024 * 1024;
+/// Largest request for a range, in bytes: twice what the contract's limits come to, which are 4 KiB
+/// each for the range, the token, and the key and path of a rejection, and 16 KiB of labels.
+pub(super) const MAX_QUESTION: usize = 64 * 1024;
+
+/// Largest report, in bytes: 1 KiB for each of a thousand watches, a rejection included.
+pub(super) const MAX_REPORT: usize = 1024 * 1024;
+
+/// How long to wait, for a connection on which too much was asked at once.
+const RETRY_CROWDED: Duration = Duration::from_secs(1);
 
 /// How long a request may take to arrive: it is one small message, sent with its headers.
 const REQUEST_WITHIN: Duration = Duration::from_secs(10);
@@ -24,35 +32,69 @@ const PREFIX: usize = 5;
 
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 
-/// The message of a call with one request message.
+/// Whether a request says that it is gRPC, in the one encoding that there is.
+pub(super) fn is_grpc<B>(request: &Request<B>) -> bool {
+    let kind = request.headers().get(CONTENT_TYPE);
+    kind.and_then(|kind| kind.as_bytes().strip_prefix(GRPC.as_bytes()))
+        .is_some_and(|rest| {
+            matches!(rest.first(), None | Some(b';')) || rest.starts_with(b"+proto")
+        })
+}
+
+/// What is answered to a request that is not gRPC, in a way that those understand who send such.
+pub(super) fn not_grpc() -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+    response
+}
+
+/// The message of a call with one request message, of at most `most` bytes.
 ///
 /// # Errors
-/// When the request is not gRPC, is compressed, too large or too slow, or cannot be decoded.
-pub(super) async fn request<M: Message + Default>(request: Request<Incoming>) -> Result<M, Status> {
-    let is_grpc = request
-        .headers()
-        .get(CONTENT_TYPE)
-        .is_some_and(|kind| kind.as_bytes().starts_with(GRPC.as_bytes()));
-    if !is_grpc {
-        return Err(Status::invalid_argument(
-            "this is a gRPC service: the content type has to be application/grpc",
-        ));
-    }
-    let body = Limited::new(request.into_body(), MAX_REQUEST).collect();
-    let body = match tokio::time::timeout(REQUEST_WITHIN, body).await {
-        Ok(Ok(body)) => body.to_bytes(),
-        Ok(Err(error)) => {
+/// When the request is compressed, too large or too slow, or cannot be decoded, or when too much
+/// arrives on its connection at once.
+pub(super) async fn request<M: Message + Default>(
+    request: Request<Incoming>,
+    connection: &Connection,
+    most: usize,
+) -> Result<M, Status> {
+    let body = collect(request.into_body(), connection, most);
+    let body = tokio::time::timeout(REQUEST_WITHIN, body).await;
+    let body =
+        body.map_err(|_| Status::deadline_exceeded("the request did not arrive in time"))??;
+    message(body)
+}
+
+async fn collect(
+    mut body: Incoming,
+    connection: &Connection,
+    most: usize,
+) -> Result<Bytes, Status> {
+    let mut arriving = connection.arriving();
+    let mut collected = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| {
+            Status::invalid_argument(format!("the request could not be read: {error}"))
+        })?;
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
+        if collected.len() + data.len() > most {
             return Err(Status::invalid_argument(format!(
-                "the request could not be read: {error}"
+                "the request is longer than {most} bytes"
             )));
         }
-        Err(_) => {
-            return Err(Status::deadline_exceeded(
-                "the request did not arrive in time",
+        if !arriving.add(data.len()) {
+            return Err(retry_after(
+                RETRY_CROWDED,
+                Status::resource_exhausted(
+                    "too many large requests at a time on one connection; retry",
+                ),
             ));
         }
-    };
-    message(body)
+        collected.extend_from_slice(&data);
+    }
+    Ok(collected.freeze())
 }
 
 /// The message in a request's body.
@@ -93,6 +135,14 @@ pub(super) fn unary(message: &impl Message) -> Response<Body> {
 /// What ends a successful call.
 pub(super) fn ok_trailers() -> HeaderMap {
     HeaderMap::from_iter([(tonic::Status::GRPC_STATUS, HeaderValue::from_static("0"))])
+}
+
+/// What ends a call that failed after its headers were sent.
+pub(super) fn trailers(status: &Status) -> HeaderMap {
+    let mut trailers = HeaderMap::new();
+    // Its message and metadata are ours, and made of what headers may hold.
+    let _ = status.add_header(&mut trailers);
+    trailers
 }
 
 /// Tells the client when to come back, in the way that gRPC's retry design gives.

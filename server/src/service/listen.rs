@@ -1,9 +1,10 @@
 //! The accept loop and the connections: the edge at which bad luck and bad manners arrive.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -22,6 +23,8 @@ use tokio_util::task::TaskTracker;
 use tonic::body::Body;
 
 use super::Service;
+use super::connection::Connection;
+use super::joining::Joining;
 use crate::metrics::{Held, Metrics};
 
 /// How many connections may wait to be accepted. A thousand clients that return at the same moment
@@ -99,6 +102,8 @@ impl Connections {
     /// go elsewhere. While there are as many connections as allowed, the next ones wait in the
     /// listener's backlog.
     pub async fn accept(&self, listener: TcpListener) {
+        // A shutdown waits for this to end: one more connection may come of it.
+        let _accepting = self.tasks.token();
         self.drain
             .run_until_cancelled(self.accept_all(&listener))
             .await;
@@ -113,13 +118,13 @@ impl Connections {
                 return;
             };
             match listener.accept().await {
-                Ok((stream, _)) => {
+                Ok((stream, peer)) => {
                     if std::mem::take(&mut failing) {
                         tracing::info!("connections are accepted again");
                     }
                     // Small messages must not wait for each other.
                     let _ = stream.set_nodelay(true);
-                    self.serve_holding(stream, place);
+                    self.serve_holding(Joining(stream), Some(peer), place);
                 }
                 Err(error) => {
                     if is_of_one_connection(&error) {
@@ -137,27 +142,35 @@ impl Connections {
     /// Serves one connection over anything that reads and writes, in a task of its own, which ends
     /// with the connection, and at the latest at the end of [`Connections::shut_down`].
     pub fn serve(&self, io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
-        self.serve_holding(io, ());
+        self.serve_holding(io, None, ());
     }
 
     fn serve_holding(
         &self,
         io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        peer: Option<SocketAddr>,
         place: impl Send + 'static,
     ) {
-        let connection = self.clone().connection(io);
-        let abort = self.abort.clone();
+        let closed = self.abort.child_token();
+        let serving = self
+            .clone()
+            .connection(io, Connection::new(peer, closed.clone()));
         let counted = Held::new(&self.metrics.connections);
         self.tasks.spawn(async move {
             let _holding = (place, counted);
-            abort.run_until_cancelled(connection).await;
+            closed.run_until_cancelled(serving).await;
         });
     }
 
-    async fn connection(self, io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
+    async fn connection(
+        self,
+        io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        connection: Connection,
+    ) {
         let called = Arc::new(AtomicBool::new(false));
-        let service = Noting {
+        let service = Calls {
             service: self.service,
+            connection,
             called: Arc::clone(&called),
         };
         let mut builder = http2::Builder::new(Tracked(self.tasks));
@@ -228,20 +241,23 @@ impl<F: Future<Output: Send> + Send + 'static> Executor<F> for Tracked {
     }
 }
 
-/// Notes that a call came.
+/// The service for one connection.
 #[derive(Clone, Debug)]
-struct Noting {
+struct Calls {
     service: Service,
+    connection: Connection,
+    /// Whether one came.
     called: Arc<AtomicBool>,
 }
 
-impl hyper::service::Service<Request<Incoming>> for Noting {
+impl hyper::service::Service<Request<Incoming>> for Calls {
     type Response = Response<Body>;
-    type Error = std::convert::Infallible;
-    type Future = <Service as hyper::service::Service<Request<Incoming>>>::Future;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         self.called.store(true, Ordering::Relaxed);
-        hyper::service::Service::call(&self.service, request)
+        let calls = self.clone();
+        Box::pin(async move { Ok(calls.service.call(request, &calls.connection).await) })
     }
 }

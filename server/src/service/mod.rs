@@ -4,26 +4,31 @@
 //! streams; health checking and reflection are tonic's, mounted beside them. All calls of all
 //! connections go through [`Service`].
 
+mod admission;
 mod body;
+mod connection;
 mod get;
 mod grpc;
+mod joining;
 mod listen;
 mod report;
 mod resume;
+mod stalls;
 #[cfg(test)]
 mod tests;
 mod watch;
 
-use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use driftless_proto::{FILE_DESCRIPTOR_SET, KeyRange, v1};
 use http::{Request, Response};
+use http_body::Frame;
 use hyper::body::Incoming;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::Status;
 use tonic::body::Body;
 use tonic::service::Routes;
@@ -35,8 +40,11 @@ use tower_service::Service as _;
 use crate::fanout::{Fanout, Unavailable};
 use crate::metrics::Metrics;
 use crate::source::CatchUp;
+use admission::Admission;
+use connection::Connection;
 pub use listen::{Connections, listen};
 pub use report::Watches;
+use stalls::Stalls;
 
 /// One served prefix.
 #[derive(Clone, Debug)]
@@ -67,6 +75,8 @@ struct Inner {
     served: Vec<Served>,
     intervals: Intervals,
     watches: Watches,
+    admission: Admission,
+    stalls: Stalls,
     metrics: Metrics,
     standard: Routes,
     health: HealthReporter,
@@ -80,9 +90,26 @@ const SERVICE: &str = "driftless.v1.Config";
 /// How long a client should wait before it asks again while the server has nothing to serve yet.
 const RETRY_UNSYNCED: Duration = Duration::from_secs(1);
 
+/// The same for one that asked while the server shuts down: another server, or the next process, may
+/// well be there already.
+const RETRY_DRAINING: Duration = Duration::from_millis(100);
+
+/// The same when the history of etcd changed again and again while the call was answered.
+const RETRY_HISTORY: Duration = Duration::from_secs(1);
+
+/// How often a subscription is made anew because the history ended under it, before the client is
+/// told to come back.
+const ATTEMPTS: usize = 3;
+
 impl Service {
-    /// For these prefixes, none of them ready yet.
-    pub fn new(served: Vec<Served>, intervals: Intervals, metrics: Metrics) -> Self {
+    /// For these prefixes, none of them ready yet. A connection is closed when something that a
+    /// stream on it has to send is not taken within `stall_timeout`.
+    pub fn new(
+        served: Vec<Served>,
+        intervals: Intervals,
+        stall_timeout: Duration,
+        metrics: Metrics,
+    ) -> Self {
         let health = HealthReporter::new();
         let mut standard = Routes::new(HealthServer::new(HealthService::from_health_reporter(
             health.clone(),
@@ -97,10 +124,13 @@ impl Service {
             Err(error) => tracing::error!(%error, "reflection is not available"),
         }
         let watches = Watches::default();
+        let admission = Admission::new(metrics.clone(), intervals.progress);
         Self(Arc::new(Inner {
             served,
             intervals,
             watches,
+            admission,
+            stalls: Stalls::new(stall_timeout, metrics.clone()),
             metrics,
             standard: standard.prepare(),
             health,
@@ -142,6 +172,16 @@ impl Service {
         std::future::pending().await
     }
 
+    /// Looks after the streams that wait for their turn to read a snapshot. Runs until it is dropped.
+    pub async fn admit(&self) {
+        self.0.admission.run().await;
+    }
+
+    /// Closes the connections of those who do not read. Runs until it is dropped.
+    pub async fn close_stalled(&self) {
+        self.0.stalls.run().await;
+    }
+
     async fn set_serving(&self, status: ServingStatus) {
         self.0.health.set_service_status("", status).await;
         self.0.health.set_service_status(SERVICE, status).await;
@@ -159,6 +199,7 @@ impl Service {
             .served
             .iter()
             .for_each(|served| served.fanout.drain());
+        self.0.admission.close();
     }
 
     /// The prefix that holds `range`.
@@ -177,23 +218,30 @@ impl Service {
                     .0
                     .served
                     .iter()
-                    .map(|served| served.fanout.prefix().to_string())
+                    .map(|served| served.fanout.prefix().start().to_string())
                     .collect();
                 let names = names.join(", ");
                 Err(Status::not_found(format!(
-                    "{range} is not served here; this server serves {names}"
+                    "{range} is not served here, only what starts with {names}"
                 )))
             }
         }
     }
 
-    async fn call(&self, request: Request<Incoming>) -> Response<Body> {
+    /// Answers a call that came on `connection`.
+    async fn call(&self, request: Request<Incoming>, connection: &Connection) -> Response<Body> {
+        if !grpc::is_grpc(&request) {
+            self.0.metrics.refused.inc();
+            return grpc::not_grpc();
+        }
         let answer = match request.uri().path() {
-            "/driftless.v1.Config/Watch" => self.watch(request).await,
-            "/driftless.v1.Config/Get" => self.get(request).await,
-            "/driftless.v1.Config/Report" => self.report(request).await,
+            "/driftless.v1.Config/Watch" => self.watch(request, connection).await,
+            "/driftless.v1.Config/Get" => self.get(request, connection).await,
+            "/driftless.v1.Config/Report" => self.report(request, connection).await,
             _ => {
-                let Ok(response) = self.0.standard.clone().call(request.map(Body::new)).await;
+                let until_drained = |body| Body::new(UntilDrained::new(body, &self.0.draining));
+                let request = request.map(until_drained);
+                let Ok(response) = self.0.standard.clone().call(request).await;
                 return response;
             }
         };
@@ -209,12 +257,23 @@ fn unavailable(why: Unavailable) -> Status {
     match why {
         Unavailable::NotSynced => grpc::retry_after(
             RETRY_UNSYNCED,
-            Status::unavailable("the server has not read its state from etcd yet; retry"),
+            Status::unavailable(
+                "the server has not read its state from etcd yet; its /readyz says why",
+            ),
         ),
-        Unavailable::Draining => {
-            Status::unavailable("the server is shutting down; retry on another")
-        }
+        Unavailable::Draining => grpc::retry_after(
+            RETRY_DRAINING,
+            Status::unavailable("the server is shutting down"),
+        ),
     }
+}
+
+/// What a call is told when no history lasted for long enough to answer it.
+fn history_changed() -> Status {
+    grpc::retry_after(
+        RETRY_HISTORY,
+        Status::unavailable("the history of etcd changed while the call was answered; retry"),
+    )
 }
 
 /// Whether `text` is short enough for what people write in a label.
@@ -244,13 +303,35 @@ fn check_client(client: Option<&v1::ClientInfo>) -> Result<(), Status> {
     }
 }
 
-impl hyper::service::Service<Request<Incoming>> for Service {
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+/// A request that is over once the server shuts down, so that a call which its client keeps open, as
+/// those do that look at what a server offers, is over too.
+struct UntilDrained<B> {
+    body: B,
+    drained: Pin<Box<WaitForCancellationFutureOwned>>,
+}
 
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let service = self.clone();
-        Box::pin(async move { Ok(Self::call(&service, request).await) })
+impl<B> UntilDrained<B> {
+    fn new(body: B, draining: &CancellationToken) -> Self {
+        Self {
+            body,
+            drained: Box::pin(draining.clone().cancelled_owned()),
+        }
+    }
+}
+
+impl<B: http_body::Body + Unpin> http_body::Body for UntilDrained<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        let this = self.get_mut();
+        // What has arrived is answered.
+        match Pin::new(&mut this.body).poll_frame(cx) {
+            Poll::Pending => this.drained.as_mut().poll(cx).map(|()| None),
+            ready => ready,
+        }
     }
 }

@@ -4,12 +4,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use driftless_proto::v1;
+use driftless_proto::{KeyRange, v1};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use tonic::Status;
 use tonic::body::Body;
 
+use super::connection::Connection;
 use super::{Service, check_client, grpc, short};
 
 /// How many watches one report may speak of.
@@ -87,11 +88,11 @@ fn check(report: &v1::WatchReport) -> Result<(), Status> {
     match rejection {
         Some(rejection)
             if !short(&rejection.kind)
-                || rejection.path.len() > driftless_proto::KeyRange::MAX_LEN
-                || rejection.key.len() > driftless_proto::MAX_CHUNK_BYTES =>
+                || rejection.path.len() > KeyRange::MAX_LEN
+                || rejection.key.len() > KeyRange::MAX_LEN =>
         {
             Err(Status::invalid_argument(
-                "a rejection's kind is longer than 256 bytes, or its path longer than 4096",
+                "a rejection's kind is longer than 256 bytes, or its key or path longer than 4096",
             ))
         }
         _ => Ok(()),
@@ -102,8 +103,10 @@ impl Service {
     pub(super) async fn report(
         &self,
         request: Request<Incoming>,
+        connection: &Connection,
     ) -> Result<Response<Body>, Status> {
-        let request: v1::ReportRequest = grpc::request(request).await?;
+        let request: v1::ReportRequest =
+            grpc::request(request, connection, grpc::MAX_REPORT).await?;
         check_client(request.client.as_ref())?;
         if request.watches.len() > WATCHES_A_REPORT {
             let count = request.watches.len();

@@ -1,5 +1,7 @@
 //! The service as a client of its own kind meets it: HTTP/2 over in-memory pipes, on a paused clock.
 
+mod stalls;
+
 use std::future::Future;
 use std::task::Context;
 use std::time::Duration;
@@ -40,15 +42,21 @@ fn settings() -> Settings {
     let settings = Settings::builder()
         .etcd("http://127.0.0.1:2379")
         .prefix("/c/")
-        .log_bytes(1024 * 1024);
+        .log_bytes(1024 * 1024)
+        // Those who do not read are put up with, where a test is not about that.
+        .stall_timeout(Duration::from_secs(24 * 3600));
     settings.build().unwrap()
 }
 
 fn engine(etcd: &ScriptedEtcd) -> Engine {
+    engine_of(etcd, &settings())
+}
+
+fn engine_of(etcd: &ScriptedEtcd, settings: &Settings) -> Engine {
     let (catch_up, questions) = CatchUp::channel();
     let source = etcd.source(prefix("/c/"), questions);
     Engine::start(
-        &settings(),
+        settings,
         Metrics::new(),
         [(prefix("/c/"), source, catch_up)],
     )
@@ -83,6 +91,7 @@ struct Client {
 
 /// The response to one call.
 struct Call {
+    http_status: http::StatusCode,
     headers: HeaderMap,
     body: RecvStream,
     buffer: BytesMut,
@@ -121,6 +130,12 @@ impl Client {
 
     /// Any request: of this content type, with this body or, for none, one that does not end.
     async fn request(&self, path: &str, kind: Option<&str>, body: Option<Bytes>) -> Call {
+        let end = body.is_some();
+        self.send(path, kind, body.unwrap_or_default(), end).await
+    }
+
+    /// A request that ends after what is sent of it, or does not.
+    async fn send(&self, path: &str, kind: Option<&str>, body: Bytes, end: bool) -> Call {
         let mut request =
             http::Request::post(format!("http://server{path}")).header("te", "trailers");
         if let Some(kind) = kind {
@@ -128,14 +143,15 @@ impl Client {
         }
         let request = request.body(()).unwrap();
         let mut sender = self.sender.clone().ready().await.unwrap();
-        let end = body.as_ref().is_some_and(Bytes::is_empty);
-        let (response, mut sending) = sender.send_request(request, end).unwrap();
-        if let Some(body) = body.filter(|body| !body.is_empty()) {
-            sending.send_data(body, true).unwrap();
+        let (response, mut sending) = sender
+            .send_request(request, end && body.is_empty())
+            .unwrap();
+        if !body.is_empty() {
+            sending.send_data(body, end).unwrap();
         }
         let (head, body) = response.await.unwrap().into_parts();
-        assert_eq!(head.status, 200, "gRPC's errors are in the trailers");
         Call {
+            http_status: head.status,
             headers: head.headers,
             body,
             buffer: BytesMut::new(),
@@ -217,6 +233,7 @@ impl Call {
 
     /// How the call ended: code, message, and when to come back in milliseconds.
     async fn status(&mut self) -> (Code, String, Option<u64>) {
+        assert_eq!(self.http_status, 200, "gRPC's errors are in the trailers");
         let mut ending = self.headers.clone();
         if !ending.contains_key("grpc-status") {
             while let Some(data) = self.body.data().await {
@@ -356,7 +373,7 @@ async fn what_is_wrong_with_a_request_is_said() {
         (
             watch(of(v1::range::Kind::Prefix(Bytes::from_static(b"/c")))),
             Code::NotFound,
-            "serves /c/*",
+            "only what starts with /c/",
         ),
         (
             watch(of(v1::range::Kind::Key(Bytes::from_static(b"/d/x")))),
@@ -407,55 +424,38 @@ async fn what_is_no_request_is_answered_and_harms_nobody() {
     let mut twice = BytesMut::from(&good[..]);
     twice.put(good.clone());
     let grpc = Some("application/grpc");
-    let cases: [(&str, Option<&str>, Bytes, Code); 10] = [
-        ("no body", grpc, Bytes::new(), Code::InvalidArgument),
-        (
-            "half a prefix",
-            grpc,
-            good.slice(..3),
-            Code::InvalidArgument,
-        ),
-        (
-            "half a message",
-            grpc,
-            good.slice(..7),
-            Code::InvalidArgument,
-        ),
-        ("two messages", grpc, twice.freeze(), Code::InvalidArgument),
-        ("compressed", grpc, compressed.freeze(), Code::Unimplemented),
+    let invalid = Code::InvalidArgument;
+    let cases: [(&str, Bytes, Code); 7] = [
+        ("no body", Bytes::new(), invalid),
+        ("half a prefix", good.slice(..3), invalid),
+        ("half a message", good.slice(..7), invalid),
+        ("two messages", twice.freeze(), invalid),
+        ("compressed", compressed.freeze(), Code::Unimplemented),
         (
             "garbage",
-            grpc,
             Bytes::from_static(b"\0\0\0\0\x03\xff\xff\xff"),
-            Code::InvalidArgument,
+            invalid,
         ),
         (
             "a length beyond all",
-            grpc,
             Bytes::from_static(b"\0\xff\xff\xff\xffx"),
-            Code::InvalidArgument,
-        ),
-        (
-            "json",
-            Some("application/json"),
-            good.clone(),
-            Code::InvalidArgument,
-        ),
-        ("no type", None, good.clone(), Code::InvalidArgument),
-        (
-            "too large",
-            grpc,
-            vec![0; 1024 * 1024 + 1].into(),
-            Code::InvalidArgument,
+            invalid,
         ),
     ];
+    let refused = engine.metrics().refused.get();
     for path in [WATCH, GET, REPORT] {
-        for (what, kind, body, code) in cases.clone() {
-            let answered = client.request(path, kind, Some(body));
+        for (what, body, code) in cases.clone() {
+            let answered = client.request(path, grpc, Some(body));
             let (found, message, _) = answered.await.status().await;
             assert_eq!(found, code, "{what} to {path}: {message}");
         }
+        // Those who send another type do not look for gRPC's status.
+        for kind in [None, Some("application/json"), Some("application/grpc-web")] {
+            let call = client.request(path, kind, Some(good.clone())).await;
+            assert_eq!(call.http_status, 415, "{kind:?} to {path}");
+        }
     }
+    assert_eq!(engine.metrics().refused.get() - refused, 3 * 10);
     for path in [
         "/driftless.v1.Config/Nothing",
         "/",
@@ -493,6 +493,135 @@ fn a_request_that_is_kept_keeps_nothing_else_alive() {
         panic!("a prefix");
     };
     assert!(!memory.contains(&prefix.as_ptr()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_is_as_large_as_its_contract_allows_and_no_larger() {
+    let engine = engine(&ScriptedEtcd::default());
+    engine.ready().await;
+    let mut client = Client::new(&engine).await;
+    let key = "k".repeat(KeyRange::MAX_LEN);
+    let outcome = |key: &str| v1::Outcome {
+        rejection: Some(v1::Rejection {
+            kind: "k".repeat(256),
+            key: Bytes::copy_from_slice(key.as_bytes()),
+            path: "p".repeat(4096),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let text = "t".repeat(256);
+    let info = || v1::ClientInfo {
+        instance: text.clone(),
+        labels: (0..32)
+            .map(|n| (format!("{n:0256}"), text.clone()))
+            .collect(),
+        library: text.clone(),
+    };
+    let largest = v1::WatchRequest {
+        range: Some((&KeyRange::key(format!("/c/{}", &key[3..])).unwrap()).into()),
+        have: Some(v1::Have {
+            epoch: vec![0; 128].into(),
+            digest: vec![0; 16].into(),
+            token: vec![0; 4096].into(),
+            revision: i64::MAX,
+        }),
+        client: Some(info()),
+        features: vec![v1::Feature::ValueDeltas.into()],
+        outcome: Some(outcome(&key)),
+    };
+    let call = client.call(WATCH, &largest).await;
+    assert_eq!(call.headers.get("grpc-status"), None, "it is served");
+
+    let report = |key: &str, count| v1::ReportRequest {
+        client: Some(info()),
+        watches: vec![
+            v1::WatchReport {
+                watch_id: vec![0; 16].into(),
+                sequence: 1,
+                outcome: Some(outcome(key)),
+            };
+            count
+        ],
+    };
+    let long = format!("{key}k");
+    let cases = [
+        (REPORT, framed(&report(&key, 100)), Code::Ok, ""),
+        (
+            REPORT,
+            framed(&report(&long, 1)),
+            Code::InvalidArgument,
+            "4096",
+        ),
+        (
+            REPORT,
+            vec![0; 1024 * 1024 + 1].into(),
+            Code::InvalidArgument,
+            "1048576 bytes",
+        ),
+        (
+            WATCH,
+            vec![0; 64 * 1024 + 1].into(),
+            Code::InvalidArgument,
+            "65536 bytes",
+        ),
+        (
+            GET,
+            vec![0; 64 * 1024 + 1].into(),
+            Code::InvalidArgument,
+            "65536 bytes",
+        ),
+    ];
+    for (path, body, code, text) in cases {
+        let call = client.request(path, Some("application/grpc"), Some(body));
+        let (found, message, _) = call.await.status().await;
+        assert_eq!(found, code, "{path}: {message}");
+        assert!(message.contains(text), "{message:?} does not say {text:?}");
+    }
+    assert!(client.is_alive());
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_that_do_not_arrive_hold_no_more_than_a_connection_may() {
+    const EACH: usize = 60 * 1024;
+    const HELD: usize = 2 * 1024 * 1024 / EACH;
+    let etcd = ScriptedEtcd::default();
+    etcd.put("/c/a", "1");
+    let engine = engine(&etcd);
+    engine.ready().await;
+    let (client, other) = (Client::new(&engine).await, Client::new(&engine).await);
+    let mut calls = JoinSet::new();
+    for _ in 0..2 * HELD {
+        let client = Client {
+            sender: client.sender.clone(),
+            connection: JoinSet::new(),
+        };
+        calls.spawn(async move {
+            let half = vec![0; EACH].into();
+            let call = client.send(WATCH, Some("application/grpc"), half, false);
+            let (code, _, pushback) = call.await.status().await;
+            (code, pushback)
+        });
+    }
+    let start = Instant::now();
+    let mut refused = 0;
+    while calls.len() > HELD {
+        let (code, pushback) = calls.join_next().await.unwrap().unwrap();
+        assert_eq!((code, pushback), (Code::ResourceExhausted, Some(1000)));
+        refused += 1;
+    }
+    assert_eq!(refused, HELD);
+    assert_eq!(start.elapsed(), Duration::ZERO, "at once");
+    let range = prefix("/c/");
+    assert_eq!(other.get(&range).await, etcd.state(&range));
+    while let Some(call) = calls.join_next().await {
+        assert_eq!(call.unwrap().0, Code::DeadlineExceeded);
+    }
+    assert_eq!(
+        client.get(&range).await,
+        etcd.state(&range),
+        "all is given back"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -539,6 +668,60 @@ async fn before_the_first_state_clients_are_told_when_to_come_back() {
     );
     engine.ready().await;
     assert_eq!(client.get(&prefix("/c/")).await.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_the_server_shuts_down_clients_are_told_when_to_come_back() {
+    let engine = engine(&ScriptedEtcd::default());
+    engine.ready().await;
+    let client = Client::new(&engine).await;
+    // Connections that are not told yet.
+    engine.service().drain();
+    let range = Some(v1::Range::from(&prefix("/c/")));
+    let watch = v1::WatchRequest {
+        range: range.clone(),
+        ..Default::default()
+    };
+    let get = v1::GetRequest {
+        range,
+        client: None,
+    };
+    for mut call in [
+        client.call(WATCH, &watch).await,
+        client.call(GET, &get).await,
+    ] {
+        let (code, message, pushback) = call.status().await;
+        assert_eq!(
+            (code, pushback),
+            (Code::Unavailable, Some(100)),
+            "{message}"
+        );
+    }
+}
+
+/// A `Get` that met the end of a history was told that the server had no state.
+#[tokio::test(start_paused = true)]
+async fn a_get_survives_a_change_of_the_history() {
+    let (engine, script) = scripted_engine();
+    const ENTRIES: usize = 40_000;
+    // Ten times what is added up in one go: the history ends while that is under way.
+    let entries = |revision: i64| -> Vec<Entry> {
+        let key = |n| entry(&format!("/c/{n:05}"), "v", revision);
+        (0..ENTRIES).map(key).collect()
+    };
+    assert!(script.say(state(5, entries(5), History::Continues)).await);
+    engine.ready().await;
+    let client = Client::new(&engine).await;
+    let range = prefix("/c/");
+    let replaced = state(3, entries(3), History::Replaced);
+    let replace = async {
+        while engine.metrics().scopes.get() == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert!(script.say(replaced).await);
+    };
+    let (got, ()) = tokio::join!(client.get(&range), replace);
+    assert_eq!(got, entries(3));
 }
 
 async fn health(client: &Client, service: &str) -> health_check_response::ServingStatus {
@@ -778,6 +961,53 @@ async fn a_shutdown_does_not_wait_for_those_who_watch_its_health() {
     assert!(start.elapsed() < Duration::from_secs(1));
 }
 
+/// Tools that look at what a server offers keep their call open, and held up every shutdown.
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_does_not_wait_for_those_who_look_around() {
+    use reflection::server_reflection_request::MessageRequest;
+    let engine = engine(&ScriptedEtcd::default());
+    engine.ready().await;
+    let client = Client::new(&engine).await;
+    let request = framed(&reflection::ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    });
+    let open = client.send(REFLECTION, Some("application/grpc"), request, false);
+    let mut call = open.await;
+    let answer: reflection::ServerReflectionResponse = call.message().await.unwrap();
+    assert!(answer.message_response.is_some());
+    let start = Instant::now();
+    let (cut_off, status) = tokio::join!(
+        engine.shut_down(Duration::from_secs(8)),
+        timeout(Duration::from_secs(60), call.status())
+    );
+    assert_eq!(cut_off, 0);
+    assert_eq!(status.unwrap().0, Code::Ok);
+    assert!(start.elapsed() < Duration::from_secs(1));
+}
+
+/// What was accepted at the moment of a shutdown lived on after it.
+#[tokio::test]
+async fn a_shutdown_waits_for_the_accept_loop() {
+    let engine = engine(&ScriptedEtcd::default());
+    engine.ready().await;
+    let connections = Connections::new(engine.service().clone(), 1);
+    let mut cx = Context::from_waker(std::task::Waker::noop());
+    let accepting = connections.clone();
+    let mut accept = Box::pin(async move {
+        let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        accepting.accept(listener).await;
+    });
+    assert!(accept.as_mut().poll(&mut cx).is_pending());
+    let mut shut_down = Box::pin(connections.shut_down(std::future::pending()));
+    assert!(
+        shut_down.as_mut().poll(&mut cx).is_pending(),
+        "it may accept one more"
+    );
+    accept.await;
+    assert_eq!(shut_down.await, 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_shutdown_cuts_off_at_its_deadline_who_does_not_read() {
     let etcd = ScriptedEtcd::default();
@@ -965,4 +1195,145 @@ async fn unread_signs_of_life_do_not_end_a_connection() {
     watch.read_to(&mut replica, last).await.unwrap();
     assert_eq!(replica.entries(), etcd.state(&range));
     assert!(client.is_alive());
+}
+
+/// A crowd starts with nothing while keys change, and some of it never reads: everybody else comes to
+/// the right state, and what they read was encoded once.
+#[tokio::test(start_paused = true)]
+async fn a_crowd_reads_one_snapshot_and_waits_for_nobody_who_does_not() {
+    const STALLED: usize = 40;
+    const CROWD: usize = 200;
+    let etcd = ScriptedEtcd::default();
+    for key in 0..60 {
+        etcd.put(format!("/c/{key:02}"), vec![key; 9_000]);
+    }
+    let engine = engine(&etcd);
+    engine.ready().await;
+    let metrics = engine.metrics().clone();
+    let range = prefix("/c/");
+
+    let one = Client::new(&engine).await;
+    let mut watch = one.watch(&range, None).await;
+    let mut replica = Replica::new(range.clone());
+    let revision = etcd.revision();
+    watch.read_to(&mut replica, revision).await.unwrap();
+    let chunks = metrics.chunks_encoded.get();
+    assert!(chunks > 8, "{chunks}");
+    drop((one, watch));
+
+    // None of them ever reads.
+    let mut stalled = Vec::new();
+    for _ in 0..STALLED {
+        let client = Client::new(&engine).await;
+        let watch = client.watch(&range, None).await;
+        stalled.push((client, watch));
+    }
+    let mut crowd = JoinSet::new();
+    for _ in 0..CROWD {
+        let client = Client::new(&engine).await;
+        let (theirs, range) = (etcd.clone(), range.clone());
+        crowd.spawn(async move {
+            let mut watch = client.watch(&range, None).await;
+            let mut replica = Replica::new(range.clone());
+            let last = loop {
+                let now = theirs.revision();
+                watch.read_to(&mut replica, now).await.unwrap();
+                if now == theirs.revision() {
+                    break now;
+                }
+            };
+            assert_eq!(replica.revision(), last);
+            replica.entries()
+        });
+        if crowd.len() % 20 == 0 {
+            etcd.put("/c/07", vec![crowd.len() as u8; 9_000]);
+        }
+    }
+    while let Some(entries) = crowd.join_next().await {
+        assert_eq!(entries.unwrap().len(), 60);
+    }
+    assert_eq!(metrics.answers_deferred.get(), 0);
+    // One more for those that come when nobody came for a while, two minutes later, or after more
+    // changes than are replayed.
+    let at_most = chunks * 2;
+    assert!(
+        metrics.chunks_encoded.get() <= at_most,
+        "{} chunks encoded for {CROWD} clients, {chunks} for one",
+        metrics.chunks_encoded.get()
+    );
+    drop(stalled);
+    until(|| metrics.answers_reading.get() == 0 && metrics.scopes.get() == 0).await;
+}
+
+/// A client that knows patches is sent what changed in a large value; one that does not, all of it.
+#[tokio::test(start_paused = true)]
+async fn a_line_of_a_large_value_travels_as_a_patch_to_those_who_know_them() {
+    const FRAME_HEAD: usize = 9;
+    let value = |limit: usize| {
+        let line = |n: usize| format!("  \"limit_{n}\": {{ \"rate\": {n}, \"burst\": 10 }},\n");
+        let before: String = (0..900).map(line).collect();
+        let after: String = (900..1800).map(line).collect();
+        format!("{{\n{before}  \"limit\": {limit},\n{after}  \"end\": true\n}}\n")
+    };
+    let etcd = ScriptedEtcd::default();
+    assert!(value(0).len() > 64 * 1024);
+    etcd.put("/c/a", value(0));
+    let engine = engine(&etcd);
+    engine.ready().await;
+    let range = prefix("/c/");
+    // Windows that one stream that is not being read does not use up.
+    let client = Client::connect(&engine, WINDOWS[1]).await;
+    let mut streams = Vec::new();
+    for features in [
+        vec![],
+        vec![v1::Feature::ValueDeltas.into()],
+        vec![77, v1::Feature::ValueDeltas.into()],
+        vec![v1::Feature::Unspecified.into()],
+    ] {
+        let patched = features.contains(&v1::Feature::ValueDeltas.into());
+        let request = v1::WatchRequest {
+            range: Some((&range).into()),
+            features,
+            ..Default::default()
+        };
+        let mut call = client.call(WATCH, &request).await;
+        let mut replica = Replica::new(range.clone());
+        call.read_to(&mut replica, etcd.revision()).await.unwrap();
+        streams.push((patched, call, replica));
+    }
+    let metrics = engine.metrics().clone();
+    let frames = metrics.frames_encoded.get();
+    for edit in 1..4 {
+        etcd.put("/c/a", value(edit));
+        for (patched, call, replica) in &mut streams {
+            assert!(call.buffer.is_empty());
+            // As it comes from the connection, to count it.
+            let (mut len, mut bytes) = (0, BytesMut::new());
+            let response: v1::WatchResponse = loop {
+                let data = call.body.data().await.unwrap().unwrap();
+                let mut flow = call.body.flow_control().clone();
+                flow.release_capacity(data.len()).unwrap();
+                len += FRAME_HEAD + data.len();
+                bytes.put(data);
+                let mut whole = bytes.clone().freeze();
+                if let Some(message) = take_messages(&mut whole).pop() {
+                    break message;
+                }
+            };
+            replica.take(response.frame.unwrap()).unwrap();
+            assert_eq!(replica.entries(), etcd.state(&range));
+            match patched {
+                true => assert!(len <= 300, "{len} bytes"),
+                false => assert!(len > value(edit).len()),
+            }
+        }
+        let encoded = (metrics.changes_encoded.get(), metrics.frames_encoded.get());
+        let edits = edit as u64;
+        assert_eq!(encoded, (2 * edits, frames + 2 * edits), "once a variant");
+        assert_eq!(metrics.deltas_computed.get(), edits);
+    }
+    assert_eq!(metrics.deltas_dropped.get() + metrics.deltas_late.get(), 0);
+    drop(streams);
+    engine.shut_down(Duration::from_secs(5)).await;
+    assert_eq!(metrics.delta_jobs.get(), 0);
 }

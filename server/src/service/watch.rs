@@ -4,16 +4,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use driftless_proto::digest::Digest;
-use driftless_proto::{Epoch, KeyRange, Revision, v1};
+use driftless_proto::{Epoch, Revision, v1};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use tonic::Status;
 use tonic::body::Body;
 
-use super::body::WatchBody;
+use super::body::{Due, WatchBody};
+use super::connection::Connection;
 use super::resume::{Answer, Has, Have, answer};
-use super::{Served, Service, check_client, grpc, unavailable};
-use crate::encode::{self, Kind, Lazy};
+use super::{ATTEMPTS, Served, Service, check_client, grpc, history_changed, unavailable};
+use crate::encode::{self, Kind};
 use crate::fanout::{Subscriber, View};
 use crate::source::ANSWER_WITHIN;
 
@@ -21,41 +22,43 @@ use crate::source::ANSWER_WITHIN;
 /// with etcd in time.
 const RETRY_BEHIND: Duration = Duration::from_secs(1);
 
-/// How often a subscription is made anew because the history ended under it, before the client is
-/// told to come back.
-const ATTEMPTS: usize = 3;
-
 impl Service {
-    pub(super) async fn watch(&self, request: Request<Incoming>) -> Result<Response<Body>, Status> {
-        let request: v1::WatchRequest = grpc::request(request).await?;
+    pub(super) async fn watch(
+        &self,
+        request: Request<Incoming>,
+        connection: &Connection,
+    ) -> Result<Response<Body>, Status> {
+        let request: v1::WatchRequest =
+            grpc::request(request, connection, grpc::MAX_QUESTION).await?;
         check_client(request.client.as_ref())?;
         let (range, served) = self.find(request.range)?;
         let have = request.have.map(have).transpose()?;
+        let features = common_features(&request.features);
         for _ in 0..ATTEMPTS {
             let subscriber = served
                 .fanout
                 .subscribe(range.clone())
                 .map_err(unavailable)?;
+            if features.contains(&v1::Feature::ValueDeltas.into()) {
+                subscriber.take_patches();
+            }
             let Some(view) = subscriber.view().await else {
                 continue;
             };
             if let Some(start) = start(served, &subscriber, view, have.as_ref()).await? {
-                let features = common_features(&request.features);
-                return Ok(self.stream(subscriber, start, &range, features));
+                return self.stream(subscriber, start, features, connection);
             }
         }
-        let status =
-            Status::unavailable("the history of etcd changed while the call was answered; retry");
-        Err(grpc::retry_after(RETRY_BEHIND, status))
+        Err(history_changed())
     }
 
     fn stream(
         &self,
         subscriber: Subscriber,
         start: Start,
-        range: &KeyRange,
         features: Vec<i32>,
-    ) -> Response<Body> {
+        connection: &Connection,
+    ) -> Result<Response<Body>, Status> {
         let registered = self.0.watches.register();
         let (clock_ms, contact_ms) = subscriber.clock();
         let millis = |interval: Duration| u32::try_from(interval.as_millis()).unwrap_or(u32::MAX);
@@ -73,18 +76,9 @@ impl Service {
         };
         let root_revision = start.view.root.revision();
         let digest = start.view.digest;
-        let lazy = |kind| {
-            Some(Lazy::new(
-                start.view.root,
-                range.clone(),
-                kind,
-                digest,
-                contact_ms,
-            ))
-        };
         let mut first = vec![v1::watch_response::Frame::Hello(hello)];
         let metrics = &self.0.metrics;
-        let (lazy, cursor) = match start.from {
+        let (due, cursor) = match start.from {
             From::Current => {
                 metrics.answers_current.inc();
                 let current = v1::Current {
@@ -99,12 +93,15 @@ impl Service {
                 metrics.answers_replay.inc();
                 (None, since)
             }
-            From::Lazy(kind) => {
+            From::Answer(kind) => {
                 match kind {
                     Kind::Snapshot { .. } => metrics.answers_snapshot.inc(),
                     Kind::Diff { .. } => metrics.answers_diff.inc(),
                 };
-                (lazy(kind), root_revision)
+                let turn = self.0.admission.enter();
+                let turn = turn.map_err(|refused| refused.status(metrics))?;
+                let held = start.held;
+                (Some(Due { turn, kind, held }), held)
             }
         };
         // In one piece, which travels in one frame.
@@ -112,9 +109,10 @@ impl Service {
             .into_iter()
             .flat_map(|frame| encode::unary(&v1::WatchResponse { frame: Some(frame) }))
             .collect();
-        grpc::streaming(Body::new(WatchBody::new(
-            subscriber, first, lazy, cursor, registered,
-        )))
+        let admission = self.0.admission.clone();
+        let stall = self.0.stalls.watch(connection);
+        let body = WatchBody::new(subscriber, admission, first, due, cursor, registered, stall);
+        Ok(grpc::streaming(Body::new(body)))
     }
 }
 
@@ -144,13 +142,15 @@ fn have(have: v1::Have) -> Result<Have, Status> {
 struct Start {
     from: From,
     view: View,
+    /// The revision that an answer may not fall behind.
+    held: Revision,
 }
 
 enum From {
     Current,
     /// The changes after this revision, one by one.
     Replay(Revision),
-    Lazy(Kind),
+    Answer(Kind),
 }
 
 /// Decides how to start. `None` when the history ended meanwhile.
@@ -160,6 +160,17 @@ async fn start(
     mut view: View,
     have: Option<&Have>,
 ) -> Result<Option<Start>, Status> {
+    if let Some(have) = have
+        && is_before_the_log(have, &view, subscriber)
+    {
+        // In time or not: whatever the log says then is the answer.
+        let reach_back = served.fanout.reach_back(have.revision);
+        let _ = tokio::time::timeout(ANSWER_WITHIN, reach_back).await;
+        match subscriber.view().await {
+            Some(now) => view = now,
+            None => return Ok(None),
+        }
+    }
     // A client that is ahead is asked about once; after that the server has caught up or gives up.
     for attempt in 0..2 {
         let has = Has {
@@ -173,13 +184,13 @@ async fn start(
         let from = match answer {
             Answer::Current => From::Current,
             Answer::Changes if subscriber.replays(since) => From::Replay(since),
-            Answer::Changes => From::Lazy(Kind::Diff { since }),
-            Answer::Snapshot { reset } => From::Lazy(Kind::Snapshot { reset }),
+            Answer::Changes => From::Answer(Kind::Diff { since }),
+            Answer::Snapshot { reset } => From::Answer(Kind::Snapshot { reset }),
             Answer::Ahead if attempt == 0 => {
                 let reached = served.catch_up.revision().await.ok_or_else(behind)?;
                 if reached < since {
                     // etcd itself has not come that far: the client's revision is of another history.
-                    From::Lazy(Kind::Snapshot { reset: true })
+                    From::Answer(Kind::Snapshot { reset: true })
                 } else if have.is_some_and(|have| have.digest == view.digest) {
                     // One history, and nothing in the range changed in between.
                     From::Current
@@ -196,9 +207,22 @@ async fn start(
             }
             Answer::Ahead => return Err(behind()),
         };
-        return Ok(Some(Start { from, view }));
+        // A reset is the one answer that may take a client back.
+        let held = match from {
+            From::Answer(Kind::Snapshot { reset: true }) => Revision::NONE,
+            _ => since,
+        };
+        return Ok(Some(Start { from, view, held }));
     }
     Err(behind())
+}
+
+/// Whether what the client has is of the time before the log begins, and not what there is still.
+fn is_before_the_log(have: &Have, view: &View, subscriber: &Subscriber) -> bool {
+    have.epoch == *view.root.epoch()
+        && have.revision < view.log.floor()
+        && have.digest != view.digest
+        && subscriber.digest_at(have.revision, view).is_none()
 }
 
 fn behind() -> Status {

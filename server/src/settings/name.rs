@@ -33,6 +33,10 @@ pub enum Setting {
     PingInterval,
     /// [`SettingsBuilder::report_interval`](super::SettingsBuilder::report_interval).
     ReportInterval,
+    /// [`SettingsBuilder::audit_interval`](super::SettingsBuilder::audit_interval).
+    AuditInterval,
+    /// [`SettingsBuilder::stall_timeout`](super::SettingsBuilder::stall_timeout).
+    StallTimeout,
     /// [`SettingsBuilder::drain_timeout`](super::SettingsBuilder::drain_timeout).
     DrainTimeout,
     /// [`SettingsBuilder::max_connections`](super::SettingsBuilder::max_connections).
@@ -41,7 +45,7 @@ pub enum Setting {
 
 impl Setting {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Etcd,
         Self::Prefix,
         Self::Listen,
@@ -51,6 +55,8 @@ impl Setting {
         Self::ProgressInterval,
         Self::PingInterval,
         Self::ReportInterval,
+        Self::AuditInterval,
+        Self::StallTimeout,
         Self::DrainTimeout,
         Self::MaxConnections,
     ];
@@ -67,6 +73,8 @@ impl Setting {
             Self::ProgressInterval => "progress_interval",
             Self::PingInterval => "ping_interval",
             Self::ReportInterval => "report_interval",
+            Self::AuditInterval => "audit_interval",
+            Self::StallTimeout => "stall_timeout",
             Self::DrainTimeout => "drain_timeout",
             Self::MaxConnections => "max_connections",
         }
@@ -138,7 +146,7 @@ impl fmt::Display for Given {
 #[non_exhaustive]
 pub enum SettingsError {
     /// Something that looks like a setting is none.
-    #[error("{place}: there is no setting {name:?}; {}", advice(nearest.as_deref()))]
+    #[error("{place}: there is no setting {name:?}; {}", advice(name, nearest.as_deref()))]
     Unknown {
         /// The file and line, or "environment".
         place: String,
@@ -195,7 +203,10 @@ pub enum SettingsError {
         source: std::io::Error,
     },
     /// The settings file is not TOML.
-    #[error("{}, line {line}: not valid TOML: {problem}", path.display())]
+    #[error(
+        "{}, line {line}: not valid TOML: {problem}; write settings like listen = \"127.0.0.1:7400\"",
+        path.display()
+    )]
     Syntax {
         /// Its path, as it was given.
         path: PathBuf,
@@ -206,27 +217,38 @@ pub enum SettingsError {
     },
 }
 
-fn advice(nearest: Option<&str>) -> String {
+fn advice(name: &str, nearest: Option<&str>) -> String {
     match nearest {
         Some(nearest) => format!("did you mean {nearest:?}?"),
         None => {
-            let known: Vec<_> = Setting::ALL.iter().map(|known| known.name()).collect();
+            let known = if name.starts_with(ENVIRONMENT_PREFIX) {
+                known_variables()
+            } else {
+                Setting::ALL.map(|known| known.name().to_owned()).to_vec()
+            };
             format!("the known ones are {}", known.join(", "))
         }
     }
 }
+
+/// All variables that mean something, the tools' included.
+pub(super) fn known_variables() -> Vec<String> {
+    let others = OTHER_VARIABLES.into_iter().map(str::to_owned);
+    let settings = Setting::ALL.into_iter().map(Setting::variable);
+    settings.chain(others).collect()
+}
+
 pub(super) fn known<S: AsRef<str>>(name: &str, spell: impl Fn(Setting) -> S) -> Option<Setting> {
     Setting::ALL
         .into_iter()
         .find(|setting| spell(*setting).as_ref() == name)
 }
 
-/// The setting whose spelling resembles `name` most, if one does.
-pub(super) fn nearest(name: &str, spell: impl Fn(Setting) -> String) -> Option<String> {
+/// The one of `known` that resembles `name` most, if one does.
+pub(super) fn nearest(name: &str, known: impl IntoIterator<Item = String>) -> Option<String> {
     let lower = name.to_lowercase();
-    Setting::ALL
+    known
         .into_iter()
-        .map(spell)
         .map(|known| (edits(&lower, &known.to_lowercase()), known))
         .min_by_key(|(edits, _)| *edits)
         // More than a third of it different is another word.

@@ -52,6 +52,27 @@ pub(super) fn parse_bytes(text: &str) -> Result<usize, String> {
         })
 }
 
+/// A span of time, as [`parse_duration`] reads it.
+pub(super) fn show_duration(time: Duration) -> String {
+    let millis = time.as_millis();
+    match millis {
+        _ if !millis.is_multiple_of(1000) => format!("{millis}ms"),
+        1.. if millis.is_multiple_of(3600 * 1000) => format!("{}h", millis / (3600 * 1000)),
+        1.. if millis.is_multiple_of(60 * 1000) => format!("{}m", millis / (60 * 1000)),
+        _ => format!("{}s", millis / 1000),
+    }
+}
+
+/// How many connections there may be.
+pub(super) fn parse_count(text: &str) -> Result<usize, String> {
+    text.parse().map_err(|_| {
+        format!(
+            "{text:?} is not a whole number between 1 and {}",
+            usize::MAX
+        )
+    })
+}
+
 fn split_unit(text: &str) -> (&str, &str) {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     text.split_at(digits)
@@ -66,15 +87,21 @@ pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
 /// Whether an etcd client could use it; the message never shows a password.
 pub(super) fn check_etcd_url(url: &str) -> Result<(), String> {
     const LIKE: &str = "write it like http://127.0.0.1:2379";
-    let (scheme, rest) = url.split_once("://").ok_or_else(|| match url {
-        "" => format!("the URL is empty; {LIKE}"),
-        _ => format!("{url:?} is not a URL; {LIKE}"),
-    })?;
-    if rest.contains('@') {
+    if url.contains('@') {
         return Err(format!(
             "the URL holds a user name or password, which would end up in logs; {LIKE}"
         ));
     }
+    if url.contains(',') {
+        return Err(format!(
+            "{url:?} holds a comma; give several URLs one by one, each {}",
+            LIKE.trim_start_matches("write it ")
+        ));
+    }
+    let (scheme, _) = url.split_once("://").ok_or_else(|| match url {
+        "" => format!("the URL is empty; {LIKE}"),
+        _ => format!("{url:?} does not start with http://; {LIKE}"),
+    })?;
     match scheme {
         "http" => {}
         "https" => {
@@ -86,7 +113,7 @@ pub(super) fn check_etcd_url(url: &str) -> Result<(), String> {
     }
     let uri: http::Uri = url
         .parse()
-        .map_err(|error| format!("{url:?} is not a URL ({error}); {LIKE}"))?;
+        .map_err(|_| format!("{url:?} is not a URL; {LIKE}"))?;
     if uri.host().is_none_or(str::is_empty) {
         return Err(format!("{url:?} names no host; {LIKE}"));
     }
@@ -107,7 +134,21 @@ pub(super) fn toml_texts(
     let text = |value: &DeValue<'_>| match value {
         DeValue::String(text) => Ok(text.to_string()),
         DeValue::Integer(number) => Ok(number.to_string()),
-        other => Err(format!("a {} is not what it takes", other.type_str())),
+        other => Err(format!(
+            "it takes {}, not {}",
+            if setting.is_list() {
+                "a list of texts"
+            } else {
+                "a text or a whole number"
+            },
+            match other {
+                DeValue::Array(_) => "a list",
+                DeValue::Boolean(_) => "a boolean",
+                DeValue::Float(_) => "a fraction",
+                DeValue::Datetime(_) => "a date",
+                _ => "a table",
+            }
+        )),
     };
     match value {
         DeValue::Array(items) if setting.is_list() => {

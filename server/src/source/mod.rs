@@ -15,6 +15,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use driftless_proto::apply::Edit;
+use driftless_proto::digest::Digest;
 use driftless_proto::{Entry, Epoch, Revision};
 use tokio::sync::{mpsc, oneshot};
 
@@ -39,11 +40,58 @@ pub enum Update {
     },
     /// etcd is there; nothing is known about its revision.
     Contact,
-    /// etcd cannot be reached or does not answer. What was said so far stays good.
+    /// etcd cannot be reached or does not answer. What was said so far stays good. An answer to
+    /// [`Question::Earlier`] that has not ended is not continued.
     Lost {
         /// What happened, for people. Never a value.
         reason: String,
     },
+    /// A part of the answer to [`Question::Earlier`].
+    Earlier(Earlier),
+    /// The answer to [`Question::Audit`].
+    Audited {
+        /// The revision that was asked about.
+        revision: Revision,
+        /// Of all that can be served of the prefix then; `None` when it cannot be had.
+        digest: Option<Digest>,
+    },
+}
+
+/// What changed before the state that a source said, part by part.
+#[derive(Clone, Debug)]
+pub enum Earlier {
+    /// All that changed after this revision follows; what this answer said before does not count.
+    Begin {
+        /// What was asked for, or where etcd's memory begins.
+        after: Revision,
+    },
+    /// Whole transactions, each later than those before.
+    Transactions(Vec<EarlierTransaction>),
+    /// Everything was said, up to the revision that was asked for.
+    End,
+    /// It cannot be had.
+    Failed {
+        /// Why, for people. Never a value.
+        reason: String,
+    },
+}
+
+/// All that one etcd transaction changed under the prefix, with what was there before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EarlierTransaction {
+    /// The transaction's revision.
+    pub revision: Revision,
+    /// In ascending order of keys, each key once.
+    pub changes: Vec<EarlierChange>,
+}
+
+/// What became of a key, and what it was before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EarlierChange {
+    /// What became of it.
+    pub edit: Edit,
+    /// What was there before; `None` for nothing that can be served.
+    pub previous: Option<Entry>,
 }
 
 /// The whole state of a prefix at one revision.
@@ -86,13 +134,41 @@ const QUESTIONS: usize = 64;
 /// wait, which is told to come back instead.
 pub const ANSWER_WITHIN: Duration = Duration::from_secs(3);
 
-/// Makes a source catch up with etcd. Cheap to clone.
-#[derive(Clone, Debug)]
-pub struct CatchUp(mpsc::Sender<oneshot::Sender<Revision>>);
+/// What a source can be asked.
+#[derive(Debug)]
+pub enum Question {
+    /// etcd's revision by a linearizable read; the source's updates have to reach it soon after, by
+    /// whatever way can be trusted. One that cannot be answered is dropped.
+    Revision(oneshot::Sender<Revision>),
+    /// What changed in this span. The answer is a sequence of [`Update::Earlier`], beside whatever
+    /// else there is to say; it ends without an end when the source says [`Update::Lost`] or
+    /// [`Update::State`]. A new question replaces the one before.
+    Earlier(Span),
+    /// What etcd held at this revision, which was said: its digest, by an [`Update::Audited`] in
+    /// time; it is not said when the source says [`Update::Lost`] or [`Update::State`] before.
+    Audit(Revision),
+    /// What was said cannot be right: an [`Update::State`] is wanted.
+    Relist,
+}
 
-/// The source's end of [`CatchUp`]: each question wants etcd's revision by a linearizable read, and
-/// that the source's updates reach it soon after, by whatever way can be trusted.
-pub type Questions = mpsc::Receiver<oneshot::Sender<Revision>>;
+/// A stretch of the history that lies before the changes that a source said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Exclusive; at least 1.
+    pub after: Revision,
+    /// Inclusive; a revision whose state, or a change after it, was said.
+    pub up_to: Revision,
+    /// When the key that was put last, of those that are there at `up_to`, was put. `None` when that
+    /// is not known, but something in the prefix is known to have changed after `up_to`.
+    pub last_put: Option<Revision>,
+}
+
+/// Asks a source. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct CatchUp(mpsc::Sender<Question>);
+
+/// The source's end of [`CatchUp`].
+pub type Questions = mpsc::Receiver<Question>;
 
 impl CatchUp {
     /// A pair for one source.
@@ -108,10 +184,25 @@ impl CatchUp {
     /// Cancel-safe: the question is answered into the void.
     pub async fn revision(&self) -> Option<Revision> {
         let (answer, answered) = oneshot::channel();
-        self.0.try_send(answer).ok()?;
+        self.0.try_send(Question::Revision(answer)).ok()?;
         tokio::time::timeout(ANSWER_WITHIN, answered)
             .await
             .ok()?
             .ok()
+    }
+
+    /// Asks what changed in this span. `false` when too many wait already.
+    pub fn earlier(&self, span: Span) -> bool {
+        self.0.try_send(Question::Earlier(span)).is_ok()
+    }
+
+    /// Asks what the digest was at this revision. `false` when too many wait already.
+    pub fn audit(&self, revision: Revision) -> bool {
+        self.0.try_send(Question::Audit(revision)).is_ok()
+    }
+
+    /// Asks for the whole state. `false` when too many wait already.
+    pub fn relist(&self) -> bool {
+        self.0.try_send(Question::Relist).is_ok()
     }
 }

@@ -6,7 +6,7 @@
 //!
 //! Who owns it: tests, by the feature `test-util`. Nothing here must be reachable without it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,7 +15,10 @@ use driftless_proto::apply::Edit;
 use driftless_proto::{Entry, Epoch, Key, KeyRange, Revision};
 use tokio::sync::{mpsc, watch};
 
-use super::{History, Questions, Source, State, Update};
+use super::{
+    Earlier, EarlierChange, EarlierTransaction, History, Question, Questions, Source, Span, State,
+    Update,
+};
 
 /// Updates of a script that may wait: a test that says more waits until they are taken.
 const WAITING_UPDATES: usize = 16;
@@ -77,9 +80,19 @@ impl Source for ScriptedSource {
             tokio::select! {
                 biased;
                 Some(update) = self.updates.recv() => return update,
-                question = question(&mut self.questions) => {
-                    if let (Some(question), Some(revision)) = (question, *self.answer.borrow()) {
-                        let _ = question.send(revision);
+                question = question(&mut self.questions) => match question {
+                    Some(Question::Revision(answer)) => {
+                        if let Some(revision) = *self.answer.borrow() {
+                            let _ = answer.send(revision);
+                        }
+                    }
+                    Some(Question::Audit(revision)) => {
+                        return Update::Audited { revision, digest: None };
+                    }
+                    Some(Question::Relist) | None => {}
+                    Some(Question::Earlier(_)) => {
+                        let reason = "the script does not say".to_owned();
+                        return Update::Earlier(Earlier::Failed { reason });
                     }
                 }
             }
@@ -88,9 +101,7 @@ impl Source for ScriptedSource {
 }
 
 /// The next question; `None` once, when there will be no more.
-async fn question(
-    questions: &mut Option<Questions>,
-) -> Option<tokio::sync::oneshot::Sender<Revision>> {
+async fn question(questions: &mut Option<Questions>) -> Option<Question> {
     let Some(open) = questions else {
         return std::future::pending().await;
     };
@@ -172,6 +183,8 @@ struct Model {
     entries: BTreeMap<Key, Entry>,
     /// Every transaction that changed something, in this history.
     log: BTreeMap<Revision, Vec<Edit>>,
+    /// Those that no source says.
+    unheard: BTreeSet<Revision>,
 }
 
 impl Default for ScriptedEtcd {
@@ -192,6 +205,7 @@ impl ScriptedEtcd {
                 connected: true,
                 entries: BTreeMap::new(),
                 log: BTreeMap::new(),
+                unheard: BTreeSet::new(),
             }),
             happened: watch::channel(0).0,
         }))
@@ -222,6 +236,19 @@ impl ScriptedEtcd {
     /// changed. etcd refuses a transaction that changes a key twice; here the last operation counts.
     pub fn txn(&self, ops: impl IntoIterator<Item = Op>) -> Revision {
         self.change(|model| model.txn(ops))
+    }
+
+    /// As [`ScriptedEtcd::txn`], but what follows a source's state never says that it happened: as
+    /// if etcd, the source or the store had a bug.
+    pub fn txn_unheard(&self, ops: impl IntoIterator<Item = Op>) -> Revision {
+        self.change(|model| {
+            let before = model.revision;
+            let revision = model.txn(ops);
+            if revision > before {
+                model.unheard.insert(revision);
+            }
+            revision
+        })
     }
 
     /// Forgets the changes up to and including this revision; the state there stays. No effect on
@@ -257,6 +284,7 @@ impl ScriptedEtcd {
             model.entries = entries;
             model.revision = revision;
             model.log.retain(|at, _| *at <= revision);
+            model.unheard.retain(|at| *at <= revision);
             model.history += 1;
         });
     }
@@ -270,6 +298,7 @@ impl ScriptedEtcd {
             model.compacted = Revision::NONE;
             model.entries.clear();
             model.log.clear();
+            model.unheard.clear();
         });
     }
 
@@ -300,6 +329,12 @@ impl ScriptedEtcd {
         Some(in_range(&entries, range))
     }
 
+    /// What a source of the range would answer to [`Question::Earlier`].
+    #[cfg(test)]
+    pub(crate) fn earlier(&self, span: Span, range: &KeyRange) -> VecDeque<Earlier> {
+        self.model().earlier(span, range)
+    }
+
     /// A source for the keys in the range.
     pub fn source(&self, range: KeyRange, questions: Questions) -> ScriptedEtcdSource {
         ScriptedEtcdSource {
@@ -310,6 +345,8 @@ impl ScriptedEtcd {
             said: None,
             lost: false,
             promised: Revision::NONE,
+            asides: VecDeque::new(),
+            relist: false,
             pulse: tokio::time::Instant::now() + PROGRESS_INTERVAL,
         }
     }
@@ -366,10 +403,48 @@ impl Model {
         Some(entries)
     }
 
+    /// What changed in the span, as far as it is not compacted, a few transactions at a time.
+    fn earlier(&self, span: Span, range: &KeyRange) -> VecDeque<Earlier> {
+        /// So that an answer has several parts.
+        const AT_A_TIME: usize = 8;
+        let after = span.after.max(self.compacted);
+        let Some(state) = self.state_at(after).filter(|_| after < span.up_to) else {
+            let reason = "it is compacted".to_owned();
+            return [Earlier::Failed { reason }].into();
+        };
+        let mut state = state;
+        let mut transactions = Vec::new();
+        for (revision, edits) in self.log.range(after.next()..=span.up_to) {
+            let mut changes = Vec::new();
+            for edit in edits {
+                let previous = match edit {
+                    Edit::Put(entry) => state.insert(entry.key.clone(), entry.clone()),
+                    Edit::Delete { key, .. } => state.remove(key),
+                };
+                if range.contains(edit.key().as_ref()) {
+                    let edit = edit.clone();
+                    changes.push(EarlierChange { edit, previous });
+                }
+            }
+            if !changes.is_empty() {
+                let revision = *revision;
+                transactions.push(EarlierTransaction { revision, changes });
+            }
+        }
+        let parts = transactions.chunks(AT_A_TIME);
+        let parts = parts.map(|part| Earlier::Transactions(part.to_vec()));
+        [Earlier::Begin { after }]
+            .into_iter()
+            .chain(parts)
+            .chain([Earlier::End])
+            .collect()
+    }
+
     /// The first transaction after `after` that changed something in the range.
     fn changes_after(&self, after: Revision, range: &KeyRange) -> Option<(Revision, Vec<Edit>)> {
         self.log
             .range(after.next()..)
+            .filter(|(revision, _)| !self.unheard.contains(revision))
             .find_map(|(revision, changes)| {
                 let changes: Vec<Edit> = changes
                     .iter()
@@ -403,6 +478,10 @@ pub struct ScriptedEtcdSource {
     lost: bool,
     /// The highest revision that a question was answered with.
     promised: Revision,
+    /// What remains to be said in answer to questions.
+    asides: VecDeque<Update>,
+    /// The state was asked for.
+    relist: bool,
     pulse: tokio::time::Instant,
 }
 
@@ -439,7 +518,7 @@ impl ScriptedEtcdSource {
             || model
                 .changes_after(said, &self.range)
                 .is_some_and(|(at, _)| at <= model.compacted);
-        if back && said < model.compacted {
+        if self.relist || back && said < model.compacted {
             return Some(Self::state(
                 &mut self.said,
                 &mut self.promised,
@@ -482,15 +561,31 @@ impl ScriptedEtcdSource {
         })
     }
 
-    /// Answers with the revision now; not at all while etcd is lost.
-    fn answer(&mut self, question: tokio::sync::oneshot::Sender<Revision>) {
+    /// Answers with the revision now, or with the past; not at all while etcd is lost.
+    fn answer(&mut self, question: Question) {
         let model = self.etcd.model();
         let here = self
             .said
             .is_some_and(|(history, _)| history == model.history);
-        if model.connected && here {
-            self.promised = model.revision;
-            let _ = question.send(model.revision);
+        if !model.connected || !here {
+            return;
+        }
+        match question {
+            Question::Revision(answer) => {
+                self.promised = model.revision;
+                let _ = answer.send(model.revision);
+            }
+            Question::Earlier(span) => {
+                let said = model.earlier(span, &self.range).into_iter();
+                self.asides.extend(said.map(Update::Earlier));
+            }
+            Question::Audit(revision) => {
+                let state = model.state_at(revision);
+                let known = state.filter(|_| revision >= model.compacted);
+                let digest = known.map(|state| in_range(&state, &self.range).iter().collect());
+                self.asides.push_back(Update::Audited { revision, digest });
+            }
+            Question::Relist => self.relist = true,
         }
     }
 }
@@ -501,7 +596,14 @@ impl Source for ScriptedEtcdSource {
             self.happened.mark_unchanged();
             if let Some(update) = self.ready() {
                 self.pulse = tokio::time::Instant::now() + PROGRESS_INTERVAL;
+                if matches!(update, Update::Lost { .. } | Update::State(_)) {
+                    self.asides.clear();
+                    self.relist = false;
+                }
                 return update;
+            }
+            if let Some(aside) = self.asides.pop_front() {
+                return aside;
             }
             tokio::select! {
                 biased;

@@ -7,6 +7,7 @@
 //! to it.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use driftless_proto::apply::Edit;
@@ -14,11 +15,26 @@ use driftless_proto::digest::Digest;
 use driftless_proto::{KeyRange, Revision};
 use imbl::Vector;
 
-use crate::encode::{Fields, Frame};
+use super::snapshot::{Snapshot, Stored};
+use crate::encode::{Fields, Frame, Variant};
+use crate::source::Span;
 
 /// What a change costs the log besides its key and value, in bytes. An estimate of the structures
 /// around them, so that a million deletes do not count as nothing.
 const CHANGE_OVERHEAD: usize = 256;
+
+/// How many revisions before the state at the start are asked for at most, whatever client presents:
+/// etcd reads all of them into memory, those of other prefixes too, and takes some 10 s for as many
+/// that are of this one.
+const MOST_BACK: i64 = 100_000;
+
+/// How many are asked for at least, so that a client that is a little older than the first ones to
+/// come back need not ask again: etcd sends as many at a time.
+const LEAST_BACK: i64 = 1_000;
+
+/// How often a log asks for what lies before it: once for the crowd that comes back, once for those
+/// that were away for longer, and once more if something broke.
+const ASKS: u8 = 3;
 
 /// One key's change in one batch.
 #[derive(Debug)]
@@ -30,9 +46,26 @@ pub struct Change {
     pub delta: Digest,
     /// Its encoding as a field of a diff, made when first needed and shared from then on.
     pub encoded: OnceLock<Fields>,
+    /// The same as a patch of what the key had before, where one was computed and pays.
+    patch: OnceLock<Fields>,
 }
 
 impl Change {
+    /// Not encoded yet.
+    pub const fn new(edit: Edit, delta: Digest) -> Self {
+        Self {
+            edit,
+            delta,
+            encoded: OnceLock::new(),
+            patch: OnceLock::new(),
+        }
+    }
+
+    /// The change as a patch, if there is one.
+    pub fn patch(&self) -> Option<&Fields> {
+        self.patch.get()
+    }
+
     fn bytes(&self) -> usize {
         let value = match &self.edit {
             Edit::Put(entry) => entry.value.len(),
@@ -40,6 +73,24 @@ impl Change {
         };
         CHANGE_OVERHEAD + self.edit.key().as_ref().len() + value
     }
+}
+
+/// What a key had before it changed: what a patch of it would refer to.
+#[derive(Clone, Debug)]
+pub struct Base {
+    /// Which of the batch's changes.
+    pub change: usize,
+    /// What the key had.
+    pub old: Arc<Stored>,
+}
+
+/// A change's encoding as a patch.
+#[derive(Debug)]
+pub struct Patch {
+    /// Which of the batch's changes.
+    pub change: usize,
+    /// As a field of a diff.
+    pub encoded: Fields,
 }
 
 /// All that changed in the prefix between two revisions: one transaction, or the difference of two
@@ -56,9 +107,16 @@ pub struct Batch {
     pub contact_ms: u64,
     /// In ascending order of keys, each key once.
     pub changes: Vec<Change>,
-    /// By scope, each with the revision of the scope's change before this batch.
-    frames: Mutex<HashMap<u64, (Revision, Arc<Frame>)>>,
+    /// What the changes of which a patch could pay refer to, in their order. Taken out before the
+    /// batch is shared: an old value is kept for no longer than it takes to compute the delta.
+    pub bases: Vec<Base>,
+    /// Bytes of the patches, once there are any.
+    patches: AtomicUsize,
+    frames: Mutex<Frames>,
 }
+
+/// By scope and variant, each with the revision of the scope's change before the batch.
+type Frames = HashMap<(u64, Variant), (Revision, Arc<Frame>)>;
 
 impl Batch {
     /// A batch of at least one change.
@@ -75,6 +133,8 @@ impl Batch {
             conflated,
             contact_ms,
             changes,
+            bases: Vec::new(),
+            patches: AtomicUsize::new(0),
             frames: Mutex::default(),
         }
     }
@@ -90,28 +150,56 @@ impl Batch {
             .take_while(|change| range.contains(change.edit.key().as_ref()))
     }
 
+    /// Whether a change in `range` has a patch: if not, there is one variant of its frame.
+    pub fn has_patch_within(&self, range: &KeyRange) -> bool {
+        self.patches.load(Ordering::Acquire) > 0
+            && self.within(range).any(|change| change.patch().is_some())
+    }
+
+    /// Takes over what was computed. Only [`Log::settle`] counts it.
+    fn settle(&self, patches: Vec<Patch>) {
+        let mut bytes = 0;
+        for Patch { change, encoded } in patches {
+            let len = encoded.len();
+            if let Some(change) = self.changes.get(change)
+                && change.patch.set(encoded).is_ok()
+            {
+                bytes += len;
+            }
+        }
+        self.patches.fetch_add(bytes, Ordering::Release);
+    }
+
     /// The frame for a scope (its id, and the revision of its change before this batch), made once
-    /// for all its streams.
-    pub fn frame(&self, scope: (u64, Revision), make: impl FnOnce() -> Frame) -> Arc<Frame> {
+    /// for all its streams that take this variant.
+    pub fn frame(
+        &self,
+        scope: (u64, Revision),
+        variant: Variant,
+        make: impl FnOnce() -> Frame,
+    ) -> Arc<Frame> {
         let (scope, from) = scope;
         let mut frames = self.frames();
-        match frames.get(&scope) {
+        match frames.get(&(scope, variant)) {
             Some((made_for, frame)) if *made_for == from => Arc::clone(frame),
             _ => {
                 let frame = Arc::new(make());
-                frames.insert(scope, (from, Arc::clone(&frame)));
+                frames.insert((scope, variant), (from, Arc::clone(&frame)));
                 frame
             }
         }
     }
 
-    /// Lets go of the frame of a scope that has no more use for it: a batch outlives many scopes.
+    /// Lets go of the frames of a scope that has no more use for them: a batch outlives many scopes.
     pub fn forget(&self, scope: u64) {
-        let frame = self.frames().remove(&scope);
-        drop(frame);
+        let gone = {
+            let mut frames = self.frames();
+            Variant::ALL.map(|variant| frames.remove(&(scope, variant)))
+        };
+        drop(gone);
     }
 
-    fn frames(&self) -> MutexGuard<'_, HashMap<u64, (Revision, Arc<Frame>)>> {
+    fn frames(&self) -> MutexGuard<'_, Frames> {
         self.frames.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -122,8 +210,10 @@ impl Batch {
     }
 
     fn bytes(&self) -> usize {
-        // Twice: the entries, and the encoded frames that may come to hold copies of small ones.
-        2 * self.changes.iter().map(Change::bytes).sum::<usize>()
+        // Twice: the entries and patches, and the encoded frames that may come to hold copies of
+        // small ones.
+        let changes = self.changes.iter().map(Change::bytes).sum::<usize>();
+        2 * (changes + self.patches.load(Ordering::Acquire))
     }
 }
 
@@ -143,6 +233,10 @@ pub struct Log {
     bytes: usize,
     budget: usize,
     floor: Revision,
+    /// The floor at the start.
+    origin: Revision,
+    /// How many more times it is worth asking for what lies before the floor.
+    asks: u8,
 }
 
 impl Log {
@@ -153,6 +247,8 @@ impl Log {
             bytes: 0,
             budget,
             floor,
+            origin: floor,
+            asks: ASKS,
         }
     }
 
@@ -166,22 +262,116 @@ impl Log {
         self.bytes
     }
 
+    /// Bytes that it may still come to hold before it drops what is oldest.
+    pub const fn room(&self) -> usize {
+        self.budget.saturating_sub(self.bytes)
+    }
+
     /// Adds a batch and drops the oldest until the budget is kept, the new one included when it is
     /// larger than the budget by itself. Returns what was dropped, so that the caller can let go of
     /// it outside its locks.
     pub fn push(&mut self, batch: Arc<Batch>) -> Vec<Arc<Batch>> {
         self.bytes += batch.bytes();
         self.batches.push_back(batch);
+        self.keep_budget()
+    }
+
+    /// Gives a batch the patches that were computed for it, and drops the oldest batches until the
+    /// budget is kept. Returns what was dropped. One log of a prefix does that, the published one.
+    pub fn settle(&mut self, batch: &Arc<Batch>, patches: Vec<Patch>) -> Vec<Arc<Batch>> {
+        let at = self.batches.binary_search_by(|held| held.to.cmp(&batch.to));
+        let is_held = at.is_ok_and(|at| Arc::ptr_eq(&self.batches[at], batch));
+        let before = batch.bytes();
+        batch.settle(patches);
+        if is_held {
+            self.bytes += batch.bytes() - before;
+        }
+        self.keep_budget()
+    }
+
+    fn keep_budget(&mut self) -> Vec<Arc<Batch>> {
         let mut dropped = Vec::new();
         while self.bytes > self.budget {
-            let Some(oldest) = self.batches.pop_front() else {
+            let Some(oldest) = self.drop_oldest() else {
                 break;
             };
-            self.bytes -= oldest.bytes();
-            self.floor = oldest.to;
             dropped.push(oldest);
         }
         dropped
+    }
+
+    fn drop_oldest(&mut self) -> Option<Arc<Batch>> {
+        let oldest = self.batches.pop_front()?;
+        self.bytes -= oldest.bytes();
+        self.floor = oldest.to;
+        // It is full, or older deletes are unknown: what lies before has no place any more.
+        self.asks = 0;
+        Some(oldest)
+    }
+
+    /// Drops what led to the state at `revision`.
+    pub fn forget_before(&mut self, revision: Revision) {
+        while self
+            .batches
+            .front()
+            .is_some_and(|oldest| oldest.to <= revision)
+        {
+            self.drop_oldest();
+        }
+        self.floor = self.floor.max(revision);
+        self.asks = 0;
+    }
+
+    /// Whether a source could still say what changed after `revision`, which lies before the floor.
+    pub fn may_reach(&self, revision: Revision) -> bool {
+        self.asks > 0 && self.farthest() <= revision && revision < self.floor
+    }
+
+    /// The earliest revision that is worth asking for.
+    fn farthest(&self) -> Revision {
+        Revision::new((self.origin.get() - MOST_BACK).max(1))
+    }
+
+    /// What to ask a source for, so that the log comes to reach back to `revision`. Counts: there
+    /// are not many tries. `snapshot` is the state now.
+    pub fn ask_back(&mut self, revision: Revision, snapshot: &Snapshot) -> Option<Span> {
+        if !self.may_reach(revision) {
+            return None;
+        }
+        self.asks -= 1;
+        let farthest = self.farthest();
+        let after = if self.floor == self.origin {
+            let near = Revision::new(self.floor.get() - LEAST_BACK);
+            revision.min(near).max(farthest)
+        } else {
+            // Clients of all ages keep coming: the next time is the last.
+            self.asks = 0;
+            farthest
+        };
+        Some(Span {
+            after,
+            up_to: self.floor,
+            last_put: self.batches.is_empty().then(|| snapshot.last_put()),
+        })
+    }
+
+    /// Puts in front what changed before, up to `up_to`, and drops the oldest until the budget is
+    /// kept. Returns what was dropped; `None`, and no change, when the two do not meet.
+    pub fn reach_back(&mut self, mut earlier: Self, up_to: Revision) -> Option<Vec<Arc<Batch>>> {
+        if self.floor != up_to {
+            return None;
+        }
+        self.floor = earlier.floor;
+        self.bytes += earlier.bytes;
+        self.asks = self.asks.min(earlier.asks);
+        earlier.batches.append(std::mem::take(&mut self.batches));
+        self.batches = earlier.batches;
+        Some(self.keep_budget())
+    }
+
+    /// Nothing that lies before the floor is worth asking for any more.
+    pub const fn give_up_back(&mut self) {
+        self.asks = 0;
     }
 
     /// The batches that touch `range` after `revision`. `None` when the log does not reach back that

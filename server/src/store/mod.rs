@@ -4,12 +4,14 @@
 //! [`Snapshot`] is immutable and cloned in nanoseconds, a [`Log`] likewise. Nothing here knows about
 //! streams or etcd, waits or locks.
 
+mod earlier;
 mod log;
 mod snapshot;
 #[cfg(test)]
 mod tests;
 mod writer;
 
-pub use log::{Batch, Change, Log, Past};
+pub use earlier::{Earlier, Misfit, Settling};
+pub use log::{Base, Batch, Change, Log, Past, Patch};
 pub use snapshot::{Changed, Position, Snapshot, Stored};
 pub use writer::{Replaced, Writer};

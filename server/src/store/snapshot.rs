@@ -115,6 +115,13 @@ impl Snapshot {
             .map(|(at, changed)| (at, at.0, &at.1, changed))
     }
 
+    /// When the key that was put last, of those that are there, was put.
+    pub fn last_put(&self) -> Revision {
+        let latest = self.by_mod.iter().rev();
+        let mut puts = latest.filter(|(_, changed)| matches!(changed, Changed::Live(_)));
+        puts.next().map_or(Revision::NONE, |(at, _)| at.0)
+    }
+
     pub(super) fn insert(&mut self, stored: Arc<Stored>) -> Option<Arc<Stored>> {
         let key = stored.entry.key.clone();
         let at = Position(stored.entry.mod_revision, key.as_bytes().clone());

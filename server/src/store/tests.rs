@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::source::scripted::{Op, ScriptedEtcd};
-use crate::source::{History, State};
+use crate::source::{Earlier as Said, EarlierChange, EarlierTransaction, History, Span, State};
 use crate::testing::{by_key, edits, entry};
 
 const PREFIX: &str = "/c/";
@@ -64,6 +64,13 @@ enum Event {
     Restored(i64),
     /// Another cluster.
     Replaced,
+    /// Another server, which knows nothing but the state.
+    Restarted,
+    /// A client comes that is so many revisions older than the log, and the past is looked at, while
+    /// this happens.
+    LookBack(i64, Txn),
+    /// etcd forgets what led to the state so many revisions ago.
+    Compacted(i64),
 }
 
 fn events() -> impl Strategy<Value = Vec<Event>> {
@@ -72,12 +79,15 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
     let txn = proptest::collection::vec(edit, 1..4);
     let event = prop_oneof![
         20 => txn.clone().prop_map(Event::Txn),
-        2 => proptest::collection::vec(txn, 0..4).prop_map(Event::Missed),
+        2 => proptest::collection::vec(txn.clone(), 0..4).prop_map(Event::Missed),
         1 => Just(Event::Again),
         2 => Just(Event::Progress),
         1 => Just(Event::Old),
         1 => (1i64..8).prop_map(Event::Restored),
         1 => Just(Event::Replaced),
+        2 => Just(Event::Restarted),
+        4 => (1i64..40, txn).prop_map(|(by, txn)| Event::LookBack(by, txn)),
+        1 => (0i64..8).prop_map(Event::Compacted),
     ];
     proptest::collection::vec(event, 1..60)
 }
@@ -174,21 +184,65 @@ impl World {
         }
     }
 
+    fn hear(&mut self, txn: Txn) {
+        let before = self.etcd.state(&prefix());
+        self.txn(txn);
+        let at = self.etcd.revision();
+        let edits = edits(before, self.etcd.state(&prefix()), at);
+        if edits.is_empty() || at == *self.published.last().unwrap() {
+            self.writer.advance(at);
+        } else {
+            let batch = self.writer.apply(at, edits, 7).expect("it is newer");
+            assert!(!batch.conflated && batch.contact_ms == 7);
+            self.push(batch);
+        }
+    }
+
+    fn look_back(&mut self, by: i64, txn: Txn) {
+        let wanted = Revision::new(self.log.floor().get() - by);
+        let may_reach = self.log.may_reach(wanted);
+        let snapshot = self.writer.snapshot();
+        let Some(span) = self.log.ask_back(wanted, snapshot) else {
+            assert!(!may_reach);
+            return;
+        };
+        assert!(may_reach && span.after <= wanted && span.up_to == self.log.floor());
+        let mut earlier = Earlier::new(span, self.log.room(), 7);
+        for said in self.etcd.earlier(span, &prefix()) {
+            match said {
+                Said::Begin { after } => earlier.begin(after),
+                Said::Transactions(said) => earlier.take(said).unwrap(),
+                Said::End => {}
+                Said::Failed { .. } => return self.log.give_up_back(),
+            }
+        }
+        let floor = self.writer.snapshot().floor();
+        let mut settling = earlier.end();
+        let mut first = settling.settle(&mut self.writer).unwrap();
+        // The state moves while it is being compared.
+        self.hear(txn);
+        if self.published.last() != Some(&self.etcd.revision()) {
+            self.published.push(self.etcd.revision());
+        }
+        let past = loop {
+            match first.take() {
+                Some(past) => break past,
+                None => first = settling.settle(&mut self.writer).unwrap(),
+            }
+        };
+        let Some(_dropped) = self.log.reach_back(past, span.up_to) else {
+            assert!(self.log.floor() > span.up_to, "it dropped what came first");
+            return;
+        };
+        assert!(self.writer.snapshot().floor() <= floor);
+        let first = self.log.floor().min(span.up_to).get();
+        let known = (first..self.published[0].get()).map(Revision::new);
+        self.published = known.chain(self.published.iter().copied()).collect();
+    }
+
     fn happen(&mut self, event: Event) {
         match event {
-            Event::Txn(txn) => {
-                let before = self.etcd.state(&prefix());
-                self.txn(txn);
-                let at = self.etcd.revision();
-                let edits = edits(before, self.etcd.state(&prefix()), at);
-                if edits.is_empty() || at == *self.published.last().unwrap() {
-                    self.writer.advance(at);
-                } else {
-                    let batch = self.writer.apply(at, edits, 7).expect("it is newer");
-                    assert!(!batch.conflated && batch.contact_ms == 7);
-                    self.push(batch);
-                }
-            }
+            Event::Txn(txn) => self.hear(txn),
             Event::Missed(txns) => {
                 txns.into_iter().for_each(|txn| self.txn(txn));
                 self.replace(History::Continues);
@@ -226,6 +280,16 @@ impl World {
                     Replaced::Anew => self.anew(),
                     other => panic!("{other:?}"),
                 }
+            }
+            Event::Restarted => {
+                let state = Self::state_of(&self.etcd, History::Continues);
+                self.writer = Writer::bounded(state, GRAVES);
+                self.anew();
+            }
+            Event::LookBack(by, txn) => self.look_back(by, txn),
+            Event::Compacted(by) => {
+                let to = self.etcd.revision().get() - by;
+                self.etcd.compact(Revision::new(to));
             }
         }
         if self.published.last() != Some(&self.etcd.revision()) {
@@ -392,4 +456,133 @@ fn a_batch_larger_than_the_log_leaves_an_empty_log_behind() {
     assert_eq!(log.floor(), Revision::new(12));
     assert!(log.since(&prefix(), Revision::new(11)).is_none());
     assert!(log.since(&prefix(), Revision::new(12)).is_some());
+}
+
+/// A state at 20 with `/c/a` of 15 and `/c/b` of 5, and what was said of the time after 10.
+fn looked_back(said: Vec<EarlierTransaction>) -> Result<Log, Misfit> {
+    let entries = vec![entry("/c/a", "2", 15), entry("/c/b", "1", 5)];
+    let mut writer = Writer::new(state(20, entries));
+    let span = Span {
+        after: Revision::new(10),
+        up_to: Revision::new(20),
+        last_put: Some(Revision::new(15)),
+    };
+    let mut earlier = Earlier::new(span, BUDGET, 0);
+    earlier.begin(span.after);
+    earlier.take(said)?;
+    let mut settling = earlier.end();
+    loop {
+        if let Some(log) = settling.settle(&mut writer)? {
+            return Ok(log);
+        }
+    }
+}
+
+fn said(revision: i64, changes: Vec<(Edit, Option<Entry>)>) -> EarlierTransaction {
+    let changes = changes.into_iter();
+    let changes = changes.map(|(edit, previous)| EarlierChange { edit, previous });
+    EarlierTransaction {
+        revision: Revision::new(revision),
+        changes: changes.collect(),
+    }
+}
+
+#[test]
+fn a_past_that_does_not_lead_to_the_state_is_refused() {
+    let put = |key, value: &'static str, at| Edit::Put(entry(key, value, at));
+    let old = || Some(entry("/c/a", "1", 5));
+    let gone = |key: &'static str, at| Edit::Delete {
+        key: Key::new(key).unwrap(),
+        mod_revision: Revision::new(at),
+    };
+    let right = || said(15, vec![(put("/c/a", "2", 15), old())]);
+    let also = |at, changes| vec![right(), said(at, changes)];
+    assert!(looked_back(vec![right()]).is_ok());
+    let c = || Some(entry("/c/c", "1", 5));
+    let with_delete = looked_back(also(16, vec![(gone("/c/c", 16), c())]));
+    assert_eq!(with_delete.unwrap().floor(), Revision::new(10));
+
+    let at = |revision| Revision::new(revision);
+    let cases = [
+        (
+            vec![],
+            Misfit::State { revision: at(15) },
+            "a put is missing",
+        ),
+        (
+            vec![said(15, vec![(put("/c/a", "3", 15), old())])],
+            Misfit::State { revision: at(15) },
+            "another value",
+        ),
+        (
+            also(16, vec![(gone("/c/b", 16), Some(entry("/c/b", "1", 5)))]),
+            Misfit::State { revision: at(16) },
+            "it is still there",
+        ),
+        (
+            also(16, vec![(put("/c/c", "1", 16), None)]),
+            Misfit::State { revision: at(16) },
+            "it is not there",
+        ),
+        (
+            also(16, vec![(gone("/c/a", 16), old())]),
+            Misfit::Chain { revision: at(16) },
+            "something else was there before",
+        ),
+        (
+            also(15, vec![]),
+            Misfit::Order { revision: at(15) },
+            "twice",
+        ),
+        (
+            also(21, vec![]),
+            Misfit::Order { revision: at(21) },
+            "beyond",
+        ),
+        (
+            vec![said(10, vec![])],
+            Misfit::Order { revision: at(10) },
+            "before",
+        ),
+    ];
+    for (said, misfit, what) in cases {
+        assert_eq!(looked_back(said).unwrap_err(), misfit, "{what}");
+    }
+}
+
+#[test]
+fn a_log_asks_for_the_past_a_few_times_and_not_for_more_than_it_may() {
+    let revision = |revision| Revision::new(revision);
+    let state = state(1_000_000, vec![entry("/c/a", "1", 999_000)]);
+    let snapshot = Writer::new(state).snapshot().clone();
+    let floor = snapshot.revision();
+    let mut log = Log::new(floor, BUDGET);
+    assert!(!log.may_reach(floor) && !log.may_reach(revision(0)));
+    assert!(log.may_reach(revision(900_000)) && !log.may_reach(revision(899_999)));
+    assert_eq!(log.ask_back(revision(899_999), &snapshot), None);
+    let span = |after, up_to| Span {
+        after: revision(after),
+        up_to: revision(up_to),
+        last_put: Some(revision(999_000)),
+    };
+    // One that is a little older will come soon.
+    let near = log.ask_back(revision(999_999), &snapshot).unwrap();
+    assert_eq!(near, span(999_000, 1_000_000));
+    let far = log.ask_back(revision(950_000), &snapshot).unwrap();
+    assert_eq!(far, span(950_000, 1_000_000));
+    let earlier = Log::new(far.after, BUDGET);
+    assert!(log.reach_back(earlier.clone(), far.up_to).is_some());
+    assert_eq!(log.floor(), far.after);
+    assert!(log.reach_back(earlier, far.up_to).is_none(), "it has moved");
+    // The last time, as far as it may.
+    let last = log.ask_back(revision(949_999), &snapshot).unwrap();
+    assert_eq!(last, span(900_000, 950_000));
+    assert!(!log.may_reach(revision(949_999)));
+    assert_eq!(
+        Log::new(revision(5), BUDGET)
+            .ask_back(revision(4), &snapshot)
+            .unwrap()
+            .after,
+        revision(1)
+    );
 }

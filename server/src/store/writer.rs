@@ -1,14 +1,15 @@
 //! The one writer of a prefix's keyspace: takes transactions and whole states, yields batches.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use driftless_proto::apply::Edit;
 use driftless_proto::digest::Digest;
 use driftless_proto::{Entry, Key, Revision};
 
-use super::log::{Batch, Change};
+use super::log::{Base, Batch, Change};
 use super::snapshot::{Snapshot, Stored};
+use crate::delta;
 use crate::source::{History, State};
 
 /// How many deleted keys are remembered, so that a client that was away can be told of them in a
@@ -152,33 +153,46 @@ impl Writer {
             .map(|edit| (edit.key().clone(), edit))
             .collect();
         let mut changes = Vec::with_capacity(edits.len());
+        let mut bases = Vec::new();
         for edit in edits.into_values() {
             let delta = match &edit {
-                Edit::Put(entry) => self.put(entry),
+                Edit::Put(entry) => {
+                    let (delta, old) = self.put(entry);
+                    bases.extend(old.filter(|_| !conflated).and_then(|old| {
+                        let lengths = (old.entry.value.len(), entry.value.len());
+                        delta::is_worth_it(lengths.0, lengths.1).then_some(Base {
+                            change: changes.len(),
+                            old,
+                        })
+                    }));
+                    delta
+                }
                 Edit::Delete { key, mod_revision } => match self.delete(*mod_revision, key) {
                     Some(delta) => delta,
                     None => continue,
                 },
             };
-            changes.push(Change {
-                edit,
-                delta,
-                encoded: OnceLock::new(),
-            });
+            changes.push(Change::new(edit, delta));
         }
         self.snapshot.revision = to;
         self.bury_in_bounds();
-        (!changes.is_empty()).then(|| Batch::new(from, to, conflated, contact_ms, changes))
+        (!changes.is_empty()).then(|| {
+            let mut batch = Batch::new(from, to, conflated, contact_ms, changes);
+            batch.bases = bases;
+            batch
+        })
     }
 
-    fn put(&mut self, entry: &Entry) -> Digest {
+    /// Returns what that does to the digest, and what was there before.
+    fn put(&mut self, entry: &Entry) -> (Digest, Option<Arc<Stored>>) {
         let stored = Arc::new(Stored::new(entry.clone()));
         let hash = stored.hash;
         if let Some(buried) = self.tombstones.remove(&entry.key) {
             self.snapshot.forget(buried, &entry.key);
         }
         let old = self.snapshot.insert(stored);
-        hash - old.map_or(Digest::EMPTY, |old| old.hash)
+        let was = old.as_ref().map_or(Digest::EMPTY, |old| old.hash);
+        (hash - was, old)
     }
 
     fn delete(&mut self, revision: Revision, key: &Key) -> Option<Digest> {
@@ -201,6 +215,34 @@ impl Writer {
                 self.snapshot.forget(revision, &key);
                 self.snapshot.floor = self.snapshot.floor.max(revision);
             }
+        }
+    }
+
+    /// When a key that is not there was deleted, as far as that is remembered.
+    pub(super) fn deleted_at(&self, key: &Key) -> Option<Revision> {
+        self.tombstones.get(key).copied()
+    }
+
+    /// Remembers a delete that is older than all that are remembered. `false` when there is no room.
+    pub(super) fn bury_earlier(&mut self, revision: Revision, key: Key) -> bool {
+        // It may have come back, or come and gone, since the past was compared.
+        if self.snapshot.by_key.contains_key(&key) || self.tombstones.contains_key(&key) {
+            return true;
+        }
+        if self.graves.len() >= self.most_graves {
+            return false;
+        }
+        self.snapshot.bury(revision, &key);
+        self.tombstones.insert(key.clone(), revision);
+        self.graves.push_front((revision, key));
+        true
+    }
+
+    /// Every delete since `floor` is remembered now, up to `up_to`.
+    pub(super) fn knows_deletes_since(&mut self, floor: Revision, up_to: Revision) {
+        // Unless some after that were forgotten.
+        if self.snapshot.floor <= up_to {
+            self.snapshot.floor = self.snapshot.floor.min(floor);
         }
     }
 }

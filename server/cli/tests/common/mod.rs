@@ -76,7 +76,7 @@ pub(crate) fn driftless() -> Command {
 }
 
 /// A program that the kernel kills together with the thread that starts it.
-fn guarded(program: impl AsRef<OsStr>) -> Command {
+pub(crate) fn guarded(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_driftless"));
     for (name, _) in std::env::vars_os() {
         let name_text = name.to_string_lossy();
@@ -368,6 +368,11 @@ impl EtcdProcess {
         self.client
     }
 
+    /// Its process. It must run.
+    pub(crate) fn pid(&self) -> i32 {
+        self.process.as_ref().expect("it runs").pid()
+    }
+
     /// What etcd itself counts: the value of a metric without labels.
     pub(crate) fn metric(&self, name: &str) -> Option<f64> {
         let (_, text) = http_get(self.client, "/metrics")?;
@@ -517,7 +522,11 @@ pub(crate) fn etcdctl<A: AsRef<OsStr>>(
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-fn guarded_on_path(program: &str) -> Command {
+/// The same, of a program that is looked for.
+///
+/// # Panics
+/// When it is not on PATH.
+pub(crate) fn guarded_on_path(program: &str) -> Command {
     guarded(find_on_path(program).unwrap_or_else(|| panic!("{program} is not on PATH")))
 }
 

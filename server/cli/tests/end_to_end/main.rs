@@ -15,6 +15,7 @@ mod direct;
 mod world;
 
 mod absence;
+mod audits;
 mod fan_out;
 mod history;
 mod keys;

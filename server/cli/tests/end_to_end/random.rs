@@ -55,6 +55,17 @@ fn keys() -> Vec<String> {
         .collect()
 }
 
+/// A value of many lines, of which two differ from time to time: it travels as a patch.
+fn document(random: &mut StdRng) -> String {
+    let line = |n: usize| format!("setting.{n} = {}\n", n * n);
+    let mut lines: Vec<String> = (0..100).map(line).collect();
+    for _ in 0..2 {
+        let at = random.random_range(0..lines.len());
+        lines[at] = format!("edit = {}\n", random.random::<u32>());
+    }
+    lines.concat()
+}
+
 /// Writes until it is told to stop.
 async fn write(url: String, mut random: StdRng, stop: CancellationToken) -> u64 {
     let mut direct = Direct::connect(&url).await;
@@ -75,6 +86,7 @@ async fn write(url: String, mut random: StdRng, stop: CancellationToken) -> u64 
                 .map(|key| match random.random_range(0..100) {
                     0..30 => Op::delete(key.clone()),
                     30..32 => Op::put(key.clone(), vec![random.random(); 20_000]),
+                    32..50 => Op::put(key.clone(), document(&mut random)),
                     _ => Op::put(key.clone(), random.random::<u64>().to_string()),
                 })
                 .collect();

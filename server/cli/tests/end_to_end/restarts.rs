@@ -63,10 +63,12 @@ async fn etcd_restarted_with_changes_meanwhile_is_not_read_anew() {
     wait_until("the server misses etcd", || {
         Counters::of(&server).get("etcd_lost") == 1
     });
-    // What was read stays good, and that it is old is said.
-    let (status, text) = http_get(server.admin(), "/readyz").expect("it answers");
-    assert_eq!(status, 200);
-    assert!(text.contains("last heard of"), "{text}");
+    // What was read stays good, and that it is old is said, a moment after it is counted.
+    wait_until("it says that it is old", || {
+        let (status, text) = http_get(server.admin(), "/readyz").expect("it answers");
+        assert_eq!(status, 200);
+        text.contains("last heard of")
+    });
     etcd.kill();
     etcd.resume();
     let mut direct = Direct::connect(&etcd.url()).await;
@@ -198,6 +200,125 @@ async fn changes_while_the_server_was_down_arrive_with_deletes() {
         settle(&mut world.direct, ranges.iter().zip(&watchers)).await;
     }
     assert!(watchers.iter().all(|w| w.status().diverged == 0));
+}
+
+/// How many watches etcd has.
+fn etcd_watches(world: &World) -> Option<f64> {
+    world.etcd.metric("etcd_debugging_mvcc_watcher_total")
+}
+
+/// Kills the server, and starts another in its place after this has happened.
+async fn crash<T>(world: &mut World, meanwhile: impl AsyncFnOnce(&mut Direct) -> T) -> T {
+    let port = world.server.addr().port();
+    world.server.process.signal(Signal::KILL);
+    world.server.process.wait();
+    let done = meanwhile(&mut world.direct).await;
+    let flags = ["--progress-interval", "1h"];
+    world.server = ServerProcess::start_at(&world.etcd.url(), &[PREFIX], port, &flags);
+    done
+}
+
+/// Clients that were cut off one after the other, and a server that is killed and missed some more:
+/// each is sent what it missed, and etcd is asked once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_crash_clients_of_all_ages_are_sent_what_they_missed() {
+    let mut world = World::with(&["--progress-interval", "1h"]).await;
+    let put = |n: usize| Op::put(format!("/c/{}/{n:02}", n % 4), vec![b'v'; 500]);
+    world.write((0..100).map(put)).await;
+    let ranges = [
+        prefix(PREFIX),
+        prefix("/c/0/"),
+        prefix("/c/1/0"),
+        key("/c/2/02"),
+        prefix("/c/3/"),
+    ];
+    let mut roads = Vec::new();
+    for _ in &ranges {
+        roads.push(Proxy::to(world.server.addr().port()).await);
+    }
+    let mut watchers = Vec::new();
+    for n in 0..CLIENTS {
+        let road = &roads[n % roads.len()];
+        let range = &ranges[n / roads.len() % ranges.len()];
+        watchers.push((range, entries(&client(&road.endpoint()), range).await));
+    }
+    // Each road is cut a little later than the one before.
+    for (n, road) in roads.iter().enumerate() {
+        let ops = [
+            Op::put("/c/0/00", n.to_string()),
+            Op::put(format!("/c/1/0{n}"), "new"),
+            Op::delete(format!("/c/3/{:02}", 4 * n + 3)),
+        ];
+        world.write(ops).await;
+        settle(
+            &mut world.direct,
+            watchers
+                .iter()
+                .skip(n)
+                .step_by(roads.len())
+                .map(|(range, w)| (*range, w)),
+        )
+        .await;
+        road.cut();
+        let left = (CLIENTS / roads.len() * (roads.len() - 1 - n)) as u64;
+        wait_until("the streams end", || {
+            Counters::of(&world.server).get("streams") == left
+        });
+    }
+    let revisions: HashSet<_> = watchers.iter().map(|(_, w)| w.load().revision()).collect();
+    assert!(revisions.len() >= roads.len(), "{revisions:?}");
+
+    let edits = async |direct: &mut Direct| {
+        direct.put("/c/0/00", "while it was down").await;
+        direct.delete("/c/2/02").await;
+        direct.put("/c/2/02", "made again").await;
+        let all = [
+            Op::delete("/c/0/04"),
+            Op::put("/c/1/01", "with others"),
+            Op::put("/c/3/new", "with others"),
+        ];
+        direct.txn(all).await;
+        direct.delete("/c/3/new").await;
+        direct.put("/elsewhere", "1").await
+    };
+    crash(&mut world, edits).await;
+    roads.iter().for_each(Proxy::heal);
+    let back = |n| {
+        move |watchers: &[(_, EntriesWatcher)]| {
+            watchers
+                .iter()
+                .all(|(_, w)| is_live(w) && w.status().reconnects >= n)
+        }
+    };
+    wait_until("all are back", || back(1)(&watchers));
+    let held = watchers.iter().map(|(range, watcher)| (*range, watcher));
+    settle(&mut world.direct, held).await;
+    let counters = Counters::of(&world.server);
+    assert_eq!(counters.get("answers_snapshot"), 0, "{counters:?}");
+    let told = ["answers_current", "answers_replay", "answers_diff"].map(|name| counters.get(name));
+    assert_eq!(told.iter().sum::<u64>(), CLIENTS as u64);
+    assert!(told[1] + told[2] > CLIENTS as u64 / 2, "{told:?}");
+    assert_eq!(counters.get("etcd_earlier_watches"), 1);
+    assert_eq!(counters.get("earlier_refused"), 0);
+    assert_eq!(counters.get("etcd_lists"), 1);
+    wait_until("one watch at etcd", || etcd_watches(&world) == Some(1.0));
+
+    // etcd forgets what they missed: everything, to those whose range changed.
+    let forgotten = async |direct: &mut Direct| {
+        direct.delete("/c/0/08").await;
+        let last = direct.put("/c/3/late", "1").await;
+        direct.compact(last).await;
+    };
+    crash(&mut world, forgotten).await;
+    wait_until("all are back", || back(2)(&watchers));
+    let held = watchers.iter().map(|(range, watcher)| (*range, watcher));
+    settle(&mut world.direct, held).await;
+    let counters = Counters::of(&world.server);
+    let changed = (CLIENTS / ranges.len() * 3) as u64;
+    assert_eq!(counters.get("answers_snapshot"), changed, "{counters:?}");
+    assert_eq!(counters.get("answers_current"), CLIENTS as u64 - changed);
+    wait_until("one watch at etcd", || etcd_watches(&world) == Some(1.0));
+    assert!(watchers.iter().all(|(_, w)| w.status().diverged == 0));
 }
 
 /// A server that etcd cannot be reached from goes on serving, and its clients can tell.

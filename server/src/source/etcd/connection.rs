@@ -35,6 +35,9 @@ const MAX_MESSAGE_BYTES: usize = 4 * MAX_VALUE_BYTES;
 /// Longest key that the protocol can carry: a message has room for one beside a chunk of values.
 const MAX_KEY_BYTES: usize = driftless_proto::MAX_CHUNK_BYTES;
 
+/// gRPC's number for a call that the other end does not know, or for an answer that is not gRPC.
+const UNIMPLEMENTED: i32 = 12;
+
 /// Why something on a connection did not work.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
@@ -46,9 +49,14 @@ pub(super) enum Error {
     #[error("{0}")]
     Etcd(String),
     #[error("etcd has compacted the revision that was asked for")]
-    Compacted,
+    Compacted {
+        /// What is left begins here; unknown where a read says so.
+        at: Option<Revision>,
+    },
     #[error("etcd's answer is larger than {MAX_MESSAGE_BYTES} bytes")]
     TooLarge,
+    #[error("it is more than {} MiB", most / (1024 * 1024))]
+    TooMuch { most: usize },
     #[error("the watch was ended: {0}")]
     Ended(String),
     #[error("another cluster answers on the same connection")]
@@ -66,34 +74,45 @@ pub(super) enum Error {
 impl From<etcd_client::Error> for Error {
     fn from(error: etcd_client::Error) -> Self {
         let etcd_client::Error::GRpcStatus(status) = &error else {
-            return Self::Etcd(with_root_cause(&error.to_string(), &error));
+            return Self::Etcd(on_the_way(&error).unwrap_or_else(|| error.to_string()));
         };
         // A compacted read and a message over the limit share a code, so the text has to tell.
         let message = status.message();
         if message.contains("revision has been compacted") {
-            Self::Compacted
+            Self::Compacted { at: None }
         } else if message.contains("message length too large") {
             Self::TooLarge
         } else {
-            Self::Etcd(format!(
-                "{:?}: {}",
-                status.code(),
-                with_root_cause(message, status)
-            ))
+            Self::Etcd(match (on_the_way(status), status.code() as i32) {
+                (Some(failure), _) => failure,
+                (None, UNIMPLEMENTED) => "it is not etcd's port for clients".to_owned(),
+                (None, _) if message.is_empty() => status.code().description().to_owned(),
+                (None, _) => message.to_owned(),
+            })
         }
     }
 }
 
-/// A message and what is at the bottom of it: a transport's error says nothing by itself.
-fn with_root_cause(message: &str, error: &(dyn std::error::Error + 'static)) -> String {
-    let mut root = error;
+/// What went wrong on the way, which is at the bottom: those around it say "transport error". `None`
+/// for what etcd itself said.
+fn on_the_way(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    use std::io::{self, ErrorKind};
+    let mut root = error.source()?;
     while let Some(source) = root.source() {
         root = source;
     }
-    if std::ptr::addr_eq(root, error) {
-        return message.to_owned();
-    }
-    format!("{message}: {root}")
+    let h2 = || root.downcast_ref().and_then(h2::Error::get_io);
+    Some(match root.downcast_ref().or_else(h2).map(io::Error::kind) {
+        // Which of them is a matter of chance.
+        Some(
+            ErrorKind::BrokenPipe
+            | ErrorKind::ConnectionAborted
+            | ErrorKind::ConnectionReset
+            | ErrorKind::NotConnected
+            | ErrorKind::UnexpectedEof,
+        ) => "the connection was closed".to_owned(),
+        _ => root.to_string(),
+    })
 }
 
 /// Waits for an answer, but not for ever.
@@ -195,6 +214,25 @@ impl Connection {
         let read = self.kv.get(bounds.start, Some(options));
         let response = within(ANSWER_WITHIN, "read", read).await?;
         self.header(response.header())
+    }
+
+    /// How many keys the range had at this revision.
+    pub(super) async fn keys_at(
+        &mut self,
+        bounds: &Bounds,
+        revision: Revision,
+    ) -> Result<i64, Error> {
+        let options = GetOptions::new()
+            .with_revision(revision.get())
+            .with_count_only();
+        let options = match &bounds.end {
+            Some(end) => options.with_range(end.as_slice()),
+            None => options,
+        };
+        let read = self.kv.get(bounds.start.as_slice(), Some(options));
+        let response = within(ANSWER_WITHIN, "read", read).await?;
+        self.header(response.header())?;
+        Ok(response.count())
     }
 
     /// etcd's revision now, by a linearizable read, and whether the range, which had `keys` keys at

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use driftless_proto::digest::Digest;
 use driftless_proto::{Entry, Revision};
 use etcd_client::GetOptions;
+use etcd_client::proto::PbKeyValue;
 
 use super::connection::{Bounds, Connection, Error, entry, not_served, within};
 
@@ -14,11 +16,16 @@ const PAGE_WITHIN: Duration = Duration::from_secs(10);
 /// this many values of the largest size that etcd takes by default still make a legal message.
 const FIRST_PAGE_KEYS: usize = 32;
 
-/// Keys in a page at most: more would spare no time worth having.
-const MAX_PAGE_KEYS: usize = 1_000;
+/// Keys in a page at most. For every page etcd counts all that is left of the range, so a million
+/// keys by the thousand cost it most of a minute (measured); and pages that are larger still would
+/// be a risk where small values are followed by large ones, which nobody knows before.
+const MAX_PAGE_KEYS: usize = 10_000;
 
 /// Bytes that a page should have, going by those before it: etcd holds a page whole.
 const PAGE_BYTES: usize = 4 * 1024 * 1024;
+
+/// To read all pages for a digest: the state of that moment is kept meanwhile.
+const DIGEST_WITHIN: Duration = Duration::from_secs(300);
 
 /// Times that a list starts anew because its revision was compacted under it.
 const ATTEMPTS: usize = 3;
@@ -37,7 +44,7 @@ pub(super) struct Listed {
 pub(super) async fn list(connection: &mut Connection, bounds: &Bounds) -> Result<Listed, Error> {
     for _ in 1..ATTEMPTS {
         match list_once(connection, bounds).await {
-            Err(Error::Compacted) => {}
+            Err(Error::Compacted { .. }) => {}
             done => return done,
         }
     }
@@ -50,13 +57,50 @@ async fn list_once(connection: &mut Connection, bounds: &Bounds) -> Result<Liste
         entries: Vec::new(),
         keys: 0,
     };
+    let each = |kv| {
+        listed.keys += 1;
+        match entry(kv) {
+            Ok(entry) => listed.entries.push(entry),
+            Err(kv) => not_served(&kv),
+        }
+    };
+    listed.revision = pages(connection, bounds, Revision::NONE, each).await?;
+    Ok(listed)
+}
+
+/// The digest of what could be served of the range at `revision`, by a list of which one page is
+/// held at a time.
+pub(super) async fn digest(
+    mut connection: Connection,
+    bounds: Bounds,
+    revision: Revision,
+) -> Result<Digest, Error> {
+    let mut digest = Digest::EMPTY;
+    let each = |kv| {
+        if let Ok(entry) = entry(kv) {
+            digest += Digest::of(&entry);
+        }
+    };
+    let reading = pages(&mut connection, &bounds, revision, each);
+    within(DIGEST_WITHIN, "list", reading).await?;
+    Ok(digest)
+}
+
+/// Reads the range page by page, at `at` or, without one, at the latest revision. Returns which.
+async fn pages(
+    connection: &mut Connection,
+    bounds: &Bounds,
+    at: Revision,
+    mut each: impl FnMut(PbKeyValue),
+) -> Result<Revision, Error> {
+    let mut at = at;
     let mut start = bounds.start.clone();
     let mut limit = FIRST_PAGE_KEYS;
     loop {
-        // The first page is read at the latest revision, the others at the first one's.
+        // The first page may be read at the latest revision, the others at the first one's.
         let options = GetOptions::new()
             .with_limit(i64::try_from(limit).unwrap_or(i64::MAX))
-            .with_revision(listed.revision.get());
+            .with_revision(at.get());
         let options = match &bounds.end {
             Some(end) => options.with_range(end.as_slice()),
             None => options,
@@ -70,8 +114,8 @@ async fn list_once(connection: &mut Connection, bounds: &Bounds) -> Result<Liste
             page => page?,
         };
         let revision = connection.header(page.header())?;
-        if listed.revision == Revision::NONE {
-            listed.revision = revision;
+        if at == Revision::NONE {
+            at = revision;
         }
         let more = page.more();
         let kvs = page.take_kvs();
@@ -80,16 +124,12 @@ async fn list_once(connection: &mut Connection, bounds: &Bounds) -> Result<Liste
             let kv = kv.0;
             keys += 1;
             bytes = bytes.saturating_add(kv.key.len() + kv.value.len());
-            listed.keys += 1;
             start.clear();
             start.extend_from_slice(&kv.key);
-            match entry(kv) {
-                Ok(entry) => listed.entries.push(entry),
-                Err(kv) => not_served(&kv),
-            }
+            each(kv);
         }
         if !more {
-            return Ok(listed);
+            return Ok(at);
         }
         if keys == 0 {
             return Err(Error::Malformed(
@@ -119,7 +159,8 @@ mod tests {
             128,
             "small ones: four times as many"
         );
-        assert_eq!(next_limit(512, 512, 51_200), MAX_PAGE_KEYS);
+        assert_eq!(next_limit(8_192, 8_192, 819_200), MAX_PAGE_KEYS);
+        assert_eq!(next_limit(8_192, 8_192, 8_192 << 10), 4_096, "1 KiB each");
         assert_eq!(next_limit(32, 32, 32 << 20), 4, "1 MiB each");
         assert_eq!(next_limit(4, 4, 64 << 20), 1, "16 MiB each");
         assert_eq!(next_limit(1, 1, 1), 4);

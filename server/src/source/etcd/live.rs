@@ -10,13 +10,16 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use driftless_proto::Revision;
+use driftless_proto::apply::Edit;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::connection::{Connection, Error};
+use super::errand::{self, Errand};
 use super::transactions::Transactions;
 use super::watch::{Heard, Watch};
-use super::{Core, Phase, Said, Update};
+use super::{Core, Phase, Said, Update, earlier, list};
+use crate::source::Question;
 
 /// Intervals of progress after which etcd counts as lost when it said nothing.
 const SILENT_INTERVALS: u32 = 3;
@@ -35,8 +38,8 @@ const CHASE_WITHIN: Duration = Duration::from_secs(1);
 /// A watch and what is going on around it.
 pub(super) struct Live {
     connection: Connection,
-    watch: Watch,
-    transactions: Transactions,
+    watch: Watch<Edit>,
+    transactions: Transactions<Edit>,
     since: Instant,
     /// When etcd said something last on this watch; reads do not count, since a stream can go
     /// silent by itself.
@@ -45,6 +48,10 @@ pub(super) struct Live {
     pulse: Instant,
     chase: Option<Chase>,
     reading: Option<Reading>,
+    /// Reads what happened before.
+    earlier: Option<Errand>,
+    /// Reads what there was at one revision.
+    audit: Option<Errand>,
     /// etcd says that it is ahead of what was said, but cannot be relied on to have said it all.
     ahead: bool,
     /// When to prove next that an idle prefix is unchanged.
@@ -99,6 +106,8 @@ impl Live {
             pulse: now + core.config.progress_interval,
             chase: None,
             reading: None,
+            earlier: None,
+            audit: None,
             ahead: false,
             proof: now + core.config.progress_interval * PROOF_INTERVALS,
         })
@@ -127,14 +136,19 @@ impl Live {
         let reading = self.reading.is_some();
         tokio::select! {
             // What etcd said comes before the clock: a source that was not polled for long must not
-            // take that for etcd's silence. Answers and questions are few: they starve nobody.
+            // take that for etcd's silence. Answers and questions are few: they starve nobody. What
+            // is past can wait.
             biased;
             answer = answer(&mut self.reading), if reading => {
                 let (reading, answer) = answer;
                 self.answered(core, reading, answer)?;
             }
             question = core.questions.recv(), if !reading && !core.unasked => match question {
-                Some(question) => self.ask(core, question),
+                Some(question) => {
+                    if let Some(phase) = self.ask(core, question) {
+                        return Ok(Some(phase));
+                    }
+                }
                 None => core.unasked = true,
             },
             heard = self.watch.next() => {
@@ -142,13 +156,21 @@ impl Live {
                 self.hear(core, heard?)?;
             }
             () = tokio::time::sleep_until(due) => return self.tick(core, silence),
+            said = errand::next(&mut self.earlier) => match said {
+                Some(update) => core.ready.push_back(update),
+                None => self.earlier = None,
+            },
+            said = errand::next(&mut self.audit) => match said {
+                Some(update) => core.ready.push_back(update),
+                None => self.audit = None,
+            },
         }
         self.reach(core);
         Ok(None)
     }
 
     /// Something came by the watch.
-    fn hear(&mut self, core: &mut Core, heard: Heard) -> Result<(), Error> {
+    fn hear(&mut self, core: &mut Core, heard: Heard<Edit>) -> Result<(), Error> {
         match heard {
             Heard::Events { events, fragment } => {
                 for transaction in self.transactions.push(events, fragment)? {
@@ -193,14 +215,45 @@ impl Live {
         core.ready.push_back(Update::Progress { revision });
     }
 
-    /// Takes a question, and those that wait behind it.
-    fn ask(&mut self, core: &mut Core, question: oneshot::Sender<Revision>) {
-        let mut asked = vec![question];
+    /// Takes a question, and those that wait behind it. Returns the phase to go on with, if not this
+    /// one; who asked for a revision then asks again.
+    fn ask(&mut self, core: &mut Core, question: Question) -> Option<Phase> {
+        let mut asked = Vec::new();
+        let mut next = Some(question);
         // The channel bounds them.
-        while let Ok(question) = core.questions.try_recv() {
-            asked.push(question);
+        while let Some(question) = next {
+            match question {
+                Question::Revision(answer) => asked.push(answer),
+                Question::Earlier(span) => {
+                    let (connection, bounds) = (self.connection.clone(), core.bounds.clone());
+                    let metrics = core.metrics.clone();
+                    self.earlier = Some(Errand::new(move |say| {
+                        earlier::read(connection, bounds, span, metrics, say)
+                    }));
+                }
+                Question::Audit(revision) => {
+                    let (connection, bounds) = (self.connection.clone(), core.bounds.clone());
+                    let prefix = core.range.clone();
+                    self.audit = Some(Errand::new(move |say| async move {
+                        let digest = list::digest(connection, bounds, revision).await;
+                        if let Err(error) = &digest {
+                            tracing::debug!(%prefix, %error, "an audit came to nothing");
+                        }
+                        let digest = digest.ok();
+                        // Who is not there any more needs no answer.
+                        let _ = say.send(Update::Audited { revision, digest }).await;
+                    }));
+                }
+                Question::Relist => {
+                    return Some(Phase::Listing(Box::new(self.connection.clone())));
+                }
+            }
+            next = core.questions.try_recv().ok();
         }
-        self.read(core, asked);
+        if !asked.is_empty() {
+            self.read(core, asked);
+        }
+        None
     }
 
     /// Begins a read. None must be under way.

@@ -11,6 +11,8 @@
 
 mod backoff;
 mod connection;
+mod earlier;
+mod errand;
 mod history;
 mod list;
 mod live;
@@ -219,7 +221,7 @@ impl EtcdSource {
                 Ok(None) => return,
                 Ok(Some(next)) => Ok(next),
                 // Too far behind to go on change by change.
-                Err(Error::Compacted | Error::TooLarge) => {
+                Err(Error::Compacted { .. } | Error::TooLarge) => {
                     Ok(Phase::Listing(Box::new(live.connection().clone())))
                 }
                 Err(error) => {
@@ -256,6 +258,7 @@ impl Core {
         let endpoint = self.config.endpoints[self.endpoint % self.config.endpoints.len()].clone();
         let bounds = self.bounds.clone();
         let probes = self.memory.as_ref().map_or_else(Vec::new, Memory::probes);
+        self.metrics.etcd_attempts.inc();
         let opening = Connection::open(&endpoint, &bounds, probes);
         let (mut connection, sighting) = self.refusing(opening).await?;
         match (&mut self.memory, self.said) {
@@ -269,7 +272,7 @@ impl Core {
                             self.ready.push_back(Update::Contact);
                             Ok(Phase::Watching(Box::new(live)))
                         }
-                        Err(Error::Compacted | Error::TooLarge) => {
+                        Err(Error::Compacted { .. } | Error::TooLarge) => {
                             Ok(Phase::Listing(Box::new(connection)))
                         }
                         Err(error) => Err(error),

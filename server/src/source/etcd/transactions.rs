@@ -10,40 +10,59 @@ use std::collections::BTreeMap;
 use driftless_proto::apply::Edit;
 use driftless_proto::{Key, Revision};
 
+use crate::source::EarlierChange;
+
+/// What is said of a key that changed.
+pub(super) trait Keyed {
+    fn key(&self) -> &Key;
+}
+
+impl Keyed for Edit {
+    fn key(&self) -> &Key {
+        self.key()
+    }
+}
+
+impl Keyed for EarlierChange {
+    fn key(&self) -> &Key {
+        self.edit.key()
+    }
+}
+
 /// What happened to one key.
 #[derive(Debug)]
-pub(super) struct Event {
+pub(super) struct Event<C> {
     /// The transaction's revision.
     pub(super) revision: Revision,
     /// How many keys the prefix has more after it: 1, 0 or -1.
     pub(super) keys: i64,
     /// `None` for a key that cannot be served.
-    pub(super) edit: Option<Edit>,
+    pub(super) change: Option<C>,
 }
 
 /// All that one transaction changed under the prefix.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Transaction {
+pub(super) struct Transaction<C> {
     pub(super) revision: Revision,
     /// How many keys the prefix has more after it.
     pub(super) keys: i64,
     /// In ascending order of keys. Empty when none of them can be served.
-    pub(super) changes: Vec<Edit>,
+    pub(super) changes: Vec<C>,
 }
 
 /// Puts events together. Holds the transaction that is incomplete, which etcd bounds.
 #[derive(Debug)]
-pub(super) struct Transactions {
+pub(super) struct Transactions<C> {
     /// Everything up to here is known already.
     after: Revision,
-    open: Option<Open>,
+    open: Option<Open<C>>,
 }
 
 #[derive(Debug)]
-struct Open {
+struct Open<C> {
     revision: Revision,
     keys: i64,
-    changes: BTreeMap<Key, Edit>,
+    changes: BTreeMap<Key, C>,
 }
 
 /// An event that is older than the one before it: the stream cannot be relied on.
@@ -54,7 +73,7 @@ pub(super) struct Disordered {
     last: Revision,
 }
 
-impl Transactions {
+impl<C: Keyed> Transactions<C> {
     /// For events after this revision; older ones, which etcd may send, are dropped.
     pub(super) const fn after(revision: Revision) -> Self {
         Self {
@@ -72,9 +91,9 @@ impl Transactions {
     /// ends. Returns the transactions that are complete now.
     pub(super) fn push(
         &mut self,
-        events: Vec<Event>,
+        events: Vec<Event<C>>,
         fragment: bool,
-    ) -> Result<Vec<Transaction>, Disordered> {
+    ) -> Result<Vec<Transaction<C>>, Disordered> {
         let mut complete = Vec::new();
         for event in events {
             if event.revision <= self.after {
@@ -97,9 +116,9 @@ impl Transactions {
                 changes: BTreeMap::new(),
             });
             open.keys += event.keys;
-            if let Some(edit) = event.edit {
+            if let Some(change) = event.change {
                 // etcd changes a key at most once in a transaction; were it not so, the last counts.
-                open.changes.insert(edit.key().clone(), edit);
+                open.changes.insert(change.key().clone(), change);
             }
         }
         if !fragment {
@@ -108,7 +127,7 @@ impl Transactions {
         Ok(complete)
     }
 
-    fn close(&mut self) -> Option<Transaction> {
+    fn close(&mut self) -> Option<Transaction<C>> {
         let open = self.open.take()?;
         self.after = open.revision;
         Some(Transaction {
@@ -130,18 +149,18 @@ mod tests {
         }
     }
 
-    fn events(events: &[(&str, i64)]) -> Vec<Event> {
+    fn events(events: &[(&str, i64)]) -> Vec<Event<Edit>> {
         events
             .iter()
             .map(|(key, at)| Event {
                 revision: Revision::new(*at),
                 keys: -1,
-                edit: Some(delete(key, *at)),
+                change: Some(delete(key, *at)),
             })
             .collect()
     }
 
-    fn transaction(at: i64, keys: &[&str]) -> Transaction {
+    fn transaction(at: i64, keys: &[&str]) -> Transaction<Edit> {
         Transaction {
             revision: Revision::new(at),
             keys: -i64::try_from(keys.len()).unwrap(),

@@ -1,37 +1,86 @@
-//! One watch of etcd, on a stream of its own.
+//! One watch of etcd, on a stream of its own: live, or of what happened earlier.
 
 use std::future::Future;
+use std::marker::PhantomData;
 use std::pin::pin;
 use std::task::{Context, Waker};
 
 use driftless_proto::Revision;
 use driftless_proto::apply::Edit;
-use etcd_client::proto::PbEvent;
+use etcd_client::proto::{PbEvent, PbKeyValue};
 use etcd_client::{
     EventType, WatchOptions, WatchRequestSender, WatchResponse, WatchResponseStream,
 };
 
 use super::connection::{ANSWER_WITHIN, Bounds, Connection, Error, entry, key, not_served, within};
-use super::transactions::Event;
+use super::transactions::{Event, Keyed};
+use crate::source::EarlierChange;
 
 /// What etcd uses for "no watch in particular": the answer to a manual progress request.
 const NO_WATCH: i64 = -1;
 
+/// What a watch says of a key that changed: [`Edit`], or [`EarlierChange`] with what was before.
+pub(super) trait Told: Keyed + Sized {
+    /// Whether etcd is asked for what was before.
+    const PREVIOUS: bool;
+
+    fn of(edit: Edit, event: Before) -> Result<Self, Error>;
+
+    /// Something cannot be served.
+    fn not_served(kv: &PbKeyValue);
+}
+
+/// What was there before an event.
+pub(super) struct Before {
+    /// etcd should know of something.
+    existed: bool,
+    kv: Option<PbKeyValue>,
+}
+
+impl Told for Edit {
+    const PREVIOUS: bool = false;
+
+    fn of(edit: Edit, _: Before) -> Result<Self, Error> {
+        Ok(edit)
+    }
+
+    fn not_served(kv: &PbKeyValue) {
+        not_served(kv);
+    }
+}
+
+impl Told for EarlierChange {
+    const PREVIOUS: bool = true;
+
+    fn of(edit: Edit, before: Before) -> Result<Self, Error> {
+        // etcd leaves it out, without a word, where it was compacted after the watch began.
+        if before.existed && before.kv.is_none() {
+            return Err(Error::Compacted { at: None });
+        }
+        let previous = before.kv.and_then(|kv| entry(kv).ok());
+        Ok(Self { edit, previous })
+    }
+
+    // Of what is past, nobody has to know.
+    fn not_served(_: &PbKeyValue) {}
+}
+
 /// A watch that etcd has made. Dropping it ends it at etcd too: half-closing a stream would not.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(super) struct Watch<C> {
     id: i64,
     responses: WatchResponseStream,
     requests: WatchRequestSender,
     cluster: u64,
+    told: PhantomData<fn() -> C>,
 }
 
 /// What etcd said on a watch.
 #[derive(Debug)]
-pub(super) enum Heard {
+pub(super) enum Heard<C> {
     /// Something changed.
     Events {
-        events: Vec<Event>,
+        events: Vec<Event<C>>,
         /// The next response goes on where this one ends.
         fragment: bool,
     },
@@ -44,7 +93,7 @@ pub(super) enum Heard {
     },
 }
 
-impl Watch {
+impl<C: Told> Watch<C> {
     /// Watches the range from this revision on.
     pub(super) async fn open(
         connection: &mut Connection,
@@ -55,6 +104,11 @@ impl Watch {
             .with_start_revision(from.get())
             .with_progress_notify()
             .with_fragment();
+        let options = if C::PREVIOUS {
+            options.with_prev_key()
+        } else {
+            options
+        };
         let options = match &bounds.end {
             Some(end) => options.with_range(end.as_slice()),
             None => options,
@@ -70,6 +124,7 @@ impl Watch {
                 responses,
                 requests,
                 cluster: connection.cluster,
+                told: PhantomData,
             };
             // etcd says nothing else on a stream before this.
             let response = watch.response().await?;
@@ -86,7 +141,7 @@ impl Watch {
     ///
     /// # Cancel safety
     /// Cancel-safe: nothing is taken from the stream before it is returned.
-    pub(super) async fn next(&mut self) -> Result<Heard, Error> {
+    pub(super) async fn next(&mut self) -> Result<Heard<C>, Error> {
         let response = self.response().await?.0;
         if response.events.is_empty() && !response.fragment {
             let revision = response.header.map_or(0, |header| header.revision);
@@ -109,7 +164,9 @@ impl Watch {
         if response.canceled() {
             // Of a revision that is compacted, etcd need not give a reason in words.
             return Err(if response.compact_revision() > 0 {
-                Error::Compacted
+                Error::Compacted {
+                    at: Some(Revision::new(response.compact_revision())),
+                }
             } else if response.cancel_reason().is_empty() {
                 Error::Ended("etcd gave no reason".to_owned())
             } else {
@@ -129,7 +186,7 @@ impl Watch {
     }
 }
 
-impl Drop for Watch {
+impl<C> Drop for Watch<C> {
     fn drop(&mut self) {
         // The streams that go with it end the watch as well; the request is what ends it when
         // something between here and etcd keeps the stream open.
@@ -145,32 +202,34 @@ fn now_or_never<T>(sending: impl Future<Output = T>) {
 }
 
 /// As the protocol names it.
-fn event(event: PbEvent) -> Result<Event, Error> {
+fn event<C: Told>(event: PbEvent) -> Result<Event<C>, Error> {
     let kv = event.kv.ok_or(Error::Malformed("an event has no key"))?;
     let revision = Revision::new(kv.mod_revision);
-    if event.r#type == EventType::Delete as i32 {
-        return Ok(Event {
-            revision,
-            keys: -1,
-            edit: key(kv.key).map(|key| Edit::Delete {
-                key,
-                mod_revision: revision,
-            }),
-        });
-    }
-    Ok(Event {
-        revision,
-        keys: i64::from(kv.version == 1),
-        edit: match entry(kv) {
+    let gone = |key| Edit::Delete {
+        key,
+        mod_revision: revision,
+    };
+    let deleted = event.r#type == EventType::Delete as i32;
+    let created = !deleted && kv.version == 1;
+    let before = Before {
+        existed: !created,
+        kv: event.prev_kv,
+    };
+    let edit = if deleted {
+        key(kv.key).map(gone)
+    } else {
+        match entry(kv) {
             Ok(entry) => Some(Edit::Put(entry)),
             Err(kv) => {
-                not_served(&kv);
+                C::not_served(&kv);
                 // What was under the key before must not stay.
-                key(kv.key).map(|key| Edit::Delete {
-                    key,
-                    mod_revision: revision,
-                })
+                key(kv.key).map(gone)
             }
-        },
+        }
+    };
+    Ok(Event {
+        revision,
+        keys: i64::from(created) - i64::from(deleted),
+        change: edit.map(|edit| C::of(edit, before)).transpose()?,
     })
 }

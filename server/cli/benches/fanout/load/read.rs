@@ -1,0 +1,82 @@
+//! What reading a typed value costs, beside the two things that it lies between.
+
+use std::hint::black_box;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use driftless_client::Client;
+
+use super::dialogue::Dialogue;
+use crate::Failure;
+use crate::plan::{HOT, Outcome, Plan, Said};
+
+/// How many threads read at a time.
+pub(crate) const THREADS: usize = 2;
+
+/// How long each way of reading is measured.
+const FOR: Duration = Duration::from_secs(1);
+
+/// Reads between two looks at the clock: many, so that looking does not count.
+const BATCH: u32 = 10_000;
+
+pub(super) async fn run(plan: Plan, dialogue: &mut Dialogue) -> Result<(), Failure> {
+    let client = Client::connect(format!("http://{}", plan.subscribe))?;
+    let watcher = client.watch::<String>(HOT).await?;
+    let value = Arc::new(watcher.load().clone());
+    let lock = RwLock::new(Arc::clone(&value));
+    let atomic = AtomicUsize::new(value.len());
+    dialogue.say(&Said::Ready)?;
+    dialogue.go().await?;
+    let more = vec![
+        (
+            "driftless".to_owned(),
+            nanos(|| {
+                black_box(watcher.load().len());
+            })?,
+        ),
+        (
+            "rwlock-arc-clone".to_owned(),
+            nanos(|| {
+                let value = Arc::clone(&lock.read().unwrap_or_else(PoisonError::into_inner));
+                black_box(value.len());
+            })?,
+        ),
+        (
+            "atomic-load".to_owned(),
+            nanos(|| {
+                black_box(atomic.load(Ordering::Acquire));
+            })?,
+        ),
+    ];
+    dialogue.say(&Said::Done(Outcome {
+        more,
+        ..Outcome::default()
+    }))?;
+    dialogue.go().await?;
+    dialogue.say(&Said::Verified(1))
+}
+
+/// Nanoseconds that one `read` takes, when [`THREADS`] threads do nothing else.
+fn nanos(read: impl Fn() + Sync) -> Result<f64, Failure> {
+    let each = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..THREADS)
+            .map(|_| {
+                scope.spawn(|| {
+                    let start = Instant::now();
+                    let mut reads = 0.0;
+                    while start.elapsed() < FOR {
+                        (0..BATCH).for_each(|_| read());
+                        reads += f64::from(BATCH);
+                    }
+                    start.elapsed().as_secs_f64() * 1e9 / reads
+                })
+            })
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().map_err(|_| "a reading thread panicked"))
+            .collect::<Result<Vec<f64>, _>>()
+    })?;
+    Ok(each.iter().sum::<f64>() / each.len() as f64)
+}

@@ -1,0 +1,75 @@
+//! The fan-out benchmark: driftless beside what else could carry the same changes. `make bench`.
+//!
+//! What is measured, how, and how to read it is in `../README.md`. This process starts all others,
+//! one after the other, and adds up what they cost: the contender's processes, and the load
+//! generator, which is this program again ([`load`]).
+
+#[allow(
+    clippy::unwrap_used,
+    reason = "written for tests, which fail by panicking, and so may a benchmark"
+)]
+#[path = "../../tests/common/mod.rs"]
+mod common;
+
+mod contenders;
+mod floor;
+mod load;
+mod machine;
+mod measure;
+mod payload;
+mod plan;
+mod proc;
+mod report;
+mod row;
+mod scenarios;
+mod seed;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Why something could not be measured.
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+#[derive(Debug, Parser)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+
+    /// What cargo adds
+    #[arg(long, global = true, hide = true)]
+    bench: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Measures
+    Run(scenarios::Selection),
+    /// The load generator
+    #[command(name = plan::LOAD_COMMAND, hide = true)]
+    Load { plan: String },
+    /// The bare TCP broadcast
+    #[command(name = floor::COMMAND, hide = true)]
+    Floor,
+}
+
+fn main() -> ExitCode {
+    // Whoever runs all targets, as `cargo test --all-targets` does, does not mean to measure.
+    let named = std::env::args().nth(1);
+    let commands = ["run", "help", "--help", plan::LOAD_COMMAND, floor::COMMAND];
+    if !named.is_some_and(|name| commands.contains(&name.as_str())) {
+        return ExitCode::SUCCESS;
+    }
+    let result = match Cli::parse().command {
+        Command::Run(selection) => measure::run(&selection),
+        Command::Load { plan } => load::run(&plan),
+        Command::Floor => floor::run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            report::complain(&format!("bench: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,467 @@
+//! Patches: who gets them, who waits for them, and who does not.
+
+use tokio::task::{JoinSet, yield_now};
+
+use super::*;
+use crate::delta::WITHIN;
+use crate::source::scripted::ScriptedEtcdSource;
+
+#[tokio::test(start_paused = true)]
+async fn a_change_is_encoded_once_a_variant_however_many_share_it() {
+    let mut prefix_c = Prefix::new();
+    prefix_c.put("/c/a", &large("1"));
+    let mut streams = Vec::new();
+    for range in [
+        prefix("/c/"),
+        prefix("/c/a"),
+        KeyRange::key("/c/a").unwrap(),
+    ] {
+        for _ in 0..3 {
+            streams.push(Stream::cold(&prefix_c, range.clone()).await);
+            streams.push(Stream::patched(&prefix_c, range.clone()).await);
+        }
+    }
+    streams.iter_mut().for_each(Stream::drain);
+    let metrics = prefix_c.fanout.metrics().clone();
+    prefix_c.put("/c/a", &large("2"));
+    prefix_c.settle_all();
+    let mut lengths = Vec::new();
+    for stream in &mut streams {
+        let next = stream.next();
+        let Next::Frame { frame, .. } = &next else {
+            panic!("{next:?}")
+        };
+        lengths.push((stream.patches.is_some(), frame.len()));
+        assert!(stream.take(next));
+        assert_eq!(stream.patches.unwrap_or(1), 1);
+        stream.check(&prefix_c.etcd);
+    }
+    assert!(lengths.iter().all(|(patched, len)| match patched {
+        true => *len < 256,
+        false => *len > 3000,
+    }));
+    assert_eq!(metrics.changes_encoded.get(), 2, "whole, and as a patch");
+    assert_eq!(metrics.frames_encoded.get(), 2 * 3, "twice a range");
+    assert_eq!(prefix_c.frames_kept(), 6);
+
+    // Where no patch pays, the variants are one.
+    prefix_c.put("/c/a", &"another value altogether\n".repeat(200));
+    prefix_c.settle_all();
+    streams.iter_mut().for_each(Stream::drain);
+    assert_eq!(metrics.changes_encoded.get(), 3);
+    assert_eq!(metrics.frames_encoded.get(), 2 * 3 + 3);
+    assert_eq!(metrics.deltas_computed.get(), 1);
+    assert_eq!(metrics.deltas_dropped.get(), 1);
+
+    // Nor is one made when nobody wants it.
+    streams.retain(|stream| stream.patches.is_none());
+    prefix_c.put("/c/a", &"another value all together\n".repeat(200));
+    assert!(prefix_c.unsettled.is_empty());
+    streams.iter_mut().for_each(Stream::drain);
+    assert!(streams.iter().all(|stream| {
+        stream.check(&prefix_c.etcd);
+        stream.replica.revision() == prefix_c.etcd.revision()
+    }));
+    drop(streams);
+    assert_eq!(prefix_c.frames_kept(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_those_who_take_patches_wait_and_those_who_share_their_range() {
+    let mut prefix_c = Prefix::new();
+    prefix_c.txn(vec![
+        Op::put("/c/a", large("1")),
+        Op::put("/c/b", large("1")),
+    ]);
+    let mut patched = Stream::patched(&prefix_c, prefix("/c/a")).await;
+    let mut beside = Stream::cold(&prefix_c, prefix("/c/a")).await;
+    let mut plain = Stream::cold(&prefix_c, prefix("/c/")).await;
+    let mut other = Stream::patched(&prefix_c, prefix("/c/b")).await;
+    for stream in [&mut patched, &mut beside, &mut plain, &mut other] {
+        stream.drain();
+        stream.heard();
+    }
+    let before = prefix_c.etcd.revision();
+    prefix_c.put("/c/a", &large("2"));
+    // What comes later waits behind it, and is small.
+    prefix_c.put("/c/a", "3");
+    prefix_c.put("/c/b", "3");
+    assert_eq!(prefix_c.unsettled.len(), 1);
+    assert_eq!((patched.woken(), beside.woken()), (0, 0));
+    plain.drain();
+    other.drain();
+    assert_eq!(plain.heard(), ["diff"; 3]);
+    assert_eq!(other.heard(), ["diff"]);
+    assert!(patched.drain_is_quiet() && beside.drain_is_quiet());
+
+    // Nor does a sign of life overtake it.
+    prefix_c.publisher.progress();
+    for stream in [&mut patched, &mut beside] {
+        stream.drain();
+        assert_eq!(stream.heard(), ["progress"]);
+        assert_eq!(stream.replica.revision(), before);
+    }
+    // A client that has it already, from another server, has nothing to wait for and is not sent back.
+    let range = prefix("/c/a");
+    let mut ahead = Stream::patched(&prefix_c, range.clone()).await;
+    let (epoch, now) = (prefix_c.etcd.epoch(), prefix_c.etcd.revision());
+    ahead.replica = Replica::holding(range.clone(), &epoch, now, prefix_c.etcd.state(&range));
+    ahead.cursor = now;
+    prefix_c.publisher.progress();
+    ahead.drain();
+    assert!(ahead.heard().is_empty());
+
+    let woken = (patched.woken(), beside.woken());
+    patched.drain();
+    beside.drain();
+    prefix_c.settle(0, true);
+    assert_eq!(
+        (patched.woken(), beside.woken()),
+        (woken.0 + 1, woken.1 + 1)
+    );
+    for stream in [&mut patched, &mut beside, &mut ahead] {
+        stream.drain();
+        stream.check(&prefix_c.etcd);
+        assert_eq!(stream.replica.entries(), prefix_c.etcd.state(&range));
+    }
+    assert_eq!((patched.patches, ahead.patches), (Some(1), Some(0)));
+}
+
+/// The second is found before the first.
+#[tokio::test(start_paused = true)]
+async fn changes_keep_their_order_whichever_delta_is_found_first() {
+    let mut prefix_c = Prefix::new();
+    prefix_c.put("/c/a", &large("1"));
+    let mut stream = Stream::patched(&prefix_c, prefix("/c/")).await;
+    stream.drain();
+    prefix_c.put("/c/a", &large("2"));
+    prefix_c.put("/c/a", &large("3"));
+    let woken = stream.woken();
+    prefix_c.settle(1, true);
+    assert_eq!(stream.woken(), woken);
+    assert!(stream.drain_is_quiet());
+    // Given up: this one travels whole, and the next as a patch of it.
+    prefix_c.settle(0, false);
+    assert_eq!(stream.woken(), woken + 1);
+    stream.drain();
+    stream.check(&prefix_c.etcd);
+    assert_eq!(stream.patches, Some(1));
+    assert_eq!(stream.replica.revision(), prefix_c.etcd.revision());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_missed_a_change_gets_no_patch_of_what_it_does_not_have() {
+    let mut prefix_c = Prefix::new();
+    prefix_c.put("/c/a", &large("0"));
+    let mut behind = Stream::patched(&prefix_c, prefix("/c/")).await;
+    behind.drain();
+    let held = (
+        prefix_c.etcd.revision(),
+        prefix_c.etcd.state(&prefix("/c/")),
+    );
+    for n in 1..400 {
+        prefix_c.put("/c/a", &large(&n.to_string()));
+        prefix_c.settle_all();
+    }
+    prefix_c.publisher.flush();
+    assert!(matches!(behind.next(), Next::Behind));
+    behind.drain();
+    behind.check(&prefix_c.etcd);
+    assert_eq!(behind.patches, Some(0));
+    // What is missed unheard, as when etcd has compacted it away, is no base either.
+    prefix_c.etcd.put("/c/a", large("unheard"));
+    prefix_c.etcd.put("/c/b", large("unheard"));
+    prefix_c.relist(History::Continues);
+    assert!(prefix_c.publisher.unsettled().is_empty());
+    behind.drain();
+    prefix_c.put("/c/a", &large("heard"));
+    prefix_c.settle_all();
+    prefix_c.publisher.flush();
+    behind.drain();
+    behind.check(&prefix_c.etcd);
+    assert_eq!(behind.patches, Some(1));
+    // Nor is a value that was there before the key was deleted.
+    prefix_c.txn(vec![Op::delete("/c/a")]);
+    prefix_c.put("/c/a", &large("anew"));
+    assert!(prefix_c.unsettled.is_empty());
+    // One that was away too long for single changes.
+    let epoch = prefix_c.etcd.epoch();
+    let replica = Replica::holding(prefix("/c/"), &epoch, held.0, held.1);
+    let mut returned = Stream::of(&prefix_c.fanout, replica, prefix("/c/"), true).await;
+    returned.drain();
+    prefix_c.publisher.flush();
+    returned.drain();
+    returned.check(&prefix_c.etcd);
+    assert_eq!(returned.replica.revision(), prefix_c.etcd.revision());
+}
+
+/// Those who return get what was computed while others were there.
+#[tokio::test(start_paused = true)]
+async fn patches_are_replayed_from_the_log_and_its_budget_counts_them() {
+    let mut prefix_c = Prefix::new();
+    prefix_c.put("/c/a", &large("0"));
+    let watching = Stream::patched(&prefix_c, prefix("/c/a")).await;
+    let (at, held) = (
+        prefix_c.etcd.revision(),
+        prefix_c.etcd.state(&prefix("/c/")),
+    );
+    let log_bytes = prefix_c.fanout.metrics().log_bytes.clone();
+    for n in 1..5 {
+        prefix_c.put("/c/a", &large(&n.to_string()));
+        let before = log_bytes.get();
+        prefix_c.settle_all();
+        assert!((50..600).contains(&(log_bytes.get() - before)));
+    }
+    for patches in [true, false] {
+        let epoch = prefix_c.etcd.epoch();
+        let replica = Replica::holding(prefix("/c/"), &epoch, at, held.clone());
+        let mut back = Stream::of(&prefix_c.fanout, replica, prefix("/c/"), patches).await;
+        back.drain();
+        back.check(&prefix_c.etcd);
+        assert_eq!(back.heard(), ["diff"; 4]);
+        assert_eq!(back.patches, patches.then_some(4));
+    }
+    drop(watching);
+    prefix_c.etcd.restore(at);
+    prefix_c.relist(History::Replaced);
+    assert_eq!(log_bytes.get(), 0);
+}
+
+/// The log is full of patches alone: those of small changes to large values.
+#[tokio::test(start_paused = true)]
+async fn patches_push_out_what_the_log_has_no_room_for() {
+    let budget = 60_000;
+    let mut prefix_c = Prefix::with(ScriptedEtcd::default(), budget);
+    prefix_c.put("/c/a", &large("0"));
+    let mut stream = Stream::patched(&prefix_c, prefix("/c/")).await;
+    for n in 1..50 {
+        prefix_c.put("/c/a", &large(&"more ".repeat(n % 40 * 10)));
+        prefix_c.settle_all();
+        let bytes = prefix_c.fanout.metrics().log_bytes.get();
+        assert!(bytes <= budget as i64);
+        if n % 3 == 0 {
+            prefix_c.publisher.flush();
+            stream.drain();
+            stream.check(&prefix_c.etcd);
+        }
+    }
+}
+
+/// A flood of large values is neither computed nor waited for as a whole.
+#[tokio::test(start_paused = true)]
+async fn what_waits_is_bounded() {
+    let mut prefix_c = Prefix::with(ScriptedEtcd::default(), 100 << 20);
+    let metrics = prefix_c.fanout.metrics().clone();
+    prefix_c.put("/c/a", &large("0"));
+    let mut stream = Stream::patched(&prefix_c, prefix("/c/")).await;
+    stream.drain();
+    for n in 1..=300 {
+        prefix_c.put("/c/a", &large(&n.to_string()));
+    }
+    assert_eq!(prefix_c.unsettled.len(), 256);
+    assert_eq!(metrics.deltas_late.get(), 300 - 256);
+    prefix_c.settle_all();
+    prefix_c.publisher.flush();
+    stream.drain();
+    stream.check(&prefix_c.etcd);
+    assert_eq!(stream.replica.revision(), prefix_c.etcd.revision());
+
+    let huge = |n: u8| [vec![b'v'; 3 << 20], vec![n]].concat();
+    prefix_c.txn(
+        (0..8)
+            .map(|key| Op::put(format!("/c/{key}"), huge(0)))
+            .collect(),
+    );
+    prefix_c.txn(
+        (0..8)
+            .map(|key| Op::put(format!("/c/{key}"), huge(1)))
+            .collect(),
+    );
+    let (batch, bases) = prefix_c.unsettled[0].take_work();
+    assert_eq!((batch.changes.len(), bases.len()), (8, 5), "32 MiB");
+    assert_eq!(metrics.deltas_late.get(), 300 - 256 + 1);
+    prefix_c.settle_all();
+    prefix_c.txn(
+        (0..8)
+            .map(|key| Op::put(format!("/c/{key}"), huge(2)))
+            .collect(),
+    );
+    assert_eq!(prefix_c.unsettled.len(), 1, "there is room again");
+    prefix_c.settle_all();
+}
+
+/// Ingest as it is, with a gate before its jobs.
+struct Running {
+    etcd: ScriptedEtcd,
+    fanout: Fanout,
+    deltas: Deltas,
+    ingest: JoinSet<()>,
+}
+
+impl Running {
+    async fn start(etcd: ScriptedEtcd) -> Self {
+        let (publisher, fanout) = fanout(prefix("/c/"), Metrics::new(), Instant::now());
+        let (catch_up, questions) = CatchUp::channel();
+        let source: ScriptedEtcdSource = etcd.source(prefix("/c/"), questions);
+        let deltas = Deltas::new(fanout.metrics().clone());
+        let limits = Limits {
+            log_bytes: 64 << 20,
+            progress_interval: Duration::from_secs(10),
+            audit_interval: None,
+            deltas: deltas.clone(),
+        };
+        let mut ingest = JoinSet::new();
+        ingest.spawn(ingest::run(source, catch_up, publisher, limits));
+        fanout.synced().await;
+        Self {
+            etcd,
+            fanout,
+            deltas,
+            ingest,
+        }
+    }
+
+    async fn stream(&self, range: &str) -> Stream {
+        let range = prefix(range);
+        let mut stream = Stream::of(&self.fanout, Replica::new(range.clone()), range, true).await;
+        stream.drain();
+        stream.heard();
+        stream
+    }
+
+    async fn put(&self, key: &str, value: impl AsRef<[u8]>) {
+        self.fanout.reached(self.etcd.put(key, value)).await;
+    }
+
+    fn jobs(&self) -> i64 {
+        self.fanout.metrics().delta_jobs.get()
+    }
+}
+
+/// Waits for what threads bring about: the clock stands.
+async fn until(mut holds: impl FnMut() -> bool) {
+    let start = std::time::Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < Duration::from_secs(60), "it comes about");
+        yield_now().await;
+    }
+}
+
+async fn goes_on_while_the_delta_is_computed(old: Vec<u8>, new: Vec<u8>) {
+    let etcd = ScriptedEtcd::default();
+    etcd.put("/c/large", old);
+    etcd.put("/c/small", "1");
+    let running = Running::start(etcd).await;
+    let mut large = running.stream("/c/large").await;
+    let mut small = running.stream("/c/small").await;
+    let gate = Arc::clone(&running.deltas.gate);
+    let closed = gate.lock().await;
+    running.put("/c/large", new).await;
+    until(|| running.jobs() == 1).await;
+    for n in 0..20 {
+        running.put("/c/small", n.to_string()).await;
+        small.drain();
+        assert_eq!(small.heard(), ["diff"]);
+        assert_eq!(
+            small.replica.entries(),
+            running.etcd.state(&prefix("/c/small"))
+        );
+    }
+    assert!(large.drain_is_quiet());
+    drop(closed);
+    let after = running.etcd.state(&prefix("/c/large"));
+    until(|| {
+        large.drain();
+        large.replica.entries() == after
+    })
+    .await;
+    assert_eq!(large.heard(), ["diff"]);
+    until(|| running.jobs() == 0).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_value_that_is_all_new_holds_up_nobody_else() {
+    let letters = |from: u8| (0..1_u64 << 20).map(move |n| from + (n * n / 7 % 23) as u8);
+    goes_on_while_the_delta_is_computed(letters(b'a').collect(), letters(b'A').collect()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_million_identical_lines_hold_up_nobody_else() {
+    let mut new = b"on\n".repeat(1 << 20);
+    new[3000] = b'i';
+    new[3_000_000] = b'i';
+    goes_on_while_the_delta_is_computed(b"on\n".repeat(1 << 20), new).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_found_in_time_travels_whole() {
+    let running = Running::start(ScriptedEtcd::default()).await;
+    running.put("/c/a", large("1")).await;
+    let mut stream = running.stream("/c/").await;
+    let gate = Arc::clone(&running.deltas.gate);
+    {
+        let _closed = gate.lock().await;
+        running.put("/c/a", large("2")).await;
+        // Two run at a time; the third does not get its turn.
+        running.put("/c/a", large("3")).await;
+        running.put("/c/a", large("4")).await;
+        until(|| running.jobs() == 2).await;
+        assert!(stream.drain_is_quiet());
+        tokio::time::advance(WITHIN).await;
+        until(|| {
+            stream.drain();
+            stream.replica.revision() == running.etcd.revision()
+        })
+        .await;
+        stream.check(&running.etcd);
+        assert_eq!(stream.patches, Some(0));
+        assert_eq!(running.fanout.metrics().deltas_late.get(), 3);
+        assert_eq!(running.jobs(), 2, "they are not over");
+    }
+    until(|| running.jobs() == 0).await;
+    running.put("/c/a", large("5")).await;
+    until(|| {
+        stream.drain();
+        stream.patches == Some(1)
+    })
+    .await;
+    stream.check(&running.etcd);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_panics_is_one_that_found_nothing() {
+    let running = Running::start(ScriptedEtcd::default()).await;
+    running.put("/c/a", large("1")).await;
+    let mut stream = running.stream("/c/").await;
+    *running.deltas.gate.lock().await = true;
+    running.put("/c/a", large("2")).await;
+    until(|| {
+        stream.drain();
+        stream.replica.revision() == running.etcd.revision()
+    })
+    .await;
+    stream.check(&running.etcd);
+    assert_eq!((stream.patches, running.jobs()), (Some(0), 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn jobs_end_with_ingest() {
+    let mut running = Running::start(ScriptedEtcd::default()).await;
+    let some = |n: u8| (0..10).map(move |key| Op::put(format!("/c/{key}"), large(&n.to_string())));
+    running.fanout.reached(running.etcd.txn(some(1))).await;
+    let _stream = running.stream("/c/").await;
+    let metrics = running.fanout.metrics().clone();
+    let gate = Arc::clone(&running.deltas.gate);
+    {
+        let _closed = gate.lock().await;
+        for n in 2..6 {
+            running.fanout.reached(running.etcd.txn(some(n))).await;
+        }
+        until(|| running.jobs() == 2).await;
+        running.ingest.shutdown().await;
+        assert_eq!(running.jobs(), 2, "a thread cannot be stopped");
+    }
+    until(|| running.jobs() == 0).await;
+    let looked_at = metrics.deltas_computed.get() + metrics.deltas_dropped.get();
+    assert_eq!(looked_at, 2, "each saw it after its first value");
+}

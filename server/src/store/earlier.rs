@@ -1,0 +1,292 @@
+//! What changed before the first state, put in front of the log once it is certain to fit.
+//!
+//! A server starts with a state and no past. When its clients return they hold earlier states, and
+//! the source can say what changed since. That is taken in part by part, checked key by key against
+//! the state, and only then adopted: the log reaches back further, and the deletes are known. What
+//! does not fit is thrown away as a whole.
+
+use std::collections::{HashMap, hash_map};
+use std::sync::Arc;
+
+use driftless_proto::apply::Edit;
+use driftless_proto::digest::Digest;
+use driftless_proto::{Key, Revision};
+
+use super::log::{Batch, Change, Log};
+use super::snapshot::{Changed, Position, Stored};
+use super::writer::Writer;
+use crate::source::{EarlierChange, EarlierTransaction, Span};
+
+/// Keys that one call of [`Settling::settle`] looks at: some 300 µs.
+const SLICE: usize = 1024;
+
+/// Why what is said of the past cannot be true of this state.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Misfit {
+    /// Not in order, or outside of what was asked for.
+    #[error("a transaction of revision {revision} is out of order")]
+    Order {
+        /// The transaction's.
+        revision: Revision,
+    },
+    /// What was there before a change is not what the change before it left.
+    #[error("what changed at revision {revision} was not there before")]
+    Chain {
+        /// The later change's.
+        revision: Revision,
+    },
+    /// The state has something else.
+    #[error("the state differs from what was changed at revision {revision}")]
+    State {
+        /// Where they part.
+        revision: Revision,
+    },
+}
+
+/// What is known of a key's last change.
+#[derive(Clone, Copy, Debug)]
+struct Last {
+    revision: Revision,
+    /// Of the entry; `None` when it was deleted.
+    hash: Option<Digest>,
+}
+
+/// What changed before the first state, while it is being taken in.
+#[derive(Debug)]
+pub struct Earlier {
+    span: Span,
+    contact_ms: u64,
+    budget: usize,
+    /// From where on it is said, which may be later than was asked for.
+    after: Revision,
+    /// The revision of the latest transaction.
+    at: Revision,
+    /// Of the batches so far, those that fit.
+    log: Log,
+    last: HashMap<Key, Last>,
+}
+
+impl Earlier {
+    /// For what changed in this span, up to the floor of the log, within `budget` bytes. `contact_ms`
+    /// is when etcd said so.
+    pub fn new(span: Span, budget: usize, contact_ms: u64) -> Self {
+        Self {
+            span,
+            contact_ms,
+            budget,
+            after: span.after,
+            at: span.after,
+            log: Log::new(span.after, budget),
+            last: HashMap::new(),
+        }
+    }
+
+    /// What was asked for.
+    pub const fn span(&self) -> Span {
+        self.span
+    }
+
+    /// Starts anew, with what comes after this revision.
+    pub fn begin(&mut self, after: Revision) {
+        *self = Self {
+            after,
+            at: after,
+            log: Log::new(after, self.budget),
+            ..Self::new(self.span, self.budget, self.contact_ms)
+        };
+        if after > self.span.after {
+            // etcd has forgotten what lies before.
+            self.log.give_up_back();
+        }
+    }
+
+    /// Takes in the next transactions.
+    ///
+    /// # Errors
+    /// When they contradict themselves.
+    pub fn take(&mut self, transactions: Vec<EarlierTransaction>) -> Result<(), Misfit> {
+        for EarlierTransaction { revision, changes } in transactions {
+            if revision <= self.at || revision > self.span.up_to {
+                return Err(Misfit::Order { revision });
+            }
+            let mut taken = Vec::with_capacity(changes.len());
+            for change in changes {
+                taken.extend(self.change(revision, change)?);
+            }
+            if !taken.is_empty() {
+                let batch = Batch::new(self.at, revision, false, self.contact_ms, taken);
+                self.log.push(Arc::new(batch));
+            }
+            self.at = revision;
+        }
+        Ok(())
+    }
+
+    /// `None` for one that changes nothing.
+    fn change(
+        &mut self,
+        revision: Revision,
+        change: EarlierChange,
+    ) -> Result<Option<Change>, Misfit> {
+        let EarlierChange { edit, previous } = change;
+        let before = previous.map(|entry| Digest::of(&entry));
+        let after = match &edit {
+            Edit::Put(entry) => Some(Digest::of(entry)),
+            Edit::Delete { .. } => None,
+        };
+        let last = Last {
+            revision,
+            hash: after,
+        };
+        let known = self.last.insert(edit.key().clone(), last);
+        if known.is_some_and(|known| known.hash != before) {
+            return Err(Misfit::Chain { revision });
+        }
+        let nothing = Digest::EMPTY;
+        let delta = after.unwrap_or(nothing) - before.unwrap_or(nothing);
+        Ok((before.is_some() || after.is_some()).then(|| Change::new(edit, delta)))
+    }
+
+    /// Everything was said: goes on to compare it with the state.
+    pub fn end(self) -> Settling {
+        Settling {
+            position: Position::after(self.after),
+            earlier: self,
+            deleted: Vec::new(),
+            step: Step::Puts,
+        }
+    }
+}
+
+/// What changed before the first state, while it is being compared and adopted, slice by slice: the
+/// state may change in between.
+#[derive(Debug)]
+pub struct Settling {
+    earlier: Earlier,
+    /// Up to where the state's entries were looked up.
+    position: Position,
+    deleted: Vec<(Revision, Key)>,
+    step: Step,
+}
+
+#[derive(Debug)]
+enum Step {
+    /// Each entry that was put in the span, and not since, must be what was said last of its key.
+    Puts,
+    /// Each key that changed must be what was said last of it, unless it changed since.
+    Last(hash_map::IntoIter<Key, Last>),
+    /// All fits; the deletes are being remembered, the latest first.
+    Deletes,
+}
+
+impl Settling {
+    /// What was asked for.
+    pub const fn span(&self) -> Span {
+        self.earlier.span
+    }
+
+    /// Does a slice of the work. Returns the log of what was adopted once all of it is done, to be
+    /// put in front of the one that there is.
+    ///
+    /// # Errors
+    /// When it does not fit the state.
+    pub fn settle(&mut self, writer: &mut Writer) -> Result<Option<Log>, Misfit> {
+        match &mut self.step {
+            Step::Puts => {
+                if self.compare_puts(writer)? {
+                    let last = std::mem::take(&mut self.earlier.last);
+                    self.step = Step::Last(last.into_iter());
+                }
+            }
+            Step::Last(keys) => {
+                let mut count = 0;
+                for (key, last) in keys.take(SLICE) {
+                    count += 1;
+                    if writer.agrees(&key, last.revision, last.hash, self.earlier.span.up_to)?
+                        && last.revision > self.earlier.log.floor()
+                    {
+                        self.deleted.push((last.revision, key));
+                    }
+                }
+                if count < SLICE {
+                    self.deleted.sort_unstable();
+                    self.step = Step::Deletes;
+                }
+            }
+            Step::Deletes => {
+                for _ in 0..SLICE {
+                    let Some((revision, key)) = self.deleted.pop() else {
+                        let floor = self.earlier.log.floor();
+                        writer.knows_deletes_since(floor, self.earlier.span.up_to);
+                        let log = Log::new(floor, 0);
+                        return Ok(Some(std::mem::replace(&mut self.earlier.log, log)));
+                    };
+                    if !writer.bury_earlier(revision, key) {
+                        // No room for older ones.
+                        self.deleted.clear();
+                        self.earlier.log.forget_before(revision);
+                    }
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Looks at a slice of the entries that were put in the span. Returns whether that was the last.
+    fn compare_puts(&mut self, writer: &Writer) -> Result<bool, Misfit> {
+        let (up_to, last) = (self.earlier.span.up_to, &self.earlier.last);
+        let mut count = 0;
+        let mut reached = None;
+        for (position, revision, _, changed) in
+            writer.snapshot().changed(&self.position).take(SLICE)
+        {
+            if revision > up_to {
+                break;
+            }
+            count += 1;
+            reached = Some(position.clone());
+            let Changed::Live(stored) = changed else {
+                continue;
+            };
+            let said = last.get(&stored.entry.key);
+            let same = |said: &Last| said.revision == revision && said.hash == Some(stored.hash);
+            if !said.is_some_and(same) {
+                return Err(Misfit::State { revision });
+            }
+        }
+        if let Some(reached) = reached {
+            self.position = reached;
+        }
+        Ok(count < SLICE)
+    }
+}
+
+impl Writer {
+    /// Whether a key whose last change up to `up_to` was this one was deleted by it and is gone
+    /// since, so that the delete is worth remembering.
+    ///
+    /// # Errors
+    /// When the state says otherwise. What changed after `up_to` says nothing.
+    fn agrees(
+        &self,
+        key: &Key,
+        revision: Revision,
+        hash: Option<Digest>,
+        up_to: Revision,
+    ) -> Result<bool, Misfit> {
+        let since = self.snapshot().floor() > up_to || self.deleted_at(key) > Some(up_to);
+        let held = self.snapshot().by_key.get(key);
+        match (held, hash) {
+            (Some(held), _) if held.entry.mod_revision > up_to => Ok(false),
+            (Some(held), Some(hash)) if is(held, revision, hash) => Ok(false),
+            (Some(_), _) => Err(Misfit::State { revision }),
+            (None, Some(_)) if since => Ok(false),
+            (None, Some(_)) => Err(Misfit::State { revision }),
+            (None, None) => Ok(!since),
+        }
+    }
+}
+
+fn is(held: &Stored, revision: Revision, hash: Digest) -> bool {
+    held.entry.mod_revision == revision && held.hash == hash
+}
