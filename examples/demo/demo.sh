@@ -187,7 +187,7 @@ edit() {
 
 # --- The demo ----------------------------------------------------------------
 
-echo "Building the server and the service."
+echo "Building the server and the service, which takes some minutes the first time."
 start "the build" cargo build --locked -p driftless -p driftless-examples --bins
 # Waited for, not in the foreground, so that SIGTERM need not wait for it.
 wait "${pids[0]}" || { echo "demo: the build failed" >&2; exit 1; }

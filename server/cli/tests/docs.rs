@@ -157,6 +157,46 @@ fn the_commands_of_the_servers_readme_run() {
 }
 
 #[test]
+fn the_dependencies_of_the_readme_are_those_of_its_program() {
+    let page = read("README.md");
+    let [file] = &blocks(&page, "toml")[..] else {
+        panic!("not one file")
+    };
+    let table = |text: &str| text.parse::<toml::Table>().unwrap();
+    let named = &table(file)["dependencies"];
+    let named = named.as_table().unwrap();
+    let workspace = table(&read("Cargo.toml"));
+    let examples = table(&read("examples/Cargo.toml"));
+    for (name, wanted) in named {
+        assert!(
+            examples["dependencies"].get(name).is_some(),
+            "the program of the README is built without {name}"
+        );
+        if let Some(path) = wanted.get("path") {
+            let path = path
+                .as_str()
+                .unwrap()
+                .strip_prefix("../driftless/")
+                .unwrap();
+            let manifest = table(&read(&format!("{path}/Cargo.toml")));
+            assert_eq!(manifest["package"]["name"].as_str(), Some(name.as_str()));
+            continue;
+        }
+        let version = |spec: &toml::Value| {
+            let version = spec.get("version").unwrap_or(spec).as_str().unwrap();
+            version.split('.').next().unwrap().to_owned()
+        };
+        let ours = &workspace["workspace"]["dependencies"][name];
+        assert_eq!(version(wanted), version(ours), "{name}");
+    }
+    // What the program names, and nothing that it does not.
+    let program = read("examples/src/bin/readme.rs").replace('-', "_");
+    for name in named.keys() {
+        assert!(program.contains(&name.replace('-', "_")), "{name}");
+    }
+}
+
+#[test]
 fn the_settings_file_of_the_servers_readme_is_taken() {
     let page = read("server/README.md");
     let [file] = &blocks(&page, "toml")[..] else {

@@ -1,0 +1,175 @@
+//! Commands that go on: what is said of each change of state, once, however often is tried meanwhile.
+
+use rustix::process::Signal;
+
+use super::SECTIONS;
+use super::common::{Process, ServerProcess, wait_until};
+use super::ending;
+use super::page::{Row, check, judge};
+use super::place::Place;
+
+/// So many attempts show that it is tried again and again.
+const ATTEMPTS: u64 = 6;
+
+/// How often it is asked something meanwhile, to pass the time.
+const QUESTIONS: u64 = 50;
+
+/// More attempts than this, while those questions were asked one after the other, are no backing off.
+/// A loop without a wait makes thousands.
+const MOST_ATTEMPTS: u64 = 40;
+
+const RUNS: &str = "runs on";
+
+/// Waits for several attempts, then asks many questions, and sees how many attempts that were.
+#[track_caller]
+fn backs_off(mut attempts: impl FnMut() -> u64) {
+    let before = attempts();
+    wait_until("it tries again and again", || {
+        attempts() >= before + ATTEMPTS
+    });
+    for _ in 0..QUESTIONS {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        assert!(attempts() <= before + MOST_ATTEMPTS, "it does not wait");
+    }
+}
+
+#[test]
+fn watch() {
+    let mut place = Place::start();
+    let mut rows = ending::watch(&place);
+    place.lasting_watches(&mut rows);
+    check(SECTIONS[2], &rows);
+}
+
+impl Place {
+    fn lasting_watches(&mut self, rows: &mut Vec<Row>) {
+        let command = "driftless watch /config/a --server http://127.0.0.1:9";
+        let process = self.start_command(command);
+        backs_off(|| attempts(&process));
+        rows.push(Row::new(
+            "nobody at the server's address",
+            command,
+            RUNS,
+            self.said(&process),
+        ));
+        drop(process);
+
+        let unready = ServerProcess::start_at("http://127.0.0.1:9", &["/config/"], 0, &[]);
+        let ready = std::mem::replace(&mut self.server, unready);
+        let command = "driftless watch /config/a";
+        let process = self.start_command(command);
+        wait_until("it says why", || !self.said(&process).is_empty());
+        let wrong = "a server that has not reached etcd yet";
+        rows.push(Row::new(wrong, command, RUNS, self.said(&process)));
+        drop(process);
+        rows.push(self.row("the same for `get`", "driftless get /config/a"));
+        self.server = ready;
+
+        let mut process = self.start_command(command);
+        process.lines_to("watching");
+        let port = self.server.addr().port();
+        self.server.process.signal(Signal::KILL);
+        self.server.process.wait();
+        backs_off(|| attempts(&process));
+        let wrong = "the server is killed, and started again";
+        self.server = ServerProcess::start_at(&self.etcd.url(), &["/config/"], port, &[]);
+        wait_until("it says so", || process.stderr().contains("connected to"));
+        rows.push(Row::new(wrong, command, RUNS, self.said(&process)));
+        drop(process);
+
+        let mut process = self.start_command(command);
+        process.lines_to("watching");
+        self.server.process.signal(Signal::TERM);
+        self.server.process.wait();
+        backs_off(|| attempts(&process));
+        let wrong = "the server is stopped";
+        let said = self.said(&process);
+        // What a server that is about to end answers next is a matter of chance.
+        assert!(said.len() <= 3, "{said:#?}");
+        rows.push(Row::new(wrong, command, RUNS, said.into_iter().take(1)));
+    }
+
+    /// What a watch said to people; the rest of its standard error is the log.
+    fn said(&self, process: &Process) -> Vec<String> {
+        let stderr = process.stderr();
+        judge(&stderr);
+        let lines = stderr
+            .lines()
+            .filter(|line| line.starts_with("driftless: "));
+        lines.map(|line| self.shown(line)).collect()
+    }
+}
+
+/// How often a watch tried to connect, by its log.
+fn attempts(process: &Process) -> u64 {
+    process.stderr().matches("cannot connect").count() as u64
+}
+
+#[test]
+fn serve() {
+    let command = "driftless serve --etcd http://127.0.0.1:2379 --prefix /config/";
+    let mut place = Place::start();
+    let mut rows = Vec::new();
+    place.etcd.kill();
+    place.server = ServerProcess::start_at(&place.etcd.url(), &["/config/"], 0, &[]);
+    let metric = "driftless_etcd_attempts_total";
+    // All that the log says, and what is new in it.
+    let mut told = 0;
+    let mut news = |place: &Place, count: usize| {
+        wait_until("the log says so", || {
+            place.log(&place.server.process.stderr()).len() >= told + count
+        });
+        let log = place.log(&place.server.process.stderr());
+        assert_eq!(log.len(), told + count, "{log:#?}");
+        let new = log[told..].to_vec();
+        told += count;
+        new
+    };
+
+    place.wait_for_status("/readyz", 503, "refused");
+    backs_off(|| place.counter(metric));
+    rows.push(Row::new(
+        "etcd cannot be reached at the start",
+        command,
+        RUNS,
+        news(&place, 1),
+    ));
+    rows.push(place.ask("and whoever asks is told", "/readyz"));
+    place.etcd.resume();
+    place.server.wait_ready();
+    rows.push(Row::new(
+        "etcd is there at last",
+        command,
+        RUNS,
+        news(&place, 1),
+    ));
+
+    place.etcd.kill();
+    place.wait_for_status("/readyz", 200, "last heard");
+    backs_off(|| place.counter(metric));
+    rows.push(Row::new(
+        "etcd is killed later",
+        command,
+        RUNS,
+        news(&place, 1),
+    ));
+    rows.push(place.ask("and whoever asks is told; what was read stays", "/readyz"));
+    place.etcd.resume();
+    place.wait_for_status("/readyz", 200, "in sync");
+    rows.push(Row::new("etcd is back", command, RUNS, news(&place, 1)));
+
+    let elsewhere = place.server.admin();
+    let server = ServerProcess::start_at(&format!("http://{elsewhere}"), &["/config/"], 0, &[]);
+    wait_until("the log says so", || {
+        !place.log(&server.process.stderr()).is_empty()
+    });
+    let command = "driftless serve --etcd http://127.0.0.1:7401 --prefix /config/";
+    let log = place.log(&server.process.stderr());
+    rows.push(Row::new(
+        "something else at etcd's address",
+        command,
+        RUNS,
+        log,
+    ));
+    check(SECTIONS[4], &rows);
+}

@@ -1,0 +1,27 @@
+//! Every wrong input of `server/WRONG_INPUTS.md`, done for real: the page says what happens, and
+//! nothing else does.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod ending;
+mod lasting;
+mod page;
+mod place;
+
+/// The page's tables, in its order. The last is held by a test of the examples.
+const SECTIONS: [&str; 7] = [
+    "driftless, any command",
+    "driftless get",
+    "driftless watch",
+    "driftless serve: settings",
+    "driftless serve: while it runs",
+    "driftless dev",
+    "In a service",
+];
+
+#[test]
+fn the_page_has_no_table_that_is_not_tested() {
+    assert_eq!(page::sections(), SECTIONS);
+}
