@@ -8,6 +8,7 @@ use driftless_proto::v1;
 use crate::client::Client;
 use crate::connect::{Connect, Endpoint, Tcp};
 use crate::error::BuildError;
+use crate::inventory::Inventory;
 use crate::transport::Transport;
 
 /// The most bytes that an instance id, a label's name or its value may have, by the contract.
@@ -132,8 +133,9 @@ impl ClientBuilder {
             labels: self.labels.into_iter().collect(),
             library: LIBRARY.to_owned(),
         };
-        let transport = Transport::new(endpoints, self.connector, info);
-        Ok(Client::new(transport, self.range_limit))
+        let inventory = Inventory::new();
+        let transport = Transport::new(endpoints, self.connector, info, inventory.clone());
+        Ok(Client::new(transport, inventory, self.range_limit))
     }
 }
 

@@ -6,18 +6,47 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Deref;
 use std::sync::Arc;
+use std::time::Duration;
 
-use arc_swap::{ArcSwap, Guard};
+use arc_swap::{ArcSwap, Cache, Guard};
 use driftless_proto::Revision;
 use tokio::sync::watch;
 
 use crate::entries::Entries;
 use crate::error::Closed;
+use crate::freshness::{Freshness, Moment, Proof};
 
 /// A value and the state that it was made from.
 pub(crate) struct Versioned<T> {
     value: Shown<T>,
     revision: Revision,
+    /// Grows by one with each value of a cell.
+    number: u64,
+    /// When the state was last known to be etcd's as the value was made.
+    proven: Proof,
+    /// When it was last known to be, once a newer one is known.
+    superseded: Moment,
+}
+
+impl<T> Versioned<T> {
+    pub(crate) const fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    pub(crate) const fn number(&self) -> u64 {
+        self.number
+    }
+}
+
+impl<T> Deref for Versioned<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        match &self.value {
+            Shown::Own(value) => value,
+            Shown::Default(value) => value,
+        }
+    }
 }
 
 /// A value of its own, or the default, which may be shown again and again.
@@ -26,10 +55,31 @@ pub(crate) enum Shown<T> {
     Default(Arc<T>),
 }
 
+/// Where a value comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Source {
+    /// From etcd, by way of a server.
+    Server,
+    /// It is the [default](crate::WatchBuilder::default_value): the key does not exist, or no good
+    /// value came in time.
+    Default,
+}
+
+impl fmt::Display for Source {
+    /// One word, stable.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Server => "server",
+            Self::Default => "default",
+        })
+    }
+}
+
 /// What has happened to a cell.
 #[derive(Clone, Debug)]
 pub(crate) struct Version {
-    /// Grows by one with each value.
+    /// That of the newest value.
     pub(crate) number: u64,
     /// The state that the newest value was made from; an empty one for a default that was taken
     /// because no state came in time.
@@ -42,30 +92,58 @@ pub(crate) struct Version {
 pub(crate) struct Cell<T> {
     slot: ArcSwap<Versioned<T>>,
     version: watch::Sender<Version>,
+    freshness: Freshness,
 }
 
 impl<T> Cell<T> {
-    pub(crate) fn new(value: Shown<T>, state: Entries) -> Self {
-        let revision = state.revision();
+    pub(crate) fn new(
+        value: Shown<T>,
+        state: Entries,
+        proven: Proof,
+        freshness: Freshness,
+    ) -> Self {
+        let (number, revision) = (0, state.revision());
         let version = Version {
-            number: 0,
+            number,
             state,
             closed: None,
         };
         Self {
-            slot: ArcSwap::from_pointee(Versioned { value, revision }),
+            slot: ArcSwap::from_pointee(Versioned {
+                value,
+                revision,
+                number,
+                proven,
+                superseded: Moment::never(),
+            }),
             version: watch::Sender::new(version),
+            freshness,
         }
     }
 
-    /// Replaces the value, then wakes who waits: whoever is woken finds it.
-    pub(crate) fn store(&self, value: Shown<T>, state: Entries) {
+    /// Replaces the value, which was last etcd's at `before`, by one that is at `proven`; then wakes
+    /// who waits. Whoever is woken finds the new one, or one that is newer still.
+    pub(crate) fn store(&self, value: Shown<T>, state: Entries, before: Proof, proven: Proof) {
         let revision = state.revision();
-        self.slot.store(Arc::new(Versioned { value, revision }));
+        // One task writes, so nobody else counts meanwhile.
+        let number = self.version.borrow().number + 1;
+        self.supersede(before);
+        self.slot.store(Arc::new(Versioned {
+            value,
+            revision,
+            number,
+            proven,
+            superseded: Moment::never(),
+        }));
         self.version.send_modify(|version| {
-            version.number += 1;
+            version.number = number;
             version.state = state;
         });
+    }
+
+    /// The value is etcd's no longer: it last was at `before`.
+    pub(crate) fn supersede(&self, before: Proof) {
+        self.slot.load().superseded.set_once(before);
     }
 
     /// No value will follow.
@@ -78,12 +156,70 @@ impl<T> Cell<T> {
         Loaded {
             guard: self.slot.load(),
             not_send: PhantomData,
-            cell: PhantomData,
+            cell: self,
         }
+    }
+
+    /// The value, to be kept.
+    pub(crate) fn keep(&self) -> Arc<Versioned<T>> {
+        self.slot.load_full()
     }
 
     pub(crate) fn subscribe(&self) -> watch::Receiver<Version> {
         self.version.subscribe()
+    }
+
+    /// See [`Loaded::age`].
+    pub(crate) fn age(&self, value: &Versioned<T>) -> Option<Duration> {
+        // A default for want of a state was never proven to be anything.
+        if value.revision == Revision::NONE {
+            return None;
+        }
+        self.freshness.age(value.proven, &value.superseded)
+    }
+
+    /// See [`Loaded::is_stale`].
+    pub(crate) fn is_stale(&self, value: &Versioned<T>) -> bool {
+        self.freshness
+            .max_age()
+            .is_some_and(|most| self.age(value).is_none_or(|age| age > most))
+    }
+
+    pub(crate) const fn max_age(&self) -> Option<Duration> {
+        self.freshness.max_age()
+    }
+}
+
+/// The value as one thread last saw it: reading it costs a look at whether it is still the newest.
+pub(crate) struct Cached<T> {
+    cache: Cache<Slot<T>, Arc<Versioned<T>>>,
+    cell: Arc<Cell<T>>,
+}
+
+struct Slot<T>(Arc<Cell<T>>);
+
+impl<T> Deref for Slot<T> {
+    type Target = ArcSwap<Versioned<T>>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0.slot
+    }
+}
+
+impl<T> Cached<T> {
+    pub(crate) fn new(cell: Arc<Cell<T>>) -> Self {
+        Self {
+            cache: Cache::new(Slot(Arc::clone(&cell))),
+            cell,
+        }
+    }
+
+    pub(crate) fn load(&mut self) -> &Versioned<T> {
+        self.cache.load()
+    }
+
+    pub(crate) const fn cell(&self) -> &Arc<Cell<T>> {
+        &self.cell
     }
 }
 
@@ -119,7 +255,7 @@ impl<T> Cell<T> {
 pub struct Loaded<'a, T> {
     guard: Guard<Arc<Versioned<T>>>,
     not_send: PhantomData<*const ()>,
-    cell: PhantomData<&'a Cell<T>>,
+    cell: &'a Cell<T>,
 }
 
 impl<T> Loaded<'_, T> {
@@ -128,16 +264,38 @@ impl<T> Loaded<'_, T> {
     pub fn revision(&self) -> Revision {
         self.guard.revision
     }
+
+    /// Where this value comes from.
+    pub fn source(&self) -> Source {
+        match self.guard.value {
+            Shown::Own(_) => Source::Server,
+            Shown::Default(_) => Source::Default,
+        }
+    }
+
+    /// How old this value may be: the time since it was last proven to be what etcd holds. It grows
+    /// while the server, or the server's etcd, cannot be reached, and once a newer state is known
+    /// that this value does not show, because it was refused or came after this load. `None` for a
+    /// default that was taken because no state came in time, and from a server that does not tell
+    /// the time.
+    ///
+    /// Resolution: the interval at which the server hears of etcd and tells (10 s by default).
+    pub fn age(&self) -> Option<Duration> {
+        self.cell.age(&self.guard)
+    }
+
+    /// Whether this value is older than the watch's
+    /// [`max_age`](crate::WatchBuilder::max_age), or of unknown age. Never, where none was set.
+    pub fn is_stale(&self) -> bool {
+        self.cell.is_stale(&self.guard)
+    }
 }
 
 impl<T> Deref for Loaded<'_, T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        match &self.guard.value {
-            Shown::Own(value) => value,
-            Shown::Default(value) => value,
-        }
+        &self.guard
     }
 }
 
@@ -162,10 +320,10 @@ mod tests {
 
     #[test]
     fn a_held_value_outlives_its_replacement() {
-        let cell = Cell::new(Shown::Own(1), at(1));
+        let cell = Cell::new(Shown::Own(1), at(1), Proof::NONE, Freshness::unknown());
         let mut bell = cell.subscribe();
         let old = cell.load();
-        cell.store(Shown::Default(Arc::new(2)), at(2));
+        cell.store(Shown::Default(Arc::new(2)), at(2), Proof::NONE, Proof::NONE);
         assert_eq!((*old, old.revision()), (1, Revision::new(1)));
         assert_eq!(
             (*cell.load(), cell.load().revision()),
@@ -178,9 +336,14 @@ mod tests {
     #[test]
     fn replaced_values_are_freed() {
         let value = Arc::new(());
-        let cell = Cell::new(Shown::Own(Arc::clone(&value)), at(0));
+        let cell = Cell::new(
+            Shown::Own(Arc::clone(&value)),
+            at(0),
+            Proof::NONE,
+            Freshness::unknown(),
+        );
         let held = cell.load();
-        cell.store(Shown::Own(Arc::new(())), at(0));
+        cell.store(Shown::Own(Arc::new(())), at(0), Proof::NONE, Proof::NONE);
         assert_eq!(Arc::strong_count(&value), 2);
         drop(held);
         assert_eq!(Arc::strong_count(&value), 1);

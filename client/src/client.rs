@@ -9,6 +9,8 @@ use crate::builder::ClientBuilder;
 use crate::entries::EntriesBuilder;
 use crate::error::BuildError;
 use crate::get::GetBuilder;
+use crate::inventory::Inventory;
+use crate::quiescence::{Quiescence, Shutdown};
 use crate::range::IntoRange;
 use crate::registry::Registry;
 use crate::transport::Transport;
@@ -23,6 +25,7 @@ use crate::watcher::WatchBuilder;
 pub struct Client {
     transport: Arc<Transport>,
     registry: Arc<Registry>,
+    inventory: Inventory,
     range_limit: usize,
 }
 
@@ -41,12 +44,13 @@ impl Client {
         ClientBuilder::new()
     }
 
-    pub(crate) fn new(transport: Transport, range_limit: usize) -> Self {
+    pub(crate) fn new(transport: Transport, inventory: Inventory, range_limit: usize) -> Self {
         let transport = Arc::new(transport);
-        let registry = Registry::new(Arc::clone(&transport), range_limit);
+        let registry = Registry::new(Arc::clone(&transport), inventory.clone(), range_limit);
         Self {
             transport,
             registry: Arc::new(registry),
+            inventory,
             range_limit,
         }
     }
@@ -71,9 +75,39 @@ impl Client {
     pub fn get(&self, range: impl IntoRange) -> GetBuilder {
         GetBuilder::new(
             Arc::clone(&self.transport),
+            self.inventory.clone(),
             range.into_range(),
             self.range_limit,
         )
+    }
+
+    /// Ends all that this client and its clones caused, and waits until it is gone. Watchers keep
+    /// their last value and are [`Closed`](crate::Closed::Shutdown); new watches and reads fail.
+    ///
+    /// Dropping everything does as much; this is for services that want to know, and to be told the
+    /// name of what holds it up: a callback that does not return, a look-up of a host name that the
+    /// resolver is still busy with.
+    ///
+    /// ```
+    /// # async fn stop(client: driftless_client::Client) {
+    /// if let Err(left) = client.shutdown().await {
+    ///     eprintln!("{left}"); // "after 5s there is still a callback for /config/shop/*"
+    /// }
+    /// # }
+    /// ```
+    pub fn shutdown(&self) -> Shutdown {
+        Shutdown::new(self.clone())
+    }
+
+    /// Tells what this client and its watchers hold: for a service's own tests that nothing is left.
+    pub fn quiescence(&self) -> Quiescence {
+        Quiescence::new(self.inventory.clone())
+    }
+
+    /// Ends everything, now and for good.
+    pub(crate) fn close(&self) {
+        self.registry.close();
+        self.transport.close();
     }
 }
 

@@ -207,7 +207,7 @@ impl IntoFuture for EntriesBuilder {
     /// When it is polled outside of a tokio runtime.
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
-            let shared = self.registry.subscribe(self.range?);
+            let shared = self.registry.subscribe(self.range?)?;
             let mut entries = shared.entries();
             let first = async {
                 let first = entries.wait_for(Option::is_some).await;

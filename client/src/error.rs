@@ -214,6 +214,9 @@ pub enum Closed {
     /// The server took back the right to the range and asked for its copies to be deleted.
     #[error("the right to read this range was taken back")]
     Revoked,
+    /// The client was [shut down](crate::Client::shutdown).
+    #[error("the client was shut down")]
+    Shutdown,
     /// The task that served the watcher is gone, because its runtime was shut down.
     #[error("the runtime that served this watcher is gone")]
     Ended,
@@ -225,6 +228,45 @@ impl Closed {
         false
     }
 }
+
+/// A value is older than it may be, or its age is not known.
+#[derive(Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stale {
+    /// What is watched.
+    pub range: KeyRange,
+    /// How old the value may be; `None` where that is not known.
+    pub age: Option<Duration>,
+    /// How old it would be allowed to be.
+    pub max_age: Duration,
+}
+
+impl fmt::Display for Stale {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            range,
+            age,
+            max_age,
+        } = self;
+        match age {
+            Some(age) => write!(
+                f,
+                "the value of {range} was last proven {age:.1?} ago, and {max_age:?} are allowed"
+            )?,
+            None => write!(f, "how old the value of {range} is cannot be told")?,
+        }
+        f.write_str("; the watcher's status says what stands between it and etcd")
+    }
+}
+
+impl fmt::Debug for Stale {
+    /// Its name, and what it says.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Stale: {self}")
+    }
+}
+
+impl std::error::Error for Stale {}
 
 /// Why a `get` has no answer.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
@@ -289,7 +331,7 @@ debug! {
     BuildError: NoEndpoint Endpoint TlsUnsupported Instance TooManyLabels Label;
     WatchError: Range Refused NoFirstValue Closed;
     NoValue: NotConnected Missing Rejected;
-    Closed: Revoked Ended;
+    Closed: Revoked Shutdown Ended;
     GetError: Range Refused TimedOut Unavailable BadAnswer;
 }
 

@@ -59,6 +59,7 @@
 //! before this library catches it.
 
 mod builder;
+mod callback;
 mod cell;
 mod client;
 mod connect;
@@ -67,8 +68,13 @@ mod decode;
 pub mod decoding {}
 mod entries;
 mod error;
+mod freshness;
 mod get;
+mod inventory;
+mod part;
+mod quiescence;
 mod range;
+mod reader;
 mod registry;
 mod replica;
 mod report;
@@ -76,17 +82,24 @@ mod sink;
 mod status;
 mod subscription;
 mod transport;
+mod updates;
 mod watcher;
 
 pub use builder::ClientBuilder;
-pub use cell::Loaded;
+pub use callback::OnChange;
+pub use cell::{Loaded, Source};
 pub use client::Client;
 pub use connect::{Connect, Connecting, Endpoint, Io};
 pub use decode::{Format, Rejection, RejectionKind};
 pub use driftless_proto::{Entry, Key, KeyRange, RangeError, Revision};
 pub use entries::{Entries, EntriesBuilder, EntriesChange, EntriesWatcher, EntryChange};
-pub use error::{BuildError, Closed, GetError, NoValue, Refused, RefusedReason, WatchError};
+pub use error::{BuildError, Closed, GetError, NoValue, Refused, RefusedReason, Stale, WatchError};
 pub use get::GetBuilder;
+pub use inventory::Held;
+pub use part::{LoadedPart, Part};
+pub use quiescence::{NotQuiet, Quiescence, Shutdown};
 pub use range::IntoRange;
+pub use reader::Reader;
 pub use status::{RejectedState, State, Status, StatusWatcher};
+pub use updates::{Update, Updates};
 pub use watcher::{Changed, WatchBuilder, Watcher};

@@ -17,6 +17,7 @@ use crate::cell::{Cell, Shown};
 use crate::decode::{self, Format, Rejection};
 use crate::entries::Entries;
 use crate::error::{Closed, NO_FOLDER, is_folder};
+use crate::freshness::{Freshness, Proof};
 use crate::status::RejectedState;
 
 /// A state, numbered: the number grows when entries changed, and starts at 1.
@@ -24,6 +25,10 @@ use crate::status::RejectedState;
 pub(crate) struct Numbered<'a> {
     pub(crate) number: u64,
     pub(crate) entries: &'a Entries,
+    /// When the state was last proven to be etcd's.
+    pub(crate) proven: Proof,
+    /// When the state before it was.
+    pub(crate) before: Proof,
 }
 
 /// What a watcher made of the states that it was shown.
@@ -57,6 +62,7 @@ pub(crate) struct TypedSink<T> {
     format: Option<Format>,
     default: Option<Arc<T>>,
     validate: Option<Validate<T>>,
+    freshness: Freshness,
     /// The number of the last state that was shown.
     shown: AtomicU64,
     /// Wakes for what a status tells of it: not for each state that is used.
@@ -73,12 +79,14 @@ impl<T: DeserializeOwned> TypedSink<T> {
         format: Option<Format>,
         default: Option<T>,
         validate: Option<Validate<T>>,
+        freshness: Freshness,
     ) -> Self {
         Self {
             range,
             format,
             default: default.map(Arc::new),
             validate,
+            freshness,
             shown: AtomicU64::new(0),
             outcome: watch::Sender::new(Outcome::default()),
             beginning: Mutex::new(()),
@@ -98,12 +106,12 @@ impl<T: DeserializeOwned> TypedSink<T> {
     pub(crate) fn fall_back(&self) -> Option<Arc<Cell<T>>> {
         let default = Shown::Default(Arc::clone(self.default.as_ref()?));
         // Where a first value came in this moment, that is as good.
-        self.begin(default, &Entries::default());
+        self.begin(default, &Entries::default(), Proof::NONE);
         self.cell.get().cloned()
     }
 
     /// Makes the cell with its first value; gives the value back when there is a cell.
-    fn begin(&self, value: Shown<T>, state: &Entries) -> Option<Shown<T>> {
+    fn begin(&self, value: Shown<T>, state: &Entries, proven: Proof) -> Option<Shown<T>> {
         let _one_at_a_time = self
             .beginning
             .lock()
@@ -111,17 +119,30 @@ impl<T: DeserializeOwned> TypedSink<T> {
         if self.cell.initialized() {
             return Some(value);
         }
-        let cell = Arc::new(Cell::new(value, state.clone()));
+        let cell = Cell::new(value, state.clone(), proven, self.freshness.clone());
         // Cannot fail: nobody sets it without the lock.
-        let _ = self.cell.set(cell);
+        let _ = self.cell.set(Arc::new(cell));
         None
     }
 
-    fn put(&self, value: Shown<T>, state: &Entries) {
-        if let Some(value) = self.begin(value, state)
+    fn put(&self, value: Shown<T>, state: Numbered<'_>) {
+        let Numbered {
+            entries,
+            proven,
+            before,
+            ..
+        } = state;
+        if let Some(value) = self.begin(value, entries, proven)
             && let Some(cell) = self.cell.get()
         {
-            cell.store(value, state.clone());
+            cell.store(value, entries.clone(), before, proven);
+        }
+    }
+
+    /// The value stays, though it is not what the state says.
+    fn keep(&self, state: Numbered<'_>) {
+        if let Some(cell) = self.cell.get() {
+            cell.supersede(state.before);
         }
     }
 
@@ -156,14 +177,16 @@ impl<T: DeserializeOwned + Send + Sync> Sink for TypedSink<T> {
             ..Outcome::default()
         };
         match decoded {
-            Ok(Some(value)) => self.put(Shown::Own(value), state.entries),
+            Ok(Some(value)) => self.put(Shown::Own(value), state),
             Ok(None) => {
                 outcome.missing = true;
-                if let Some(default) = &self.default {
-                    self.put(Shown::Default(Arc::clone(default)), state.entries);
+                match &self.default {
+                    Some(default) => self.put(Shown::Default(Arc::clone(default)), state),
+                    None => self.keep(state),
                 }
             }
             Err(rejection) => {
+                self.keep(state);
                 outcome.accepted = self.outcome.borrow().accepted;
                 outcome.rejected = Some(RejectedState {
                     revision,

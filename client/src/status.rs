@@ -78,7 +78,7 @@ pub struct Status {
     pub reconnects: u64,
     /// How often the state was found to differ from the server's, and was fetched anew.
     pub diverged: u64,
-    pub(crate) proven: Option<Instant>,
+    pub(crate) proven: Option<tokio::time::Instant>,
 }
 
 impl Status {

@@ -24,7 +24,7 @@ use tonic::body::Body;
 use tonic::{Code, Status, Streaming};
 
 use crate::connect::{Connect, Endpoint};
-use crate::error::RefusedReason;
+use crate::error::{Closed, RefusedReason};
 use crate::report::Reports;
 
 /// How long one endpoint may take to be connected to. Several round trips on any network that
@@ -89,6 +89,7 @@ pub(crate) struct Transport {
     /// Index of the endpoint that disappointed last; it is tried last.
     avoid: Arc<AtomicUsize>,
     keepalive: Keepalive,
+    closed: AtomicBool,
 }
 
 /// How often connections are checked, in milliseconds.
@@ -124,6 +125,7 @@ impl Transport {
         endpoints: Vec<Endpoint>,
         connector: Box<dyn Connect>,
         info: v1::ClientInfo,
+        _inventory: crate::inventory::Inventory,
     ) -> Self {
         Self {
             endpoints,
@@ -136,6 +138,7 @@ impl Transport {
             failures: AtomicU64::new(0),
             avoid: Arc::new(AtomicUsize::new(usize::MAX)),
             keepalive: Keepalive::new(),
+            closed: AtomicBool::new(false),
         }
     }
 
@@ -144,6 +147,11 @@ impl Transport {
     /// to set it later.
     pub(crate) fn check_every(&self, interval: Duration) {
         self.keepalive.follow(interval);
+    }
+
+    /// No connection is made any more.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
     }
 
     /// Who is asking, as it travels.
@@ -169,6 +177,9 @@ impl Transport {
     pub(crate) async fn connection(&self) -> Result<Arc<Connection>, CallError> {
         let failures = self.failures.load(Ordering::Acquire);
         let mut slot = self.slot.lock().await;
+        if self.closed.load(Ordering::Acquire) {
+            return Err(CallError::lost(Closed::Shutdown.to_string()));
+        }
         if let Some(connection) = slot.connection.upgrade().filter(|found| found.is_usable()) {
             return Ok(connection);
         }

@@ -12,14 +12,19 @@ use driftless_proto::{Key, KeyRange, RangeError, Revision};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
+use crate::callback::OnChange;
 use crate::cell::{Cell, Loaded, Version};
 use crate::decode::Format;
 use crate::entries::Entries;
-use crate::error::{Closed, NoValue, WatchError};
+use crate::error::{Closed, NoValue, Stale, WatchError};
+use crate::freshness::Freshness;
+use crate::part::Part;
+use crate::reader::Reader;
 use crate::registry::Registry;
 use crate::sink::{Attached, Sink, TypedSink, Validate};
 use crate::status::{Status, StatusWatcher};
 use crate::subscription::Shared;
+use crate::updates::{Update, Updates};
 
 /// How long the first value may take by default: a service that starts should say what it misses
 /// before whoever started it gives up on it.
@@ -41,6 +46,7 @@ pub struct WatchBuilder<T> {
     format: Option<Format>,
     default: Option<T>,
     validate: Option<Validate<T>>,
+    max_age: Option<Duration>,
 }
 
 impl<T> WatchBuilder<T> {
@@ -52,6 +58,7 @@ impl<T> WatchBuilder<T> {
             format: None,
             default: None,
             validate: None,
+            max_age: None,
         }
     }
 
@@ -80,6 +87,16 @@ impl<T> WatchBuilder<T> {
     /// waited for, and one that is deleted keeps its last value.
     pub fn default_value(mut self, value: T) -> Self {
         self.default = Some(value);
+        self
+    }
+
+    /// How old a value may be before it counts as stale: [`Loaded::is_stale`] says so then, and
+    /// [`Watcher::load_fresh`] fails. [`Watcher::load`] goes on as ever: what to do with an old value
+    /// is the service's decision, at each place where it reads one. Ages count from etcd, see
+    /// [`Loaded::age`]; a server tells its own every progress interval (10 s by default), so less than
+    /// three of those makes healthy values stale now and then. Default: none, nothing is ever stale.
+    pub const fn max_age(mut self, most: Duration) -> Self {
+        self.max_age = Some(most);
         self
     }
 
@@ -124,9 +141,11 @@ impl<T: DeserializeOwned + Send + Sync + 'static> IntoFuture for WatchBuilder<T>
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
             let range = self.range?;
-            let sink = TypedSink::new(range.clone(), self.format, self.default, self.validate);
+            let shared = self.registry.subscribe(range.clone())?;
+            let freshness = Freshness::new(shared.proven(), self.max_age);
+            let (format, default, validate) = (self.format, self.default, self.validate);
+            let sink = TypedSink::new(range, format, default, validate, freshness);
             let sink = Arc::new(sink);
-            let shared = self.registry.subscribe(range);
             // Before anything is shown to the sink, so that no refusal is missed.
             let status = StatusWatcher::new(shared.watch_status(), Some(sink.outcomes()));
             let attached = shared.attach(Arc::clone(&sink) as Arc<dyn Sink>);
@@ -171,8 +190,10 @@ impl<T: DeserializeOwned + Send + Sync + 'static> IntoFuture for WatchBuilder<T>
                 seen,
                 seen_state,
                 status,
-                _attached: attached,
-                shared,
+                handle: Arc::new(Handle {
+                    _attached: attached,
+                    shared,
+                }),
             })
         })
     }
@@ -259,19 +280,39 @@ impl fmt::Debug for Changed {
 /// A value that is always current: the last good one.
 ///
 /// Dropping it ends all that it caused (the task, the stream, and the connection), unless others
-/// watch the same range.
+/// watch the same range: its clones, and what was made of it ([`Reader`], [`Part`], [`Updates`],
+/// [`OnChange`]), each of which keeps the watch going as it does. A clone tells changes by itself,
+/// from where this one is.
 pub struct Watcher<T> {
-    cell: Arc<Cell<T>>,
-    version: watch::Receiver<Version>,
+    pub(crate) cell: Arc<Cell<T>>,
+    pub(crate) version: watch::Receiver<Version>,
     /// The number of the value that was current at the start, or that `changed` told of last.
     seen: u64,
     /// The state that it was made from: what changes are told against. It shares with the current
     /// one what is the same in them, so it costs what changed since.
     seen_state: Entries,
     status: StatusWatcher,
+    pub(crate) handle: Arc<Handle>,
+}
+
+/// What all that shows one watch keeps alive together.
+pub(crate) struct Handle {
     // Before `shared`: fields are dropped in order, and the sink goes before the task is ended.
     _attached: Attached,
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl<T> Clone for Watcher<T> {
+    fn clone(&self) -> Self {
+        Self {
+            cell: Arc::clone(&self.cell),
+            version: self.version.clone(),
+            seen: self.seen,
+            seen_state: self.seen_state.clone(),
+            status: self.status.clone(),
+            handle: Arc::clone(&self.handle),
+        }
+    }
 }
 
 impl<T> Watcher<T> {
@@ -281,6 +322,94 @@ impl<T> Watcher<T> {
     /// await: see [`Loaded`].
     pub fn load(&self) -> Loaded<'_, T> {
         self.cell.load()
+    }
+
+    /// The value now, unless it is older than the watch's [`max_age`](WatchBuilder::max_age). As
+    /// wait-free as [`load`](Self::load), and a look at the clock.
+    ///
+    /// # Errors
+    /// When it is too old, or its age is not known.
+    pub fn load_fresh(&self) -> Result<Loaded<'_, T>, Stale> {
+        let loaded = self.load();
+        if loaded.is_stale() {
+            return Err(self.stale(&loaded));
+        }
+        Ok(loaded)
+    }
+
+    fn stale(&self, loaded: &Loaded<'_, T>) -> Stale {
+        Stale {
+            range: self.handle.shared.range().clone(),
+            age: loaded.age(),
+            max_age: self.cell.max_age().unwrap_or_default(),
+        }
+    }
+
+    /// A reader for a hot loop in one thread, which keeps the value that it saw last: reading costs
+    /// about a nanosecond, and an old value lives until every reader has read again.
+    ///
+    /// ```
+    /// # fn threads(watcher: driftless_client::Watcher<u32>) {
+    /// let mut limit = watcher.reader();
+    /// std::thread::spawn(move || {
+    ///     for request in 0..1_000_000 {
+    ///         if request > *limit.load() { /* … */ }
+    ///     }
+    /// });
+    /// # }
+    /// ```
+    pub fn reader(&self) -> Reader<T> {
+        Reader::new(Arc::clone(&self.cell), Arc::clone(&self.handle))
+    }
+
+    /// A watcher of a part of the value, which tells changes only when the part differs
+    /// ([`PartialEq`]).
+    ///
+    /// ```
+    /// # async fn follow(limits: driftless_client::Watcher<(u32, u32)>) -> Result<(), driftless_client::Closed> {
+    /// let mut burst = limits.map(|limits| &limits.1);
+    /// loop {
+    ///     println!("at most {} at once", *burst.load());
+    ///     burst.changed().await?; // not for a change of `limits.0`
+    /// }
+    /// # }
+    /// ```
+    pub fn map<U: PartialEq + ?Sized>(
+        &self,
+        part: impl Fn(&T) -> &U + Send + Sync + 'static,
+    ) -> Part<T, U> {
+        Part::new(self.clone(), part)
+    }
+
+    /// The changes from now on as a stream of old and new values. The latest value counts: what was
+    /// replaced before the stream was polled is not told.
+    pub fn into_stream(self) -> Updates<T>
+    where
+        T: Send + Sync + 'static,
+    {
+        Updates::new(self)
+    }
+
+    /// Calls `call` with each change from now on, for code that is not async. It runs in a task of
+    /// its own, on the runtime that the watch was begun on, one call after the other; the latest value
+    /// counts, so a slow call misses what comes and goes meanwhile. It should not block for long: it
+    /// has a thread of that runtime. A panic ends that call only, and is logged without its text.
+    ///
+    /// Dropping what is returned ends the calls, and the watch if nothing else shows it; a call that
+    /// is running at that moment runs to its end.
+    ///
+    /// ```
+    /// # fn follow(limit: driftless_client::Watcher<u32>, pool: std::sync::Arc<std::sync::atomic::AtomicU32>) {
+    /// let _calls = limit.on_change(move |update| {
+    ///     pool.store(*update.current(), std::sync::atomic::Ordering::Relaxed);
+    /// });
+    /// # }
+    /// ```
+    pub fn on_change(&self, call: impl FnMut(&Update<T>) + Send + 'static) -> OnChange
+    where
+        T: Send + Sync + 'static,
+    {
+        OnChange::begin(self.clone(), call)
     }
 
     /// Waits for a value newer than the one that this watcher began with, or that this method last
@@ -358,7 +487,7 @@ impl<T> fmt::Debug for Watcher<T> {
     /// The range and the revision, and never the value.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Watcher")
-            .field("range", self.shared.range())
+            .field("range", self.handle.shared.range())
             .field("revision", &self.load().revision())
             .finish_non_exhaustive()
     }

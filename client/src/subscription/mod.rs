@@ -18,11 +18,13 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::entries::Entries;
 use crate::error::{Closed, WatchError};
+use crate::freshness::Proven;
+use crate::inventory::{Held, Inventory};
 use crate::registry::Registry;
 use crate::sink::{Attached, Sink, Sinks};
 use crate::status::{State, Status};
 use crate::transport::Transport;
-use task::Task;
+use task::{Show, Task};
 
 /// What the handles of one subscription share. The last one to go ends the task, at once and in
 /// whatever state it is.
@@ -31,8 +33,11 @@ pub(crate) struct Shared {
     sinks: Arc<Sinks>,
     entries: watch::Receiver<Option<Entries>>,
     status: watch::Receiver<Status>,
+    proven: Arc<Proven>,
+    inventory: Inventory,
+    runtime: Handle,
     registry: Weak<Registry>,
-    _task: AbortOnDropHandle<()>,
+    task: AbortOnDropHandle<()>,
 }
 
 impl Shared {
@@ -44,27 +49,59 @@ impl Shared {
         range: KeyRange,
         limit: usize,
         transport: Arc<Transport>,
+        inventory: Inventory,
         registry: Weak<Registry>,
     ) -> Self {
         let sinks = Arc::new(Sinks::new(range.clone()));
         let (show_entries, entries) = watch::channel(None);
         let (show_status, status) = watch::channel(Status::new(Instant::now().into_std()));
+        let proven = Proven::begin();
         let task = Task::new(
             range.clone(),
             limit,
             transport,
             Arc::clone(&sinks),
-            show_entries,
-            show_status,
+            Show {
+                entries: show_entries,
+                status: show_status,
+                proven: Arc::clone(&proven),
+            },
+            inventory.hold(Held::Subscription(range.to_string())),
         );
+        let runtime = Handle::current();
         Self {
             range,
             sinks,
             entries,
             status,
+            proven,
+            inventory,
             registry,
-            _task: AbortOnDropHandle::new(Handle::current().spawn(task.run())),
+            task: AbortOnDropHandle::new(runtime.spawn(task.run())),
+            runtime,
         }
+    }
+
+    /// When the state was last proven.
+    pub(crate) fn proven(&self) -> Arc<Proven> {
+        Arc::clone(&self.proven)
+    }
+
+    /// Where what is done for its watchers is noted.
+    pub(crate) const fn inventory(&self) -> &Inventory {
+        &self.inventory
+    }
+
+    /// The runtime that it was begun on.
+    pub(crate) const fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
+    /// Ends it for all its handles.
+    pub(crate) fn end(&self, reason: Closed) {
+        // Before the task says that it was merely dropped.
+        self.sinks.close(reason);
+        self.task.abort();
     }
 
     pub(crate) const fn range(&self) -> &KeyRange {

@@ -17,6 +17,8 @@ use super::state::{Cause, Event, Machine, Phase};
 use crate::decode::Rejection;
 use crate::entries::Entries;
 use crate::error::{Closed, Refused, RefusedReason, too_large};
+use crate::freshness::{Proof, Proven};
+use crate::inventory::Holding;
 use crate::replica::{Applied, Replica};
 use crate::report::Slot;
 use crate::sink::{Numbered, Sinks};
@@ -28,8 +30,7 @@ pub(crate) struct Task {
     range: KeyRange,
     transport: Arc<Transport>,
     sinks: Arc<Sinks>,
-    entries: watch::Sender<Option<Entries>>,
-    status: watch::Sender<Status>,
+    show: Show,
     machine: Machine,
     replica: Replica,
     /// Number of the state that is held; 0 before the first.
@@ -41,6 +42,16 @@ pub(crate) struct Task {
     clock: Clock,
     /// No server serves the range: it was logged, and that one does again will be.
     outage: bool,
+    // Last, because fields are dropped in order: it says that the others are gone.
+    _holding: Holding,
+}
+
+/// Where all handles see what is held, and how it is doing.
+pub(crate) struct Show {
+    pub(crate) entries: watch::Sender<Option<Entries>>,
+    pub(crate) status: watch::Sender<Status>,
+    /// How old what they read may be.
+    pub(crate) proven: Arc<Proven>,
 }
 
 /// Why a stream or an attempt ended.
@@ -97,22 +108,22 @@ impl Task {
         limit: usize,
         transport: Arc<Transport>,
         sinks: Arc<Sinks>,
-        entries: watch::Sender<Option<Entries>>,
-        status: watch::Sender<Status>,
+        show: Show,
+        holding: Holding,
     ) -> Self {
         Self {
             replica: Replica::new(range.clone(), limit),
             range,
             transport,
             sinks,
-            entries,
-            status,
+            show,
             machine: Machine::new(),
             number: 0,
             connection: None,
             slot: None,
             clock: Clock::default(),
             outage: false,
+            _holding: holding,
         }
     }
 
@@ -128,7 +139,7 @@ impl Task {
             }
             if end.purge {
                 tracing::warn!(range = %self.range, "the right to read the range was taken back");
-                self.entries.send_replace(None);
+                self.show.entries.send_replace(None);
                 self.close(Closed::Revoked);
                 return;
             }
@@ -240,14 +251,16 @@ impl Task {
             Applied::Confirmed => {
                 let held = self.replica.entries();
                 // Nobody is woken for a revision in which nothing changed.
-                self.entries.send_if_modified(|shown| {
+                self.show.entries.send_if_modified(|shown| {
                     shown.clone_from(&held.cloned());
                     false
                 });
             }
             Applied::Changed => {
                 self.number += 1;
-                self.entries.send_replace(self.replica.entries().cloned());
+                self.show
+                    .entries
+                    .send_replace(self.replica.entries().cloned());
             }
         }
         let was_live = matches!(self.machine.phase(), Phase::Live { .. });
@@ -256,9 +269,13 @@ impl Task {
         if std::mem::take(&mut self.outage) {
             tracing::info!(range = %self.range, "in sync");
         }
+        let proven = self.clock.proven(Instant::now());
+        let proven = proven.map_or(Proof::NONE, |at| self.show.proven.proof(at));
         if applied == Applied::Changed || !was_live {
-            self.show_sinks();
+            self.show_sinks(proven);
         }
+        // After the sinks, or a value that this state supersedes would pass for proven a moment.
+        self.show.proven.prove(proven);
         Ok(())
     }
 
@@ -271,16 +288,18 @@ impl Task {
         };
         v1::WatchRequest {
             range: Some((&self.range).into()),
-            outcome: have.is_some().then(|| self.outcome()),
+            outcome: have
+                .is_some()
+                .then(|| self.outcome(self.show.proven.last())),
             have,
             client: Some(self.transport.info().clone()),
             features: vec![v1::Feature::ValueDeltas.into()],
         }
     }
 
-    /// What became of the state that is held.
-    fn outcome(&self) -> v1::Outcome {
-        let outcome = self.sinks.show(self.numbered());
+    /// What became of the state that is held, which was last known to be etcd's at `proven`.
+    fn outcome(&self, proven: Proof) -> v1::Outcome {
+        let outcome = self.sinks.show(self.numbered(proven));
         let held = self
             .replica
             .entries()
@@ -302,15 +321,18 @@ impl Task {
         }
     }
 
-    fn numbered(&self) -> Option<Numbered<'_>> {
-        let number = self.number;
-        let entries = self.replica.entries()?;
-        Some(Numbered { number, entries })
+    fn numbered(&self, proven: Proof) -> Option<Numbered<'_>> {
+        Some(Numbered {
+            number: self.number,
+            entries: self.replica.entries()?,
+            proven,
+            before: self.show.proven.last(),
+        })
     }
 
     /// Shows the state that is held to all sinks that have not seen it.
-    fn show_sinks(&self) {
-        let outcome = self.outcome();
+    fn show_sinks(&self, proven: Proof) {
+        let outcome = self.outcome(proven);
         if let Some(slot) = &self.slot {
             slot.set(outcome);
         }
@@ -338,7 +360,7 @@ impl Task {
         loop {
             tokio::select! {
                 biased;
-                () = self.sinks.added() => self.show_sinks(),
+                () = self.sinks.added() => self.show_sinks(self.show.proven.last()),
                 output = &mut work => return output,
             }
         }
@@ -370,7 +392,7 @@ impl Task {
             Phase::Refused { .. } => State::Refused,
         };
         let revision = self.replica.entries().map(Entries::revision);
-        self.status.send_if_modified(|status| {
+        self.show.status.send_if_modified(|status| {
             status.revision = revision.unwrap_or(status.revision);
             let mut changed = status.state != state;
             if changed {
@@ -378,8 +400,7 @@ impl Task {
                 status.since = now.into_std();
             }
             if state == State::Live {
-                let proven = self.clock.proven(now).map(Instant::into_std);
-                status.proven = proven.or(status.proven);
+                status.proven = self.clock.proven(now).or(status.proven);
                 // Over, once a server serves.
                 changed |= status.refused.take().is_some();
             }
@@ -388,7 +409,7 @@ impl Task {
     }
 
     fn show_connected(&self, connection: &Connection) {
-        self.status.send_modify(|status| {
+        self.show.status.send_modify(|status| {
             status.endpoint = Some(connection.endpoint().to_string());
             status.reconnects = self.machine.reconnects();
         });
@@ -411,7 +432,7 @@ impl Task {
             None => end.message.clone(),
         };
         // Once for each run of refusals, not at every retry.
-        let news = self.status.borrow().refused != refused;
+        let news = self.show.status.borrow().refused != refused;
         match (&refused, end.cause) {
             (Some(refused), _) if news => {
                 self.outage = true;
@@ -426,7 +447,7 @@ impl Task {
             }
             _ => tracing::debug!(%range, %why, ?wait, "a stream ended"),
         }
-        self.status.send_modify(|status| {
+        self.show.status.send_modify(|status| {
             status.last_error = Some(why);
             status.diverged = self.machine.diverged();
             // Of a server that cannot be reached it is not known whether it still refuses.
@@ -440,7 +461,7 @@ impl Task {
     /// Ends the subscription for its handles.
     fn close(&self, reason: Closed) {
         self.sinks.close(reason);
-        self.status.send_if_modified(|status| {
+        self.show.status.send_if_modified(|status| {
             let changed = status.state != State::Closed;
             if changed {
                 status.state = State::Closed;

@@ -8,6 +8,7 @@ mod chaos;
 mod drops;
 mod entries;
 mod logs;
+mod reading;
 mod reconnects;
 mod reports;
 mod server;

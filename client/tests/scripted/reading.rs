@@ -1,0 +1,495 @@
+//! The ways to read a value besides `load` and `changed`: readers, parts, streams, callbacks; and how
+//! old what is read may be.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::mpsc;
+use std::task::{Context, Waker};
+use std::time::Duration;
+
+use driftless_client::{
+    Client, Closed, Key, KeyRange, Revision, Source, State, Update, Updates, Watcher,
+};
+use driftless_proto::v1::watch_response::Frame;
+use futures_core::Stream;
+use serde::Deserialize;
+
+use crate::server::{Call, Server, poll_times, soon};
+use crate::world::World;
+
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+struct Limits {
+    rps: u32,
+    burst: u32,
+}
+
+fn limits(rps: u32, burst: u32) -> String {
+    format!(r#"{{"rps": {rps}, "burst": {burst}}}"#)
+}
+
+struct Setting {
+    _server: Server,
+    client: Client,
+    world: World,
+    call: Call,
+}
+
+impl Setting {
+    async fn new() -> (Self, Watcher<Limits>) {
+        let mut server = Server::start();
+        let world = World::of(&[("/a", &limits(1, 2))]);
+        let client = server.client();
+        let (watcher, call) = tokio::join!(client.watch::<Limits>("/a").into_future(), async {
+            let call = server.call().await;
+            call.serve(&world).await;
+            call
+        });
+        let setting = Self {
+            _server: server,
+            client,
+            world,
+            call,
+        };
+        (setting, watcher.unwrap())
+    }
+
+    async fn put(&mut self, value: &str) {
+        let frame = self.world.put("/a", value);
+        self.call.send(frame).await;
+    }
+}
+
+async fn next<T: Send + Sync + 'static>(updates: &mut Updates<T>) -> Result<Update<T>, Closed> {
+    soon(poll_fn(|cx| Pin::new(&mut *updates).poll_next(cx)))
+        .await
+        .expect("not the end")
+}
+
+#[tokio::test]
+async fn a_reader_sees_the_newest_value_and_keeps_the_watch_going() {
+    let (mut setting, mut watcher) = Setting::new().await;
+    let mut reader = watcher.reader();
+    assert_eq!(
+        (reader.load().rps, reader.revision()),
+        (1, Revision::new(11))
+    );
+    setting.put(&limits(3, 4)).await;
+    soon(watcher.changed()).await.unwrap();
+    let mut other = reader.clone();
+    drop(watcher);
+    assert_eq!((reader.load().rps, other.load().rps), (3, 3));
+    assert_eq!(reader.revision(), Revision::new(12));
+
+    // From a thread of its own, with no runtime in it.
+    setting.put(&limits(5, 6)).await;
+    let seen = tokio::task::spawn_blocking(move || {
+        while reader.load().rps != 5 {
+            std::thread::yield_now();
+        }
+        reader
+    });
+    let reader = soon(seen).await.unwrap();
+    drop((reader, other));
+    setting.call.ended().await;
+}
+
+#[tokio::test]
+async fn a_part_tells_only_its_own_changes() {
+    let (mut setting, mut watcher) = Setting::new().await;
+    let mut burst = watcher.map(|limits| &limits.burst);
+    assert_eq!(*burst.load(), 2);
+    assert_eq!(burst.load().whole().rps, 1);
+    setting.put(&limits(7, 2)).await;
+    soon(watcher.changed()).await.unwrap();
+    assert!(
+        poll_times(burst.changed(), 3).await.is_none(),
+        "not its part"
+    );
+    assert_eq!(
+        burst.load().whole().rps,
+        7,
+        "the whole is the newest all the same"
+    );
+    setting.put(&limits(7, 8)).await;
+    assert_eq!(soon(burst.changed()).await, Ok(Revision::new(13)));
+    assert_eq!(*burst.load(), 8);
+
+    // Nothing is lost of what comes while nobody waits, or before a waiting future is dropped.
+    setting.put(&limits(7, 9)).await;
+    soon(watcher.changed()).await.unwrap();
+    soon(watcher.changed()).await.unwrap();
+    assert_eq!(soon(burst.changed()).await, Ok(Revision::new(14)));
+    drop(watcher);
+    setting.put(&limits(7, 10)).await;
+    assert_eq!(soon(burst.changed()).await, Ok(Revision::new(15)));
+    drop(burst);
+    setting.call.ended().await;
+}
+
+#[tokio::test]
+async fn a_stream_tells_old_and_new() {
+    let (mut setting, watcher) = Setting::new().await;
+    let mut updates = watcher.into_stream();
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(Pin::new(&mut updates).poll_next(&mut cx).is_pending());
+
+    setting.put(&limits(3, 4)).await;
+    let update = next(&mut updates).await.unwrap();
+    assert_eq!((update.previous().rps, update.current().rps), (1, 3));
+    assert_eq!(update.revision(), Revision::new(12));
+    let keys: Vec<String> = update.keys().map(Key::to_string).collect();
+    assert_eq!(keys, ["/a"]);
+    assert_eq!(format!("{update:?}"), "Update { revision: 12, .. }");
+
+    // What is refused makes no value; of what comes together the latest counts.
+    setting.put("CANARY").await;
+    setting.put(&limits(5, 6)).await;
+    let update = next(&mut updates).await.unwrap();
+    assert_eq!((update.previous().rps, update.current().rps), (3, 5));
+
+    setting.client.shutdown().await.unwrap();
+    assert_eq!(next(&mut updates).await.unwrap_err(), Closed::Shutdown);
+    let end = poll_fn(|cx| Pin::new(&mut updates).poll_next(cx)).await;
+    assert!(end.is_none(), "it says so once");
+}
+
+#[tokio::test]
+async fn every_change_is_told_by_a_stream_that_keeps_up() {
+    let (mut setting, watcher) = Setting::new().await;
+    let mut updates = watcher.into_stream();
+    for n in 2..200 {
+        setting.put(&limits(n, n)).await;
+        let update = next(&mut updates).await.unwrap();
+        assert_eq!((update.previous().rps, update.current().rps), (n - 1, n));
+    }
+}
+
+#[tokio::test]
+async fn a_callback_is_called_until_its_guard_is_dropped() {
+    let (mut setting, watcher) = Setting::new().await;
+    let (seen, heard) = mpsc::channel();
+    let calls = watcher.on_change(move |update| {
+        seen.send((update.previous().rps, update.current().rps))
+            .unwrap();
+        assert_ne!(update.current().rps, 3, "a callback that fails");
+    });
+    drop(watcher);
+    let quiescence = setting.client.quiescence();
+    assert!(
+        quiescence
+            .held()
+            .iter()
+            .any(|held| held.to_string() == "a callback for /a")
+    );
+    for (old, new) in [(1, 2), (2, 3), (3, 4)] {
+        setting.put(&limits(new, 9)).await;
+        let called = async {
+            loop {
+                match heard.try_recv() {
+                    Ok(called) => return called,
+                    Err(_) => tokio::task::yield_now().await,
+                }
+            }
+        };
+        assert_eq!(soon(called).await, (old, new));
+    }
+    drop(calls);
+    setting.call.ended().await;
+    assert_eq!(quiescence.within(Duration::from_secs(5)).await, Ok(()));
+    assert!(heard.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn a_callback_can_be_begun_outside_of_a_runtime() {
+    let (mut setting, watcher) = Setting::new().await;
+    let (seen, heard) = mpsc::channel();
+    let calls = std::thread::spawn(move || {
+        watcher.on_change(move |update| seen.send(update.current().rps).unwrap())
+    });
+    let calls = calls.join().unwrap();
+    setting.put(&limits(2, 2)).await;
+    let heard = tokio::task::spawn_blocking(move || heard.recv_timeout(Duration::from_secs(5)));
+    assert_eq!(heard.await.unwrap(), Ok(2));
+    drop(calls);
+    setting.call.ended().await;
+}
+
+#[tokio::test]
+async fn a_clone_tells_changes_by_itself() {
+    let (mut setting, mut watcher) = Setting::new().await;
+    let mut clone = watcher.clone();
+    setting.put(&limits(3, 4)).await;
+    assert_eq!(
+        soon(watcher.changed()).await.unwrap().revision,
+        Revision::new(12)
+    );
+    let mut behind = watcher.clone();
+    assert_eq!(
+        soon(clone.changed()).await.unwrap().revision,
+        Revision::new(12)
+    );
+    assert!(
+        poll_times(behind.changed(), 3).await.is_none(),
+        "it was told already"
+    );
+    drop((watcher, clone));
+    setting.put(&limits(5, 6)).await;
+    assert_eq!(
+        soon(behind.changed()).await.unwrap().revision,
+        Revision::new(13)
+    );
+    drop(behind);
+    setting.call.ended().await;
+}
+
+/// A server that tells the time: etcd was heard of `before` it said hello.
+async fn serve_with_clock(call: &Call, world: &World, clock_ms: u64, before: u64) {
+    let Frame::Hello(mut hello) = World::hello() else {
+        unreachable!()
+    };
+    hello.clock_ms = clock_ms;
+    hello.contact_ms = clock_ms - before;
+    call.send(Frame::Hello(hello)).await;
+    call.send(world.snapshot()).await;
+}
+
+fn told_at(mut frame: Frame, contact_ms: u64) -> Frame {
+    match &mut frame {
+        Frame::Diff(diff) => diff.contact_ms = contact_ms,
+        Frame::Progress(progress) => progress.contact_ms = contact_ms,
+        _ => unreachable!(),
+    }
+    frame
+}
+
+fn secs(secs: u64) -> Duration {
+    Duration::from_secs(secs)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_value_is_as_old_as_the_last_word_of_etcd_that_confirms_it() {
+    let mut server = Server::start();
+    let mut world = World::of(&[("/a", "1")]);
+    let client = server.client();
+    let watch = client.watch::<u32>("/a").max_age(secs(30));
+    let (watcher, call) = tokio::join!(watch.into_future(), async {
+        let call = server.call().await;
+        serve_with_clock(&call, &world, 1_000_000, 7000).await;
+        call
+    });
+    let mut watcher = watcher.unwrap();
+    let age = |watcher: &Watcher<u32>| watcher.load().age().unwrap().as_secs();
+    assert_eq!(age(&watcher), 7);
+    assert_eq!(watcher.load().source(), Source::Server);
+    assert!(!watcher.load().is_stale());
+    assert!(watcher.load_fresh().is_ok());
+
+    // A progress counts from etcd, and not from when it came.
+    tokio::time::advance(secs(9)).await;
+    call.send(told_at(world.progress(), 1_000_000 + 4000)).await;
+    let revision = world.revision;
+    while watcher.status().revision.get() < revision {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(age(&watcher), 5);
+
+    // A newer state that is refused: the value was etcd's until then, and is not any more.
+    call.send(told_at(world.put("/a", "CANARY"), 1_000_000 + 9000))
+        .await;
+    while watcher.status().last_rejection.is_none() {
+        watcher.status_changed().await;
+    }
+    tokio::time::advance(secs(10)).await;
+    call.send(told_at(world.progress(), 1_000_000 + 19_000))
+        .await;
+    let revision = world.revision;
+    while watcher.status().revision.get() < revision {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(age(&watcher), 15);
+    assert!(
+        watcher.status().age().unwrap() < secs(2),
+        "the state is known"
+    );
+
+    // A value that is held while a newer one comes does not get younger.
+    let mut reader = watcher.reader();
+    assert_eq!(reader.load(), &1);
+    let held = watcher.clone();
+    call.send(told_at(world.put("/a", "2"), 1_000_000 + 19_000))
+        .await;
+    {
+        let old = held.load();
+        while watcher.load().revision().get() < world.revision {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!((*old, old.age().unwrap().as_secs()), (1, 15));
+    }
+    assert_eq!(
+        (age(&watcher), *reader.load(), reader.age()),
+        (0, 2, watcher.load().age())
+    );
+
+    // With the server gone it grows old, says so, and can be refused.
+    drop(call);
+    drop(server);
+    tokio::time::advance(secs(31)).await;
+    assert!(watcher.load().is_stale() && reader.is_stale());
+    assert_eq!(*watcher.load(), 2, "reading goes on");
+    let stale = watcher.load_fresh().unwrap_err();
+    assert_eq!(
+        stale.to_string(),
+        "the value of /a was last proven 31.0s ago, and 30s are allowed; the watcher's status says \
+         what stands between it and etcd"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_default_for_want_of_a_state_has_no_age_and_one_for_a_key_that_is_not_there_has() {
+    let mut server = Server::start();
+    let client = server.client();
+    let watch = client
+        .watch::<u32>("/a")
+        .default_value(9)
+        .first_value_within(secs(2))
+        .max_age(secs(60));
+    let (watcher, call) = tokio::join!(watch.into_future(), async { server.call().await });
+    let mut watcher = watcher.unwrap();
+    assert_eq!(
+        (*watcher.load(), watcher.load().source()),
+        (9, Source::Default)
+    );
+    assert_eq!(watcher.load().age(), None);
+    assert!(watcher.load().is_stale(), "nothing is known of it");
+    let stale = watcher.load_fresh().unwrap_err();
+    assert!(
+        stale
+            .to_string()
+            .starts_with("how old the value of /a is cannot be told")
+    );
+
+    serve_with_clock(&call, &World::of(&[]), 1_000_000, 1000).await;
+    soon(watcher.changed()).await.unwrap();
+    assert_eq!(
+        (*watcher.load(), watcher.load().source()),
+        (9, Source::Default)
+    );
+    assert_eq!(watcher.load().age(), Some(secs(1)));
+    assert!(watcher.load_fresh().is_ok());
+}
+
+#[tokio::test]
+async fn a_shutdown_ends_everything_and_waits_until_it_is_gone() {
+    let (setting, mut watcher) = Setting::new().await;
+    let client = setting.client.clone();
+    let mut reader = watcher.reader();
+    let mut part = watcher.map(|limits| &limits.rps);
+    let _calls = watcher.on_change(|_| {});
+    let mut status = watcher.watch_status();
+    let mut waiting = Box::pin(client.watch::<u32>("/none").into_future());
+    assert!(poll_times(&mut waiting, 2).await.is_none());
+    assert!(!client.quiescence().is_reached());
+
+    soon(client.shutdown().into_future()).await.unwrap();
+    assert_eq!(client.quiescence().held(), []);
+    setting.call.ended().await;
+    // What was there can still be read, and whoever waits is told.
+    assert_eq!(
+        (watcher.load().rps, reader.load().rps, *part.load()),
+        (1, 1, 1)
+    );
+    assert_eq!(soon(watcher.changed()).await.unwrap_err(), Closed::Shutdown);
+    assert_eq!(soon(part.changed()).await.unwrap_err(), Closed::Shutdown);
+    assert_eq!(soon(status.changed()).await.state, State::Closed);
+    let error = soon(waiting).await.unwrap_err();
+    assert_eq!(error.to_string(), "the client was shut down");
+    for error in [
+        client.watch::<u32>("/a").await.unwrap_err(),
+        client.entries(KeyRange::prefix("/")).await.unwrap_err(),
+    ] {
+        assert_eq!(error.to_string(), "the client was shut down");
+    }
+    let error = client.get("/a").await.unwrap_err();
+    assert!(
+        error.to_string().contains("the client was shut down"),
+        "{error}"
+    );
+    // Again, from another handle.
+    soon(setting.client.shutdown().into_future()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shutdown_names_what_holds_it_up() {
+    let (mut setting, watcher) = Setting::new().await;
+    let (enter, entered) = mpsc::channel();
+    let (leave, left) = mpsc::channel::<()>();
+    let calls = watcher.on_change(move |_| {
+        enter.send(()).unwrap();
+        let _ = left.recv();
+    });
+    setting.put(&limits(2, 2)).await;
+    let entered = tokio::task::spawn_blocking(move || entered.recv_timeout(Duration::from_secs(5)));
+    entered.await.unwrap().unwrap();
+    // A read that is begun and not gone on with.
+    let mut get = Box::pin(setting.client.get("/a").into_future());
+    assert!(poll_times(&mut get, 1).await.is_none());
+
+    let shutdown = setting.client.shutdown().within(Duration::from_millis(50));
+    let left = shutdown.await.unwrap_err();
+    assert_eq!(
+        left.to_string(),
+        "after 50ms there is still a callback for /a, a read of /a"
+    );
+    drop(get);
+    leave.send(()).unwrap();
+    setting.client.shutdown().await.unwrap();
+    drop((calls, watcher));
+}
+
+#[tokio::test]
+async fn a_shutdown_that_is_dropped_half_way_has_ended_everything_all_the_same() {
+    for polls in 0..4 {
+        let (setting, watcher) = Setting::new().await;
+        let quiescence = setting.client.quiescence();
+        let done = poll_times(setting.client.shutdown().into_future(), polls).await;
+        if polls == 0 {
+            assert_eq!(done, None);
+            drop(watcher);
+        }
+        assert_eq!(quiescence.within(Duration::from_secs(5)).await, Ok(()));
+        setting.call.ended().await;
+    }
+}
+
+#[tokio::test]
+async fn quiescence_comes_by_dropping_and_names_what_is_left() {
+    let (setting, watcher) = Setting::new().await;
+    let quiescence = setting.client.quiescence();
+    let left = quiescence.within(Duration::ZERO).await.unwrap_err();
+    assert!(
+        left.to_string().contains("the subscription to /a"),
+        "{left}"
+    );
+    drop(watcher);
+    soon(quiescence.reached()).await;
+    let Setting { client, call, .. } = setting;
+    drop(client);
+    assert!(quiescence.is_reached());
+    call.ended().await;
+}
+
+#[tokio::test]
+async fn an_updates_stream_in_a_future_that_is_dropped_loses_nothing() {
+    let (mut setting, watcher) = Setting::new().await;
+    let mut updates = watcher.into_stream();
+    for polls in 0..4 {
+        let rps = 10 + polls as u32;
+        let waiting = poll_fn(|cx| Pin::new(&mut updates).poll_next(cx));
+        assert!(
+            poll_times(waiting, polls).await.is_none(),
+            "nothing came yet"
+        );
+        setting.put(&limits(rps, 1)).await;
+        assert_eq!(next(&mut updates).await.unwrap().current().rps, rps);
+    }
+}
