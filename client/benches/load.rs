@@ -42,12 +42,22 @@ async fn watching() -> (Watcher<Limits>, (Client, Server, server::Call)) {
 
 /// Measures `read` on one thread while another does the same.
 fn two_threads(c: &mut Criterion, name: &str, read: impl Fn() -> u64 + Sync) {
+    two_threads_of(c, name, [(), ()], |()| read());
+}
+
+/// The same, where each thread has something of its own.
+fn two_threads_of<S: Send>(
+    c: &mut Criterion,
+    name: &str,
+    [mut one, mut other]: [S; 2],
+    read: impl Fn(&mut S) -> u64 + Sync,
+) {
     let over = AtomicBool::new(false);
     std::thread::scope(|threads| {
         threads.spawn(|| {
             while !over.load(Ordering::Relaxed) {
                 for _ in 0..100 {
-                    black_box(read());
+                    black_box(read(&mut other));
                 }
             }
         });
@@ -55,7 +65,7 @@ fn two_threads(c: &mut Criterion, name: &str, read: impl Fn() -> u64 + Sync) {
             b.iter_custom(|count| {
                 let start = Instant::now();
                 for _ in 0..count {
-                    black_box(read());
+                    black_box(read(&mut one));
                 }
                 start.elapsed()
             });
@@ -72,6 +82,10 @@ fn load(c: &mut Criterion) {
         .expect("a runtime");
     let (watcher, held) = runtime.block_on(watching());
     two_threads(c, "load", || watcher.load().rps);
+    let readers = [watcher.reader(), watcher.reader()];
+    two_threads_of(c, "reader", readers, |reader| reader.load().rps);
+    let part = watcher.map(|limits| &limits.rps);
+    two_threads(c, "map", || *part.load());
     let locked = RwLock::new(Arc::new(Limits { rps: 250 }));
     two_threads(c, "RwLock<Arc<T>>, read and clone", || {
         let value = Arc::clone(&locked.read().expect("is not poisoned"));

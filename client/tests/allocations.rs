@@ -1,0 +1,96 @@
+//! Reading a value allocates nothing, however it is read.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+#![allow(dead_code, reason = "uses a part of what the tests share")]
+
+#[path = "scripted/server.rs"]
+mod server;
+#[path = "scripted/world.rs"]
+mod world;
+
+use std::hint::black_box;
+
+use driftless_client::Watcher;
+use peak_alloc::PeakAlloc;
+
+use server::Server;
+use world::World;
+
+#[global_allocator]
+static ALLOCATOR: PeakAlloc = PeakAlloc;
+
+/// How often each is done: once may hide in what is there anyway.
+const TIMES: usize = 1000;
+
+/// The bytes that were allocated at most, while it was done so often, besides what there was.
+fn allocated(mut read: impl FnMut()) -> usize {
+    // What is made once for each thread is made before.
+    read();
+    let before = ALLOCATOR.current_usage();
+    ALLOCATOR.reset_peak_usage();
+    for _ in 0..TIMES {
+        read();
+    }
+    let peak = ALLOCATOR.peak_usage();
+    assert_eq!(ALLOCATOR.current_usage(), before, "nothing is kept");
+    peak - before
+}
+
+/// Tests share the allocator with what else runs in the process, so this is one test, alone in it.
+#[test]
+fn reading_allocates_nothing() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let (watcher, held) = runtime.block_on(async {
+        let mut server = Server::start();
+        let client = server.client();
+        let world = World::of(&[("/a", r#"["some text", 250]"#)]);
+        let (watcher, call) =
+            tokio::join!(client.watch::<(String, u32)>("/a").into_future(), async {
+                let call = server.call().await;
+                call.serve(&world).await;
+                call
+            });
+        let watcher: Watcher<(String, u32)> = watcher.unwrap();
+        (watcher, (client, server, call))
+    });
+    // The runtime stands still from here on: nothing else allocates.
+    let mut reader = watcher.reader();
+    let part = watcher.map(|value| &value.1);
+    let part_of_text = watcher.map(|value| value.0.as_str());
+    let ways: [(&str, &mut dyn FnMut()); 6] = [
+        ("load", &mut || {
+            black_box(watcher.load().1);
+        }),
+        ("load_fresh", &mut || {
+            black_box(watcher.load_fresh().unwrap().1);
+        }),
+        ("age, source and revision", &mut || {
+            let loaded = watcher.load();
+            black_box((
+                loaded.age(),
+                loaded.source(),
+                loaded.revision(),
+                loaded.is_stale(),
+            ));
+        }),
+        ("reader", &mut || {
+            black_box(reader.load().1);
+        }),
+        ("part", &mut || {
+            black_box(*part.load());
+        }),
+        ("part of a text", &mut || {
+            black_box(part_of_text.load().len());
+        }),
+    ];
+    for (name, read) in ways {
+        assert_eq!(allocated(read), 0, "{name}");
+    }
+    assert!(
+        allocated(|| drop(black_box(watcher.load().0.clone()))) > 0,
+        "what allocates is noticed"
+    );
+    drop(held);
+}
