@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tokio_util::sync::CancellationToken;
+use super::serving::Orders;
 
 /// What the requests of one connection may hold together while they arrive, in bytes: twice the
 /// largest report, and far more than all the requests that a client begins at a time, which arrive
@@ -18,7 +18,7 @@ pub(super) struct Connection(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     peer: Option<SocketAddr>,
-    closed: CancellationToken,
+    orders: Arc<Orders>,
     /// Bytes of requests that have not arrived completely.
     arriving: AtomicUsize,
 }
@@ -31,11 +31,11 @@ pub(super) struct Arriving<'a> {
 }
 
 impl Connection {
-    /// From `peer`, where that is known. Whoever owns it ends it when `closed` is cancelled.
-    pub(super) fn new(peer: Option<SocketAddr>, closed: CancellationToken) -> Self {
+    /// From `peer`, where that is known. Whoever owns it follows the `orders`.
+    pub(super) fn new(peer: Option<SocketAddr>, orders: Arc<Orders>) -> Self {
         Self(Arc::new(Inner {
             peer,
-            closed,
+            orders,
             arriving: AtomicUsize::new(0),
         }))
     }
@@ -47,9 +47,7 @@ impl Connection {
 
     /// Ends it, with everything on it. Whether it was open.
     pub(super) fn close(&self) -> bool {
-        let was_open = !self.0.closed.is_cancelled();
-        self.0.closed.cancel();
-        was_open
+        self.0.orders.end()
     }
 
     /// A request begins to arrive.

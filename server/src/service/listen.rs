@@ -4,16 +4,16 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
-use hyper::rt::Executor;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use slab::Slab;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::Semaphore;
@@ -25,6 +25,7 @@ use tonic::body::Body;
 use super::Service;
 use super::connection::Connection;
 use super::joining::Joining;
+use super::serving::{Begun, Orders, Serving, Transport};
 use crate::metrics::{Held, Metrics};
 
 /// How many connections may wait to be accepted. A thousand clients that return at the same moment
@@ -74,12 +75,58 @@ pub struct Connections {
     metrics: Metrics,
     ping: Duration,
     places: Arc<Semaphore>,
-    /// Every task that a connection caused.
+    /// One a connection.
     tasks: TaskTracker,
-    /// No new calls; the open ones are being ended.
+    /// No more connections.
     drain: CancellationToken,
-    /// Everything ends at once.
-    abort: CancellationToken,
+    open: Arc<Mutex<Open>>,
+}
+
+/// The connections that are open, and what all of them are told.
+#[derive(Debug, Default)]
+struct Open {
+    orders: Slab<Arc<Orders>>,
+    draining: bool,
+    ending: bool,
+}
+
+/// One connection's place among the open ones. Dropping it gives it back.
+struct Place {
+    open: Arc<Mutex<Open>>,
+    key: usize,
+    orders: Arc<Orders>,
+}
+
+impl Place {
+    fn among(open: &Arc<Mutex<Open>>) -> Self {
+        let orders = Arc::new(Orders::default());
+        let mut all = lock(open);
+        // One that was accepted in the last moment.
+        if all.draining {
+            orders.drain();
+        }
+        if all.ending {
+            orders.end();
+        }
+        let key = all.orders.insert(Arc::clone(&orders));
+        drop(all);
+        Self {
+            open: Arc::clone(open),
+            key,
+            orders,
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let gone = lock(&self.open).orders.try_remove(self.key);
+        drop(gone);
+    }
+}
+
+fn lock(open: &Mutex<Open>) -> MutexGuard<'_, Open> {
+    open.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Connections {
@@ -94,7 +141,7 @@ impl Connections {
             places: Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS))),
             tasks: TaskTracker::new(),
             drain: CancellationToken::new(),
-            abort: CancellationToken::new(),
+            open: Arc::default(),
         }
     }
 
@@ -151,29 +198,30 @@ impl Connections {
         peer: Option<SocketAddr>,
         place: impl Send + 'static,
     ) {
-        let closed = self.abort.child_token();
-        let serving = self
-            .clone()
-            .connection(io, Connection::new(peer, closed.clone()));
+        let among = Place::among(&self.open);
+        let connection = Connection::new(peer, Arc::clone(&among.orders));
+        let serving = self.connection(io, connection, Arc::clone(&among.orders));
         let counted = Held::new(&self.metrics.connections);
         self.tasks.spawn(async move {
-            let _holding = (place, counted);
-            closed.run_until_cancelled(serving).await;
+            let _holding = (place, counted, among);
+            serving.await;
         });
     }
 
-    async fn connection(
-        self,
+    fn connection(
+        &self,
         io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
         connection: Connection,
-    ) {
+        orders: Arc<Orders>,
+    ) -> impl Future<Output = ()> + Send + 'static {
         let called = Arc::new(AtomicBool::new(false));
         let service = Calls {
-            service: self.service,
+            service: self.service.clone(),
             connection,
             called: Arc::clone(&called),
         };
-        let mut builder = http2::Builder::new(Tracked(self.tasks));
+        let begun = Begun::default();
+        let mut builder = http2::Builder::new(begun.clone());
         builder
             .timer(TokioTimer::new())
             .keep_alive_interval(self.ping)
@@ -181,25 +229,8 @@ impl Connections {
             .max_concurrent_streams(MAX_STREAMS)
             .max_send_buf_size(SEND_BUFFER)
             .max_header_list_size(MAX_HEADERS);
-        let mut connection = pin!(builder.serve_connection(TokioIo::new(io), service));
-        let mut first_call = pin!(sleep(FIRST_CALL_WITHIN));
-        let (mut draining, mut waiting) = (false, true);
-        loop {
-            tokio::select! {
-                // How a connection ended is the client's affair: networks fail, processes die.
-                _ = connection.as_mut() => return,
-                () = self.drain.cancelled(), if !draining => {
-                    draining = true;
-                    connection.as_mut().graceful_shutdown();
-                }
-                () = first_call.as_mut(), if waiting => {
-                    waiting = false;
-                    if !called.load(Ordering::Relaxed) {
-                        return;
-                    }
-                }
-            }
-        }
+        let connection = builder.serve_connection(TokioIo::new(io), service);
+        Serving::new(connection, begun, orders, called, FIRST_CALL_WITHIN)
     }
 
     /// Ends every connection: streams get their goodbye, and what has not ended when `deadline`
@@ -209,6 +240,11 @@ impl Connections {
     /// Not cancel-safe: dropped half-way, what is left ends only with its peers.
     pub async fn shut_down(self, deadline: impl Future<Output = ()>) -> usize {
         self.drain.cancel();
+        {
+            let mut open = lock(&self.open);
+            open.draining = true;
+            open.orders.iter().for_each(|(_, orders)| orders.drain());
+        }
         self.service.drain();
         self.tasks.close();
         tokio::select! {
@@ -216,7 +252,13 @@ impl Connections {
             () = deadline => {}
         }
         let left = self.metrics.connections.get();
-        self.abort.cancel();
+        {
+            let mut open = lock(&self.open);
+            open.ending = true;
+            open.orders.iter().for_each(|(_, orders)| {
+                orders.end();
+            });
+        }
         self.tasks.wait().await;
         usize::try_from(left).unwrap_or(0)
     }
@@ -231,13 +273,11 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     )
 }
 
-/// Runs hyper's tasks, one a stream, where they are counted. They end with their connection.
-#[derive(Clone, Debug)]
-struct Tracked(TaskTracker);
-
-impl<F: Future<Output: Send> + Send + 'static> Executor<F> for Tracked {
-    fn execute(&self, task: F) {
-        self.0.spawn(task);
+impl<I: AsyncRead + AsyncWrite + Unpin + 'static> Transport
+    for http2::Connection<TokioIo<I>, Calls, Begun>
+{
+    fn drain(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
     }
 }
 

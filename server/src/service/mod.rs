@@ -13,6 +13,7 @@ mod joining;
 mod listen;
 mod report;
 mod resume;
+mod serving;
 mod stalls;
 #[cfg(test)]
 mod tests;

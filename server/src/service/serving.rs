@@ -1,0 +1,202 @@
+//! One connection and all its streams, in one task.
+//!
+//! hyper would have a task for each stream beside the one for the connection. A change then costs two
+//! wake-ups for each subscriber: the stream's, which hands its frame to the connection, and the
+//! connection's, which writes it. Here the streams are polled first and the connection right after
+//! them, so that what they hand over is written at once.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use futures_util::task::AtomicWaker;
+use hyper::rt::Executor;
+use tokio::time::{Sleep, sleep};
+
+/// A connection as hyper has it.
+pub(super) trait Transport: Future {
+    /// No new calls; those that are open go on.
+    fn drain(self: Pin<&mut Self>);
+}
+
+type Stream = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// The streams that hyper begins, until the connection's task takes them.
+#[derive(Clone, Default)]
+pub(super) struct Begun(Arc<Mutex<Vec<Stream>>>);
+
+impl Begun {
+    fn lock(&self) -> MutexGuard<'_, Vec<Stream>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<F: Future<Output: Send> + Send + 'static> Executor<F> for Begun {
+    fn execute(&self, stream: F) {
+        let stream = async move {
+            stream.await;
+        };
+        // Only while the connection is polled, whose task looks here right after.
+        self.lock().push(Box::pin(stream));
+    }
+}
+
+/// What a connection is told from outside: to drain, to end. Cheap to look at.
+#[derive(Debug, Default)]
+pub(super) struct Orders {
+    given: AtomicU8,
+    /// Of the connection's task.
+    waker: AtomicWaker,
+}
+
+impl Orders {
+    const DRAIN: u8 = 1;
+    const END: u8 = 2;
+
+    /// No new calls; those that are open go on.
+    pub(super) fn drain(&self) {
+        self.give(Self::DRAIN);
+    }
+
+    /// Ends the connection at once, with everything on it. Whether it was not told before.
+    pub(super) fn end(&self) -> bool {
+        self.give(Self::END)
+    }
+
+    fn give(&self, order: u8) -> bool {
+        let before = self.given.fetch_or(order, Ordering::AcqRel);
+        self.waker.wake();
+        before & order == 0
+    }
+
+    fn has(&self, order: u8) -> bool {
+        self.given.load(Ordering::Acquire) & order != 0
+    }
+}
+
+/// The connection's own waker: passes wake-ups on, except while the streams are polled, because the
+/// connection is polled after them anyway.
+#[derive(Debug)]
+struct Relay {
+    state: AtomicU8,
+    /// They know the task.
+    orders: Arc<Orders>,
+}
+
+impl Relay {
+    const IDLE: u8 = 0;
+    const POLLED_SOON: u8 = 1;
+
+    /// The connection will be polled: it need not be woken until [`Relay::end`].
+    fn begin(&self) {
+        self.state.store(Self::POLLED_SOON, Ordering::Release);
+    }
+
+    /// It is polled now. Who woke it before wrote down why before that, and this comes after: both
+    /// change the same atomic.
+    fn end(&self) {
+        self.state.swap(Self::IDLE, Ordering::AcqRel);
+    }
+}
+
+impl Wake for Relay {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        // A write and not a look, so that it has its place before or after `end`.
+        if self.state.fetch_or(0, Ordering::AcqRel) == Self::IDLE {
+            self.orders.waker.wake();
+        }
+    }
+}
+
+/// Serves a connection to its end.
+pub(super) struct Serving<C> {
+    connection: Pin<Box<C>>,
+    streams: FuturesUnordered<Stream>,
+    begun: Begun,
+    orders: Arc<Orders>,
+    draining: bool,
+    /// Until the first call: whether it came, and how long it may take.
+    first_call: Option<(Arc<AtomicBool>, Pin<Box<Sleep>>)>,
+    relay: Arc<Relay>,
+    /// The relay as a waker.
+    waker: Waker,
+}
+
+impl<C: Transport> Serving<C> {
+    /// `connection` begins its streams in `begun`. It is ended when `called` does not come true
+    /// within `first_call_within`.
+    pub(super) fn new(
+        connection: C,
+        begun: Begun,
+        orders: Arc<Orders>,
+        called: Arc<AtomicBool>,
+        first_call_within: Duration,
+    ) -> Self {
+        let relay = Arc::new(Relay {
+            state: AtomicU8::new(Relay::IDLE),
+            orders: Arc::clone(&orders),
+        });
+        Self {
+            connection: Box::pin(connection),
+            streams: FuturesUnordered::new(),
+            begun,
+            orders,
+            draining: false,
+            first_call: Some((called, Box::pin(sleep(first_call_within)))),
+            waker: Waker::from(Arc::clone(&relay)),
+            relay,
+        }
+    }
+
+    /// Whether the first call is overdue.
+    fn is_idle(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some((called, within)) = &mut self.first_call else {
+            return false;
+        };
+        if called.load(Ordering::Relaxed) {
+            self.first_call = None;
+            return false;
+        }
+        within.as_mut().poll(cx).is_ready()
+    }
+}
+
+impl<C: Transport> Future for Serving<C> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.get_mut();
+        this.orders.waker.register(cx.waker());
+        if this.orders.has(Orders::END) || this.is_idle(cx) {
+            return Poll::Ready(());
+        }
+        if !this.draining && this.orders.has(Orders::DRAIN) {
+            this.draining = true;
+            this.connection.as_mut().drain();
+        }
+        loop {
+            this.relay.begin();
+            while let Poll::Ready(Some(())) = this.streams.poll_next_unpin(cx) {}
+            this.relay.end();
+            // How a connection ends is the client's affair: networks fail, processes die.
+            let mut inner = Context::from_waker(&this.waker);
+            if this.connection.as_mut().poll(&mut inner).is_ready() {
+                return Poll::Ready(());
+            }
+            let begun = std::mem::take(&mut *this.begun.lock());
+            if begun.is_empty() {
+                return Poll::Pending;
+            }
+            this.streams.extend(begun);
+        }
+    }
+}
