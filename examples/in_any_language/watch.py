@@ -18,7 +18,11 @@ import time
 import uuid
 from pathlib import Path
 
-import grpc
+try:
+    import grpc
+except ModuleNotFoundError:
+    requirements = Path(__file__).with_name("requirements.txt")
+    sys.exit(f"watch.py: gRPC for Python is missing: python3 -m pip install -r {requirements}")
 
 from replica import Gap, Replica, Unusable, digest_of
 

@@ -35,6 +35,8 @@ const DEFAULT_SERVER: &str = "http://127.0.0.1:7400";
 /// Where this service listens unless the second argument says otherwise.
 const DEFAULT_LISTEN: &str = "127.0.0.1:8080";
 
+const HELP: &str = "usage: embed_in_axum [URL [LISTEN]], LISTEN such as 127.0.0.1:8081";
+
 /// Everything below `/config/web/`.
 #[derive(Default, Deserialize)]
 #[serde(default)]
@@ -123,6 +125,9 @@ async fn run() -> Result<(), Box<dyn Error>> {
         .init();
     let mut args = std::env::args().skip(1);
     let server = args.next().unwrap_or_else(|| DEFAULT_SERVER.to_owned());
+    if server.starts_with('-') {
+        return Err(HELP.into());
+    }
     let listen = args.next().unwrap_or_else(|| DEFAULT_LISTEN.to_owned());
 
     let client = Client::builder()
@@ -145,7 +150,7 @@ async fn run() -> Result<(), Box<dyn Error>> {
 
     let listener = TcpListener::bind(&listen)
         .await
-        .map_err(|error| format!("cannot listen on {listen}: {error}"))?;
+        .map_err(|error| format!("cannot listen on {listen}: {error}; {HELP}"))?;
     let mut terminate = signal(SignalKind::terminate())?;
     println!("listening on http://{}", listener.local_addr()?);
     axum::serve(listener, router)

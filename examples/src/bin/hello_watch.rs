@@ -15,6 +15,10 @@ use driftless_client::Client;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
+    // The client says what it waits for, and what it refuses.
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .init();
     let server = std::env::args().nth(1);
     let client = Client::connect(server.as_deref().unwrap_or("http://127.0.0.1:7400"))?;
     let mut name = client

@@ -93,6 +93,12 @@ async fn main() -> ExitCode {
 
 async fn run() -> Result<(), Box<dyn Error>> {
     let server = std::env::args().nth(1);
+    if server
+        .as_ref()
+        .is_some_and(|server| server.starts_with('-'))
+    {
+        return Err("usage: typed_hot_reload [URL], such as http://127.0.0.1:7400".into());
+    }
     let client = Client::connect(server.as_deref().unwrap_or(DEFAULT_SERVER))?;
     let mut shop = client
         .watch::<Shop>(KeyRange::prefix("/config/shop/"))

@@ -7,6 +7,7 @@
 
 #[path = "../tests/common/mod.rs"]
 mod common;
+#[allow(dead_code, reason = "uses a part of it")]
 #[path = "fanout/proc.rs"]
 mod proc;
 

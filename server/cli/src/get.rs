@@ -16,7 +16,7 @@ use crate::target::Target;
 ///
 /// Prints each key and its value on lines of their own, as etcdctl does: the exact bytes, except on
 /// a terminal, where control characters are shown escaped. A key that does not exist is status 1; a
-/// prefix without keys is not.
+/// prefix without keys is not, and is told on the standard error.
 ///
 /// With --json, one object a line: {"key":"/a","value":"1","mod_revision":7}, with "key_base64" or
 /// "value_base64" for what is not UTF-8.
@@ -64,6 +64,10 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         return Err(Failure::failed(format_args!(
             "{range} does not exist{advice}"
         )));
+    }
+    if entries.is_empty() {
+        // No failure: it may well be empty. A misspelt one looks the same.
+        output::note(&format!("there is no key under {range}"));
     }
     let bytes = if args.json {
         json::records(&entries)

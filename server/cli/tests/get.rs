@@ -44,7 +44,9 @@ fn keys_and_values_as_etcdctl_prints_them() {
         b"/config/a\none\n/config/b\n\n/config/c\n\x00\xfe\n\n/config/\xff\nv\n"
     );
     assert_eq!(bytes(get(&url).arg(binary_key)), b"/config/\xff\nv\n");
-    assert_eq!(bytes(get(&url).args(["--prefix", "/empty/"])), b"");
+    let empty = run(get(&url).args(["--prefix", "/empty/"]));
+    assert!(empty.status.success() && empty.stdout.is_empty());
+    assert_eq!(empty.stderr, "driftless: there is no key under /empty/*\n");
 
     let lines: Vec<serde_json::Value> = bytes(get(&url).args(["--prefix", "/config/", "--json"]))
         .split_inclusive(|byte| *byte == b'\n')

@@ -222,11 +222,30 @@ impl Service {
                     .map(|served| served.fanout.prefix().start().to_string())
                     .collect();
                 let names = names.join(", ");
+                let meant = match self.meant(&range) {
+                    Some(meant) => format!("; did you mean {meant}?"),
+                    None => String::new(),
+                };
                 Err(Status::not_found(format!(
-                    "{range} is not served here, only what starts with {names}"
+                    "{range} is not served here, only what starts with {names}{meant}"
                 )))
             }
         }
+    }
+
+    /// What is served and may be meant: a prefix that this is the beginning of, or what it is with a
+    /// slash before it.
+    fn meant(&self, range: &KeyRange) -> Option<String> {
+        let start = range.start().as_ref();
+        let with_slash = [b"/", start].concat();
+        let mut prefixes = self.0.served.iter().map(|served| served.fanout.prefix());
+        // The root is the beginning of everything.
+        let begins = |prefix: &&KeyRange| prefix.start().as_ref().strip_suffix(b"/") == Some(start);
+        if let Some(prefix) = prefixes.clone().find(begins) {
+            return Some(prefix.start().to_string());
+        }
+        let covers = |prefix: &KeyRange| with_slash.starts_with(prefix.start().as_ref());
+        prefixes.any(covers).then(|| format!("/{}", range.start()))
     }
 
     /// Answers a call that came on `connection`.

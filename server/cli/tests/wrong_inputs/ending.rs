@@ -49,6 +49,8 @@ fn targets(place: &Place, name: &str) -> Vec<Row> {
         ("a key that is not served", "/other/key"),
         ("a prefix that is not served", "--prefix /other/"),
         ("a prefix that is served in part", "--prefix /"),
+        ("a prefix without its last slash", "--prefix /config"),
+        ("a key without its first slash", "config/a"),
         (
             "a URL without its scheme",
             "/config/a --server 127.0.0.1:7400",
@@ -107,6 +109,10 @@ fn get() {
     for (wrong, command) in [
         ("a key that does not exist", "driftless get /config/none"),
         ("a prefix taken for a key", "driftless get /config/"),
+        (
+            "a misspelt prefix, or an empty one",
+            "driftless get --prefix /config/limts/",
+        ),
         (
             "a key that cannot be printed",
             r"driftless get $'/config/\e[2J\xff'",
