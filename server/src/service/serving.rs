@@ -200,3 +200,145 @@ impl<C: Transport> Future for Serving<C> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, poll_fn};
+    use std::sync::atomic::AtomicU64;
+    use std::task::Poll;
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(30);
+
+    /// What a test wants of a connection.
+    struct Scripted<F>(F, Arc<AtomicBool>);
+
+    impl<F: FnMut(&mut Context<'_>) -> Poll<()> + Unpin> Future for Scripted<F> {
+        type Output = ();
+
+        fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+            (self.get_mut().0)(cx)
+        }
+    }
+
+    impl<F: FnMut(&mut Context<'_>) -> Poll<()> + Unpin> Transport for Scripted<F> {
+        fn drain(self: Pin<&mut Self>) {
+            self.1.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn serving<F: FnMut(&mut Context<'_>) -> Poll<()> + Unpin>(
+        connection: F,
+        begun: &Begun,
+        orders: &Arc<Orders>,
+        called: bool,
+    ) -> (Serving<Scripted<F>>, Arc<AtomicBool>) {
+        let drained = Arc::new(AtomicBool::new(false));
+        let connection = Scripted(connection, Arc::clone(&drained));
+        let called = Arc::new(AtomicBool::new(called));
+        let orders = Arc::clone(orders);
+        let serving = Serving::new(connection, begun.clone(), orders, called, SOON * 2);
+        (serving, drained)
+    }
+
+    /// Another thread wakes the connection at any moment, also while the streams are polled: no
+    /// wake-up is lost, or this never ends.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn no_wake_up_is_lost() {
+        const TIMES: u64 = 100_000;
+        let (begun, orders) = (Begun::default(), Arc::default());
+        let (said, heard) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let waker = Arc::new(AtomicWaker::new());
+        let connection = {
+            let (said, heard, waker) = (said.clone(), heard.clone(), waker.clone());
+            move |cx: &mut Context<'_>| {
+                waker.register(cx.waker());
+                let now = said.load(Ordering::Acquire);
+                heard.store(now, Ordering::Release);
+                if now == TIMES {
+                    Poll::Ready(())
+                } else {
+                    Poll::Pending
+                }
+            }
+        };
+        let (serving, _) = serving(connection, &begun, &orders, true);
+        // A stream that is polled at every turn, for as long as a few loads take.
+        begun.execute(poll_fn({
+            let heard = Arc::clone(&heard);
+            move |_| {
+                for _ in 0..20 {
+                    std::hint::black_box(heard.load(Ordering::Relaxed));
+                }
+                Poll::<()>::Pending
+            }
+        }));
+        let teller = std::thread::spawn(move || {
+            for n in 1..=TIMES {
+                said.store(n, Ordering::Release);
+                waker.wake();
+                // Every other time it is waited for, so that there is nobody else to wake it.
+                let start = std::time::Instant::now();
+                while n % 2 == 0 && heard.load(Ordering::Acquire) < n && start.elapsed() < SOON {
+                    std::hint::spin_loop();
+                }
+            }
+        });
+        assert!(timeout(SOON, serving).await.is_ok(), "a wake-up was lost");
+        teller.join().unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn streams_are_polled_before_the_connection_and_end_with_it() {
+        let (begun, orders) = (Begun::default(), Arc::default());
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let note = |what: &'static str| {
+            let order = Arc::clone(&order);
+            move || order.lock().unwrap().push(what)
+        };
+        let held = Arc::new(());
+        let (connected, streamed) = (note("connection"), note("stream"));
+        let (begin, mut first) = (begun.clone(), true);
+        let kept = Arc::clone(&held);
+        let connection = move |_: &mut Context<'_>| {
+            connected();
+            if std::mem::take(&mut first) {
+                let (streamed, kept) = (streamed.clone(), Arc::clone(&kept));
+                begin.execute(async move {
+                    streamed();
+                    pending::<()>().await;
+                    drop(kept);
+                });
+            }
+            Poll::Pending
+        };
+        let (serving, drained) = serving(connection, &begun, &orders, true);
+        let task = async {
+            tokio::task::yield_now().await;
+            orders.drain();
+            tokio::task::yield_now().await;
+            assert!(drained.load(Ordering::Relaxed));
+            assert!(orders.end() && !orders.end());
+        };
+        tokio::join!(timeout(SOON, serving), task).0.unwrap();
+        let order = order.lock().unwrap();
+        assert_eq!(order[..3], ["connection", "stream", "connection"]);
+        assert_eq!(
+            Arc::strong_count(&held),
+            1,
+            "nothing is left of the streams"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_without_a_call_ends_and_one_with_a_call_does_not() {
+        let (begun, orders) = (Begun::default(), Arc::default());
+        let idle = |called| serving(|_: &mut Context<'_>| Poll::Pending, &begun, &orders, called).0;
+        assert!(timeout(SOON, idle(false)).await.is_err());
+        assert!(timeout(SOON * 3, idle(false)).await.is_ok());
+        assert!(timeout(SOON * 30, idle(true)).await.is_err());
+    }
+}
