@@ -26,6 +26,8 @@
 //!
 //! # What it promises
 //!
+//! * **Its age is honest.** Each value tells how long ago it was last proven to be etcd's, and a watch
+//!   can say how old is too old.
 //! * **The last good value wins.** A value that does not decode or validate is refused, shown in
 //!   [`Status`], reported to the server, and never replaces a good one.
 //! * **It outlives everything.** With the server or etcd gone, readers keep what they have; the
@@ -39,7 +41,36 @@
 //!
 //! [`Client::watch`] for a value (see [`decoding`] for what becomes of keys), [`Client::entries`]
 //! for keys and their changes (tools), and [`Client::get`] for one look. All of them need a tokio
-//! runtime with I/O and time enabled.
+//! runtime with I/O and time enabled. What a watch gives is read in the way that the place asks for:
+//!
+//! | where | use | what it costs, what it holds |
+//! | --- | --- | --- |
+//! | a request, a job | [`Watcher::load`] | some nanoseconds, no lock, no allocation; the value while it is held |
+//! | a hot loop in one thread | [`Watcher::reader`] | about a nanosecond; the value that was read last |
+//! | a component with a part of its own | [`Watcher::map`] | wakes only when that part differs |
+//! | where an old value must not be used | [`WatchBuilder::max_age`] and [`Watcher::load_fresh`] | a look at the clock |
+//! | an async task that follows | [`Watcher::changed`], in a loop | a state shared with the current one |
+//! | the same, with old and new | [`Watcher::into_stream`] | both values |
+//! | code that is not async | [`Watcher::on_change`] | a task, until its guard is dropped |
+//! | a health check | [`Watcher::status`], [`Watcher::watch_status`] | |
+//!
+//! Each keeps the watch going; the last one that is dropped ends it. The pattern for several at once
+//! is `select!` in a loop: every future of this library may be dropped at any moment and loses
+//! nothing (each says so under "Cancel safety").
+//!
+//! ```
+//! # async fn follow(mut limits: driftless_client::Watcher<u32>, mut banner: driftless_client::Watcher<String>) -> Result<(), driftless_client::Closed> {
+//! loop {
+//!     tokio::select! {
+//!         changed = limits.changed() => println!("limits at revision {}", changed?.revision),
+//!         changed = banner.changed() => println!("banner at revision {}", changed?.revision),
+//!     }
+//! }
+//! # }
+//! ```
+//!
+//! [`Client::shutdown`] ends everything and says what held it up; [`Client::quiescence`] lets a
+//! service assert in its own tests that nothing is left.
 //!
 //! # Features
 //!

@@ -15,6 +15,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument;
 
 use crate::entries::Entries;
 use crate::error::{Closed, WatchError};
@@ -68,6 +69,7 @@ impl Shared {
             },
             inventory.hold(Held::Subscription(range.to_string())),
         );
+        let span = tracing::debug_span!("subscription", %range);
         let runtime = Handle::current();
         Self {
             range,
@@ -77,7 +79,7 @@ impl Shared {
             proven,
             inventory,
             registry,
-            task: AbortOnDropHandle::new(runtime.spawn(task.run())),
+            task: AbortOnDropHandle::new(runtime.spawn(task.run().instrument(span))),
             runtime,
         }
     }

@@ -74,6 +74,8 @@ impl Service {
             clock_ms,
             contact_ms,
         };
+        let (peer, range) = (connection.peer().map(tracing::field::display), subscriber.range());
+        tracing::debug!(peer, %range, answer = ?start.from, "a stream begins");
         let root_revision = start.view.root.revision();
         let digest = start.view.digest;
         let mut first = vec![v1::watch_response::Frame::Hello(hello)];
@@ -146,6 +148,7 @@ struct Start {
     held: Revision,
 }
 
+#[derive(Debug)]
 enum From {
     Current,
     /// The changes after this revision, one by one.
