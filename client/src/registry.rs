@@ -79,7 +79,8 @@ mod tests {
         let nowhere = |_: &Endpoint| Box::pin(std::future::pending()) as Connecting;
         let endpoint = Endpoint::parse("http://h:1").unwrap();
         let info = v1::ClientInfo::default();
-        let transport = Transport::new(vec![endpoint], Box::new(nowhere), info);
+        let inventory = crate::inventory::Inventory::new();
+        let transport = Transport::new(vec![endpoint], Box::new(nowhere), info, inventory);
         Arc::new(Registry::new(Arc::new(transport), 1))
     }
 

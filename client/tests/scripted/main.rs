@@ -12,5 +12,6 @@ mod reconnects;
 mod reports;
 mod server;
 mod tcp;
+mod tokens;
 mod values;
 mod world;
