@@ -26,6 +26,8 @@ pub mod source;
 pub mod store;
 #[cfg(test)]
 mod testing;
+mod tls;
 
 pub use server::{Engine, ServeError, Server, StartError};
 pub use settings::{Settings, SettingsBuilder, SettingsError};
+pub use tls::TlsError;
