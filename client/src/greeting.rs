@@ -19,6 +19,14 @@ const TLS: [u8; 2] = [0x15, 0x16];
 /// What to say of it.
 const SPEAKS_TLS: &str = "the server speaks TLS; write https:// in place of http://";
 
+/// The first byte of a server that speaks HTTP/1, which no first frame of HTTP/2 begins with: it would
+/// be one of more than 4 MiB.
+const HTTP1: u8 = b'H';
+
+/// What to say of it.
+const SPEAKS_HTTP1: &str = "the server speaks HTTP/1 and not HTTP/2; what is there may be a proxy or \
+                            another server";
+
 /// What to say of a server that ends a connection before it has said anything.
 const MUTE: &str = "the server closed the connection without a word; it may not speak HTTP/2 here, or \
                     expect TLS (https://)";
@@ -91,13 +99,15 @@ impl Greeted {
         let word = match bytes.first() {
             None => Err(MUTE),
             Some(byte) if self.plain && TLS.contains(byte) => Err(SPEAKS_TLS),
+            Some(byte) if *byte == HTTP1 => Err(SPEAKS_HTTP1),
             Some(_) => Ok(()),
         };
         // Nobody waits for it once the attempt was given up.
         let _ = first.send(word.map_err(str::to_owned));
         match word {
-            Err(SPEAKS_TLS) => Err(io::Error::new(io::ErrorKind::InvalidData, SPEAKS_TLS)),
-            _ => Ok(()),
+            // Its end is no error of reading.
+            Ok(()) | Err(MUTE) => Ok(()),
+            Err(other) => Err(io::Error::new(io::ErrorKind::InvalidData, other)),
         }
     }
 }
@@ -176,13 +186,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn tls_where_none_was_expected_is_told_apart() {
-        let (io, mut server) = duplex(64);
-        let (mut io, mut greeting) = Greeted::plain(Box::new(io));
-        server.write_all(&[0x15, 3, 3, 0, 2, 2, 50]).await.unwrap();
-        let error = io.read_u8().await.unwrap_err();
-        assert_eq!(error.to_string(), SPEAKS_TLS);
-        assert_eq!(greeting.heard().await, Err(SPEAKS_TLS.to_owned()));
+    async fn a_server_that_speaks_something_else_is_told_apart() {
+        let alert = [0x15, 3, 3, 0, 2, 2, 50];
+        for (said, expected) in [
+            (&alert[..], SPEAKS_TLS),
+            (b"HTTP/1.1 400 Bad Request\r\n\r\n", SPEAKS_HTTP1),
+        ] {
+            let (io, mut server) = duplex(64);
+            let (mut io, mut greeting) = Greeted::plain(Box::new(io));
+            server.write_all(said).await.unwrap();
+            let error = io.read_u8().await.unwrap_err();
+            assert_eq!(error.to_string(), expected);
+            assert_eq!(greeting.heard().await, Err(expected.to_owned()));
+        }
     }
 
     #[tokio::test]

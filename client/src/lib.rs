@@ -79,10 +79,11 @@
 //!
 //! Through `tracing`, in the target `driftless_client`: a `warn` when a state is refused, when a
 //! server refuses a range, when no server is in sync, and when a watch begins with its default for
-//! want of a value, once each for as long as it lasts, and when a server replaces a history that it
-//! does not share, which is the only way back to an older revision; an `info` when that is over, when there is no
-//! key at all under a prefix, and what a first value that takes more than a second waits for;
-//! connections, TLS and streams at `debug`, with their endpoint or range.
+//! want of a value, once each for as long as it lasts; a `warn` when a server replaces what is held by
+//! another history of etcd, which is the only way back to an older revision; an `info` when what was
+//! warned of is over, when there is no key at all under a prefix, and what a first value that takes
+//! more than a second waits for; connections, TLS, calls and streams at `debug`, with their endpoint
+//! or range.
 //!
 //! What is yours is yours to keep quiet: the text of a validator's error goes nowhere (but for
 //! [reasons](WatchBuilder::validate) that are part of the program), but a panic in a `Deserialize` or a validator runs the process's panic hook, with whatever its message quotes,

@@ -16,7 +16,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use driftless_proto::v1::config_client::ConfigClient;
-use driftless_proto::{MAX_CHUNK_BYTES, v1};
+use driftless_proto::{KeyRange, MAX_CHUNK_BYTES, v1};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rand::seq::SliceRandom;
@@ -89,6 +89,8 @@ pub(crate) struct CallError {
     pub(crate) at_least: Duration,
     /// The connection was lost, in contrast to: the server answered.
     pub(crate) lost: bool,
+    /// What is wrong is on this side: no other server would do better.
+    pub(crate) here: bool,
 }
 
 /// How connections are kept from others.
@@ -433,6 +435,7 @@ impl Connection {
 
     /// Begins a watch. The call ends when the frames are dropped.
     pub(crate) async fn watch(&self, request: v1::WatchRequest) -> Result<Frames, CallError> {
+        self.tell_of("watch", request.range.as_ref());
         let request = self.caller.signed(request).await?;
         let mut client = self.caller.client.clone();
         match client.watch(request).await {
@@ -443,11 +446,19 @@ impl Connection {
 
     /// Asks for the state of a range, now.
     pub(crate) async fn get(&self, request: v1::GetRequest) -> Result<Chunks, CallError> {
+        self.tell_of("get", request.range.as_ref());
         let request = self.caller.signed(request).await?;
         let mut client = self.caller.client.clone();
         match client.get(request).await {
             Ok(response) => Ok(Messages(response.into_inner())),
             Err(status) => Err(self.caller.failed(&status)),
+        }
+    }
+
+    /// Logs that a call begins.
+    fn tell_of(&self, call: &str, range: Option<&v1::Range>) {
+        if let Ok(range) = KeyRange::try_from(range.cloned()) {
+            tracing::debug!(endpoint = %self.endpoint, call, %range, "a call begins");
         }
     }
 
@@ -522,6 +533,7 @@ impl CallError {
             message,
             at_least: Duration::ZERO,
             lost: true,
+            here: false,
         }
     }
 
@@ -529,6 +541,7 @@ impl CallError {
     const fn here(message: String) -> Self {
         let mut error = Self::lost(message);
         error.lost = false;
+        error.here = true;
         error
     }
 }
@@ -574,6 +587,7 @@ impl From<&Status> for CallError {
             message: cut(text, MAX_MESSAGE_TEXT),
             at_least: at_least.min(MAX_PAUSE),
             lost: source.is_some(),
+            here: false,
         }
     }
 }

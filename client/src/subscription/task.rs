@@ -332,7 +332,8 @@ impl Task {
             refused: error.refused,
             // Another server may do better than one that cannot answer now. Where there is none, a
             // connection that works is not given up.
-            leave: error.lost || (error.refused.is_none() && self.transport.has_choice()),
+            leave: error.lost
+                || (error.refused.is_none() && !error.here && self.transport.has_choice()),
             ..End::over(error.message)
         }
     }

@@ -76,8 +76,11 @@ async fn one_that_cannot_be_used_is_named_and_mended() {
     let file = TokenFile::holding(" ");
     let mut server = Server::start();
     let world = World::of(&[("/a", "1")]);
-    let client = server.builder_at_localhost().token_file(&file.0);
-    let client = client.build().unwrap();
+    // The same server twice: that there is another one is no reason to go there.
+    let client = server
+        .builder_at_localhost()
+        .endpoint("http://127.0.0.1:7400");
+    let client = client.token_file(&file.0).build().unwrap();
     let error = client.get("/a").await.unwrap_err().to_string();
     let named = format!("the token file {}: it is empty", file.0.display());
     assert!(error.contains(&named), "{error}");
@@ -99,4 +102,6 @@ async fn one_that_cannot_be_used_is_named_and_mended() {
     });
     assert_eq!(call.authorization.as_deref(), Some("Bearer mended"));
     assert_eq!(watcher.unwrap().status().state, State::Live);
+    // One for the single read, and one for the watch.
+    assert_eq!(server.dials(), 2);
 }
