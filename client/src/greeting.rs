@@ -27,7 +27,11 @@ const HTTP1: u8 = b'H';
 const SPEAKS_HTTP1: &str = "the server speaks HTTP/1 and not HTTP/2; what is there may be a proxy or \
                             another server";
 
-/// What to say of a server that ends a connection before it has said anything.
+/// What to say of a server that ends a connection over TLS before it has said anything.
+const MUTE_OVER_TLS: &str = "the server closed the connection without a word once TLS was agreed on; it \
+                             may not take this client, or not speak HTTP/2";
+
+/// The same without TLS.
 const MUTE: &str = "the server closed the connection without a word; it may not speak HTTP/2 here, or \
                     expect TLS (https://)";
 
@@ -44,7 +48,10 @@ pub(crate) struct Greeted {
 }
 
 /// Waits for the first word.
-pub(crate) struct Greeting(oneshot::Receiver<Result<(), String>>);
+pub(crate) struct Greeting {
+    first: oneshot::Receiver<Result<(), String>>,
+    plain: bool,
+}
 
 impl Greeting {
     /// Resolves when the server has spoken, or will not.
@@ -52,9 +59,9 @@ impl Greeting {
     /// # Cancel safety
     /// Loses nothing.
     pub(crate) async fn heard(&mut self) -> Result<(), String> {
-        let first = (&mut self.0).await;
+        let first = (&mut self.first).await;
         // Dropped without a word from it: a write failed.
-        first.unwrap_or_else(|_| Err(MUTE.to_owned()))
+        first.unwrap_or_else(|_| Err(mute(self.plain).to_owned()))
     }
 }
 
@@ -71,15 +78,14 @@ impl Greeted {
     }
 
     fn new(io: Box<dyn Io>, words: Option<Words>, plain: bool) -> (Self, Greeting) {
-        let (first, greeting) = oneshot::channel();
-        let first = Some(first);
+        let (tell, first) = oneshot::channel();
         let greeted = Self {
             io,
-            first,
+            first: Some(tell),
             words,
             plain,
         };
-        (greeted, Greeting(greeting))
+        (greeted, Greeting { first, plain })
     }
 
     /// The same error, in words where there are any.
@@ -97,7 +103,7 @@ impl Greeted {
             return Ok(());
         };
         let word = match bytes.first() {
-            None => Err(MUTE),
+            None => Err(mute(self.plain)),
             Some(byte) if self.plain && TLS.contains(byte) => Err(SPEAKS_TLS),
             Some(byte) if *byte == HTTP1 => Err(SPEAKS_HTTP1),
             Some(_) => Ok(()),
@@ -105,11 +111,17 @@ impl Greeted {
         // Nobody waits for it once the attempt was given up.
         let _ = first.send(word.map_err(str::to_owned));
         match word {
-            // Its end is no error of reading.
-            Ok(()) | Err(MUTE) => Ok(()),
-            Err(other) => Err(io::Error::new(io::ErrorKind::InvalidData, other)),
+            Err(other) if !bytes.is_empty() => {
+                Err(io::Error::new(io::ErrorKind::InvalidData, other))
+            }
+            // The end is no error of reading.
+            _ => Ok(()),
         }
     }
+}
+
+const fn mute(plain: bool) -> &'static str {
+    if plain { MUTE } else { MUTE_OVER_TLS }
 }
 
 impl AsyncRead for Greeted {

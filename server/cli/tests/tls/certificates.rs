@@ -65,5 +65,15 @@ impl Ca {
     }
 }
 
+/// A certificate that its own key has signed, as openssl makes them: it is a CA's, too.
+pub(crate) fn self_signed() -> Pair {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let cert = params.self_signed(&key).unwrap().pem();
+    let key = key.serialize_pem();
+    Pair { cert, key }
+}
+
 /// Years between which every test is run.
 pub(crate) const NOW: (i32, i32) = (2020, 2060);

@@ -11,7 +11,7 @@ use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use super::certificates::{Ca, For, NOW};
+use super::certificates::{Ca, For, NOW, self_signed};
 use super::common::ServerProcess;
 use super::place::{
     Folder, PREFIX, counter, etcd, known, refusal, server, strict_server, trusting, until, value,
@@ -111,7 +111,24 @@ async fn a_server_that_is_not_to_be_trusted_is_not_and_the_reason_is_said() {
         let said = refusal(trusting(&server.url(), &trusted.path("ca.pem"))).await;
         assert!(said.contains(&format!("{}: ", server.url())), "{said}");
         assert!(said.contains(&expected), "{said}");
+        let log = server.stop().stderr;
+        let expired = "the server's certificate has expired; clients refuse it";
+        let is_expired = expected.contains("has expired");
+        assert_eq!(
+            log.matches(expired).count(),
+            usize::from(is_expired),
+            "{log}"
+        );
     }
+    // Trusted or not: a CA's certificate is none for a server.
+    let pair = self_signed();
+    let files = Folder::with(&ca, &pair);
+    let server = server(&etcd, &files);
+    let said = refusal(trusting(&server.url(), &files.path("cert.pem"))).await;
+    assert!(
+        said.contains("the server's certificate is that of a CA"),
+        "{said}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

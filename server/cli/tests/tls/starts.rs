@@ -91,6 +91,9 @@ async fn neither_a_token_nor_a_key_is_ever_logged() {
     for line in pair.key.lines().filter(|line| !line.starts_with('-')) {
         assert_eq!(logged::lines(&[line]), [""; 0]);
     }
+    // The longest that there may be is not too long for the server.
+    mine.write("token", &TOKEN.repeat(16 * 1024 / TOKEN.len()));
+    assert_eq!(value(&client).await.unwrap(), "1");
     let log = server.stop().stderr;
     assert!(!log.contains(TOKEN), "{log}");
 }
