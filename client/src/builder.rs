@@ -2,14 +2,21 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 
 use driftless_proto::v1;
 
+use crate::blocking::Files;
 use crate::client::Client;
-use crate::connect::{Connect, Endpoint, Tcp};
+use crate::connect::{Connect, Endpoint};
 use crate::error::BuildError;
 use crate::inventory::Inventory;
-use crate::transport::Transport;
+use crate::resolve::Resolver;
+use crate::tcp::Tcp;
+#[cfg(feature = "tls")]
+use crate::tls::{Options, Tls};
+use crate::token::TokenFile;
+use crate::transport::{Security, Transport};
 
 /// The most bytes that an instance id, a label's name or its value may have, by the contract.
 const MAX_TEXT: usize = 256;
@@ -41,8 +48,11 @@ pub struct ClientBuilder {
     endpoints: Vec<String>,
     instance: Option<String>,
     labels: BTreeMap<String, String>,
-    connector: Box<dyn Connect>,
+    connector: Option<Box<dyn Connect>>,
     range_limit: usize,
+    token: Option<PathBuf>,
+    #[cfg(feature = "tls")]
+    tls: Options,
 }
 
 impl ClientBuilder {
@@ -51,13 +61,17 @@ impl ClientBuilder {
             endpoints: Vec::new(),
             instance: None,
             labels: BTreeMap::new(),
-            connector: Box::new(Tcp),
+            connector: None,
             range_limit: DEFAULT_RANGE_LIMIT,
+            token: None,
+            #[cfg(feature = "tls")]
+            tls: Options::default(),
         }
     }
 
-    /// Adds a server, such as `http://127.0.0.1:7400`. At least one is needed. Of several, one is
-    /// chosen at random and kept while it is well.
+    /// Adds a server, such as `http://127.0.0.1:7400` or `https://config.example:7400`; without a port,
+    /// 80 and 443. At least one is needed. Of several, one is chosen at random and kept while it is
+    /// well.
     pub fn endpoint(mut self, url: impl Into<String>) -> Self {
         self.endpoints.push(url.into());
         self
@@ -79,7 +93,45 @@ impl ClientBuilder {
 
     /// Opens connections with `connector`. Default: TCP.
     pub fn connector(mut self, connector: impl Connect) -> Self {
-        self.connector = Box::new(connector);
+        self.connector = Some(Box::new(connector));
+        self
+    }
+
+    /// Trusts the servers that have a certificate of a CA in this PEM file, and no others. Read anew at
+    /// every connection, so a file that was replaced counts from the next one on; one that cannot be
+    /// used is shown in [`Status::last_error`](crate::Status::last_error) and in the log. Default: the
+    /// CAs that the system trusts.
+    #[cfg(feature = "tls")]
+    pub fn tls_ca_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.tls.ca = Some(path.into());
+        self
+    }
+
+    /// Shows servers who this client is: a certificate, with those that lead to its CA behind it, and
+    /// its key, in PEM files (PKCS#8, PKCS#1 or SEC1, not encrypted). Read anew at every connection, as
+    /// [`tls_ca_file`](Self::tls_ca_file) is. Default: none.
+    #[cfg(feature = "tls")]
+    pub fn tls_client_files(mut self, cert: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
+        self.tls.identity = Some((cert.into(), key.into()));
+        self
+    }
+
+    /// The name, or the address, that the servers' certificates must be for. Default: the host of the
+    /// endpoint.
+    #[cfg(feature = "tls")]
+    pub fn tls_server_name(mut self, name: impl Into<String>) -> Self {
+        self.tls.server_name = Some(name.into());
+        self
+    }
+
+    /// Sends the bearer token in this file with every call (`authorization: Bearer …`). Read anew for
+    /// each, so whoever rotates it has nothing to tell; blanks and line breaks around it do not count.
+    /// At most 16 KiB of printable ASCII. Default: none.
+    ///
+    /// It is never sent in clear text over a network: together with an `http://` endpoint that is not
+    /// of this machine, [`build`](Self::build) refuses it.
+    pub fn token_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.token = Some(path.into());
         self
     }
 
@@ -91,8 +143,8 @@ impl ClientBuilder {
         self
     }
 
-    /// Checks the options and makes the client. Spawns nothing and dials nothing: the first watch
-    /// does.
+    /// Checks the options and makes the client. Spawns nothing, dials nothing and reads no file: the
+    /// first watch does.
     ///
     /// # Errors
     /// When an option is not valid, or no endpoint was given.
@@ -133,9 +185,31 @@ impl ClientBuilder {
             labels: self.labels.into_iter().collect(),
             library: LIBRARY.to_owned(),
         };
+        if self.token.is_some() {
+            let in_clear = |endpoint: &&Endpoint| !endpoint.is_tls() && !endpoint.is_loopback();
+            if let Some(endpoint) = endpoints.iter().find(in_clear) {
+                return Err(BuildError::TokenInClear {
+                    url: endpoint.to_string(),
+                });
+            }
+        }
         let inventory = Inventory::new();
-        let transport = Transport::new(endpoints, self.connector, info, inventory.clone());
-        Ok(Client::new(transport, inventory, self.range_limit))
+        let files = Files::new(inventory.clone());
+        let security = Security {
+            #[cfg(feature = "tls")]
+            tls: Some(Tls::new(
+                self.tls,
+                &endpoints,
+                files.clone(),
+                inventory.clone(),
+            )?),
+            token: self.token.map(|path| TokenFile::new(path, files)),
+        };
+        let connector = self
+            .connector
+            .unwrap_or_else(|| Box::new(Tcp::new(Resolver::of_system(inventory.clone()))));
+        let transport = Transport::new(endpoints, connector, info, inventory).secured(security);
+        Ok(Client::new(transport, self.range_limit))
     }
 }
 
@@ -147,6 +221,7 @@ impl fmt::Debug for ClientBuilder {
             .field("instance", &self.instance)
             .field("labels", &self.labels)
             .field("range_limit", &self.range_limit)
+            .field("token_file", &self.token)
             .finish_non_exhaustive()
     }
 }
@@ -186,6 +261,40 @@ mod tests {
             labelled(33).build().err(),
             Some(BuildError::TooManyLabels { count: 33, .. })
         ));
+    }
+
+    #[test]
+    fn a_token_is_not_sent_in_clear_text_to_other_machines() {
+        for here in ["http://127.0.0.1:1", "http://[::1]:1", "http://localhost:1"] {
+            let builder = ClientBuilder::new().endpoint(here).token_file("/token");
+            assert!(builder.build().is_ok(), "{here}");
+        }
+        let mixed = ClientBuilder::new()
+            .endpoint("http://localhost:1")
+            .endpoint("http://config.example:1");
+        let error = mixed.token_file("/token").build().err().unwrap();
+        assert_eq!(
+            error.to_string(),
+            "endpoint \"http://config.example:1\" would get the token in clear text; use https://, or \
+             http:// on this machine only"
+        );
+    }
+
+    #[test]
+    #[cfg(feature = "tls")]
+    fn with_tls_a_token_may_go_anywhere_and_names_are_checked() {
+        let secure = || ClientBuilder::new().endpoint("https://config.example");
+        assert!(secure().token_file("/token").build().is_ok());
+        // Whether the files are there is found out when they are needed.
+        let files = secure()
+            .tls_ca_file("/none/ca.pem")
+            .tls_client_files("/none/cert.pem", "/none/key.pem")
+            .tls_server_name("10.0.0.1");
+        assert!(files.build().is_ok());
+        for name in ["", "two words", "-"] {
+            let error = secure().tls_server_name(name).build().err().unwrap();
+            assert!(matches!(error, BuildError::ServerName { .. }), "{name}");
+        }
     }
 
     #[test]

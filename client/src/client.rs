@@ -9,7 +9,6 @@ use crate::builder::ClientBuilder;
 use crate::entries::EntriesBuilder;
 use crate::error::BuildError;
 use crate::get::GetBuilder;
-use crate::inventory::Inventory;
 use crate::quiescence::{Quiescence, Shutdown};
 use crate::range::IntoRange;
 use crate::registry::Registry;
@@ -25,7 +24,6 @@ use crate::watcher::WatchBuilder;
 pub struct Client {
     transport: Arc<Transport>,
     registry: Arc<Registry>,
-    inventory: Inventory,
     range_limit: usize,
 }
 
@@ -44,13 +42,12 @@ impl Client {
         ClientBuilder::new()
     }
 
-    pub(crate) fn new(transport: Transport, inventory: Inventory, range_limit: usize) -> Self {
+    pub(crate) fn new(transport: Transport, range_limit: usize) -> Self {
         let transport = Arc::new(transport);
-        let registry = Registry::new(Arc::clone(&transport), inventory.clone(), range_limit);
+        let registry = Registry::new(Arc::clone(&transport), range_limit);
         Self {
             transport,
             registry: Arc::new(registry),
-            inventory,
             range_limit,
         }
     }
@@ -75,7 +72,6 @@ impl Client {
     pub fn get(&self, range: impl IntoRange) -> GetBuilder {
         GetBuilder::new(
             Arc::clone(&self.transport),
-            self.inventory.clone(),
             range.into_range(),
             self.range_limit,
         )
@@ -101,7 +97,7 @@ impl Client {
 
     /// Tells what this client and its watchers hold: for a service's own tests that nothing is left.
     pub fn quiescence(&self) -> Quiescence {
-        Quiescence::new(self.inventory.clone())
+        Quiescence::new(self.transport.inventory().clone())
     }
 
     /// Ends everything, now and for good.

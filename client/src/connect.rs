@@ -1,14 +1,14 @@
-//! How bytes reach a server: plain TCP, or whatever the caller brings.
+//! Where servers are, and how bytes reach them: TCP, or whatever the caller brings.
 //!
-//! This module opens byte streams and knows nothing of what travels on them.
+//! A connector opens byte streams and knows nothing of what travels on them.
 
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 
 use crate::error::BuildError;
 
@@ -24,7 +24,8 @@ pub type Connecting = Pin<Box<dyn Future<Output = io::Result<Box<dyn Io>>> + Sen
 ///
 /// The library dials TCP by itself; a connector of one's own is for tests (over
 /// [`tokio::io::duplex`]) and for networks that need more than a host and a port. It is called once
-/// per attempt, and the attempt is dropped after 5 s.
+/// per attempt, and the attempt is dropped after 5 s. TLS, where the endpoint asks for it, is laid over
+/// what it returns.
 pub trait Connect: Send + Sync + 'static {
     /// Opens a stream to `endpoint`.
     fn connect(&self, endpoint: &Endpoint) -> Connecting;
@@ -45,11 +46,12 @@ pub struct Endpoint {
     uri: http::Uri,
     host: String,
     port: u16,
+    tls: bool,
 }
 
 impl Endpoint {
-    /// The port of an URL that names none, as everywhere with `http://`.
-    const DEFAULT_PORT: u16 = 80;
+    /// The port of an URL that names none, as everywhere with `http://` and `https://`.
+    const DEFAULT_PORTS: (u16, u16) = (80, 443);
 
     pub(crate) fn parse(url: &str) -> Result<Self, BuildError> {
         let bad = |problem| BuildError::Endpoint {
@@ -57,12 +59,12 @@ impl Endpoint {
             problem,
         };
         let uri: http::Uri = url.parse().map_err(|_| bad("is not a URL"))?;
-        match uri.scheme_str() {
-            Some("http") => {}
+        let tls = match uri.scheme_str() {
+            Some("http") => false,
+            Some("https") if cfg!(feature = "tls") => true,
             Some("https") => return Err(BuildError::TlsUnsupported { url: shown(url) }),
-            Some(_) => return Err(bad("does not start with http://")),
-            None => return Err(bad("does not start with http://")),
-        }
+            _ => return Err(bad("does not start with http:// or https://")),
+        };
         let authority = uri.authority().ok_or_else(|| bad("names no host"))?;
         if authority.as_str().contains('@') {
             return Err(bad("holds a user name, which is not supported"));
@@ -82,13 +84,19 @@ impl Endpoint {
             return Err(bad("names no host"));
         }
         let port = match authority.as_str().strip_prefix(authority.host()) {
-            Some("") => Self::DEFAULT_PORT,
+            Some("") if tls => Self::DEFAULT_PORTS.1,
+            Some("") => Self::DEFAULT_PORTS.0,
             _ => authority
                 .port_u16()
                 .ok_or_else(|| bad("has no valid port"))?,
         };
         let host = host.to_owned();
-        Ok(Self { uri, host, port })
+        Ok(Self {
+            uri,
+            host,
+            port,
+            tls,
+        })
     }
 
     /// The host: a name or an address, without the brackets of an IPv6 one.
@@ -99,6 +107,19 @@ impl Endpoint {
     /// The TCP port.
     pub const fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Whether it is spoken to over TLS (`https://`).
+    pub const fn is_tls(&self) -> bool {
+        self.tls
+    }
+
+    /// Whether what is sent to it stays on this machine, as far as its name tells.
+    pub(crate) fn is_loopback(&self) -> bool {
+        match self.host.parse::<IpAddr>() {
+            Ok(address) => address.is_loopback(),
+            Err(_) => self.host.eq_ignore_ascii_case("localhost"),
+        }
     }
 
     pub(crate) const fn uri(&self) -> &http::Uri {
@@ -113,7 +134,8 @@ impl fmt::Display for Endpoint {
             .uri
             .authority()
             .map_or("", |authority| authority.as_str());
-        write!(f, "http://{authority}")
+        let scheme = if self.tls { "https" } else { "http" };
+        write!(f, "{scheme}://{authority}")
     }
 }
 
@@ -122,24 +144,6 @@ fn shown(url: &str) -> String {
     match url.rsplit_once('@') {
         Some((_, host)) => format!("...@{host}"),
         None => url.to_owned(),
-    }
-}
-
-/// Dials TCP.
-///
-/// A host name is looked up on tokio's blocking pool; a look-up that runs cannot be cancelled and
-/// outlives a dropped attempt by as long as the resolver takes. An address is not looked up.
-pub(crate) struct Tcp;
-
-impl Connect for Tcp {
-    fn connect(&self, endpoint: &Endpoint) -> Connecting {
-        let (host, port) = (endpoint.host.clone(), endpoint.port);
-        Box::pin(async move {
-            let stream = TcpStream::connect((host.as_str(), port)).await?;
-            // Requests are small and waited for: they must not sit in the kernel.
-            stream.set_nodelay(true)?;
-            Ok(Box::new(stream) as Box<dyn Io>)
-        })
     }
 }
 
@@ -199,10 +203,42 @@ mod tests {
                 "{url}: {error}"
             );
         }
-        assert!(matches!(
-            Endpoint::parse("https://h:1"),
-            Err(BuildError::TlsUnsupported { .. })
-        ));
+    }
+
+    #[test]
+    #[cfg(feature = "tls")]
+    fn tls_is_asked_for_by_the_scheme() {
+        let endpoint = Endpoint::parse("https://config.example").unwrap();
+        assert_eq!((endpoint.port(), endpoint.is_tls()), (443, true));
+        assert_eq!(endpoint.to_string(), "https://config.example");
+        let endpoint = Endpoint::parse("HTTPS://[::1]:7400/").unwrap();
+        assert_eq!(endpoint.to_string(), "https://[::1]:7400");
+        assert!(!Endpoint::parse("http://h:1").unwrap().is_tls());
+    }
+
+    #[test]
+    #[cfg(not(feature = "tls"))]
+    fn without_tls_the_refusal_names_the_feature() {
+        let error = Endpoint::parse("https://h:1").unwrap_err();
+        assert!(error.to_string().contains("feature `tls`"), "{error}");
+    }
+
+    #[test]
+    fn loopback_is_told_from_elsewhere() {
+        for (host, here) in [
+            ("127.0.0.1", true),
+            ("127.1.2.3", true),
+            ("[::1]", true),
+            ("localhost", true),
+            ("LOCALHOST", true),
+            ("localhost.example", false),
+            ("10.0.0.1", false),
+            ("[::]", false),
+            ("config.example", false),
+        ] {
+            let endpoint = Endpoint::parse(&format!("http://{host}:1")).unwrap();
+            assert_eq!(endpoint.is_loopback(), here, "{host}");
+        }
     }
 
     #[test]

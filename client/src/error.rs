@@ -28,10 +28,31 @@ pub enum BuildError {
         /// What is wrong with it.
         problem: &'static str,
     },
-    /// The endpoint asks for TLS.
-    #[error("endpoint \"{url}\" asks for TLS, which this build does not support; use http://")]
+    /// The endpoint asks for TLS, and the library was built without its feature `tls`.
+    #[error(
+        "endpoint \"{url}\" asks for TLS, which this build does not support; enable the feature \
+         `tls` of driftless-client"
+    )]
     TlsUnsupported {
         /// The endpoint as it was given.
+        url: String,
+    },
+    /// The name that the servers' certificates are to be for is neither a host name nor an address.
+    #[error(
+        "\"{name}\" is no name that a certificate could be for; give the host name or the address \
+         that is in the server's"
+    )]
+    ServerName {
+        /// The name.
+        name: String,
+    },
+    /// There is a bearer token, and an endpoint to which it would travel in clear text.
+    #[error(
+        "endpoint \"{url}\" would get the token in clear text; use https://, or http:// on this \
+         machine only"
+    )]
+    TokenInClear {
+        /// The endpoint.
         url: String,
     },
     /// The instance id is empty or longer than the contract allows.
@@ -328,7 +349,7 @@ macro_rules! debug {
 }
 
 debug! {
-    BuildError: NoEndpoint Endpoint TlsUnsupported Instance TooManyLabels Label;
+    BuildError: NoEndpoint Endpoint TlsUnsupported ServerName TokenInClear Instance TooManyLabels Label;
     WatchError: Range Refused NoFirstValue Closed;
     NoValue: NotConnected Missing Rejected;
     Closed: Revoked Shutdown Ended;

@@ -13,7 +13,7 @@ use driftless_proto::{KeyRange, RangeError};
 use crate::connect::Endpoint;
 use crate::entries::Entries;
 use crate::error::{GetError, Refused, RefusedReason, too_large};
-use crate::inventory::{Held, Inventory};
+use crate::inventory::Held;
 use crate::replica::{Applied, Replica};
 use crate::transport::{CallError, Transport};
 
@@ -27,7 +27,6 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 #[must_use = "nothing is read before it is awaited"]
 pub struct GetBuilder {
     transport: Arc<Transport>,
-    inventory: Inventory,
     range: Result<KeyRange, RangeError>,
     limit: usize,
     timeout: Duration,
@@ -36,13 +35,11 @@ pub struct GetBuilder {
 impl GetBuilder {
     pub(crate) const fn new(
         transport: Arc<Transport>,
-        inventory: Inventory,
         range: Result<KeyRange, RangeError>,
         limit: usize,
     ) -> Self {
         Self {
             transport,
-            inventory,
             range,
             limit,
             timeout: DEFAULT_TIMEOUT,
@@ -72,7 +69,8 @@ impl IntoFuture for GetBuilder {
         Box::pin(async move {
             let range = self.range?;
             let after = self.timeout;
-            let _holding = self.inventory.hold(Held::Get(range.to_string()));
+            let inventory = self.transport.inventory();
+            let _holding = inventory.hold(Held::Get(range.to_string()));
             tokio::time::timeout(after, get(&self.transport, range.clone(), self.limit))
                 .await
                 .unwrap_or_else(|_| {

@@ -72,8 +72,37 @@
 //! [`Client::shutdown`] ends everything and says what held it up; [`Client::quiescence`] lets a
 //! service assert in its own tests that nothing is left.
 //!
+//! # Security
+//!
+//! An endpoint that starts with `https://` is spoken to over TLS (1.2 or 1.3), and its server must
+//! have a certificate for the endpoint's host from a CA that the system trusts, or from the one that
+//! is named. A server may ask who is calling: with a certificate, a bearer token, or both.
+//!
+#![cfg_attr(feature = "tls", doc = "```")]
+#![cfg_attr(not(feature = "tls"), doc = "```ignore")]
+//! use driftless_client::Client;
+//!
+//! let client = Client::builder()
+//!     .endpoint("https://config-1.example:7400")
+//!     .endpoint("https://config-2.example:7400")
+//!     .tls_ca_file("/etc/driftless/ca.pem") // default: the CAs that the system trusts
+//!     .tls_client_files("/etc/driftless/client.pem", "/etc/driftless/client.key")
+//!     .token_file("/run/secrets/driftless/token")
+//!     .build()?;
+//! # Ok::<(), driftless_client::BuildError>(())
+//! ```
+//!
+//! Whoever rotates these files replaces them and is done: the CA, the certificate and its key are read
+//! anew at each connection, the token at each call. None of them is read by
+//! [`build`](ClientBuilder::build), so they may be put there later; what is wrong with one, and with
+//! the other end, is said in [`Status::last_error`] and in the log, with what to do. The token and the
+//! key never are. A token is not sent in clear text over a network: `build` refuses one together with
+//! an `http://` endpoint of another machine.
+//!
 //! # Features
 //!
+//! * `tls`, on by default: endpoints that start with `https://`, with rustls. Without it they are
+//!   refused.
 //! * `toml`, `yaml`: values may be documents in these formats, as a key's suffix or
 //!   [`WatchBuilder::format`] says. JSON can always be read.
 //!
@@ -81,14 +110,17 @@
 //!
 //! Through `tracing`, in the target `driftless_client`: a `warn` when a state is refused, when a
 //! server refuses a range, when no server is in sync, and when a watch begins with its default for
-//! want of a value, once each for as long as it lasts; an `info` when that is over, when there is no
-//! key at all under a prefix, and what a first value that takes more than a second waits for;
-//! connections and streams at `debug`.
+//! want of a value, once each for as long as it lasts; a `warn` when a server replaces what is held by
+//! another history of etcd, which is the only way back to an older revision; an `info` when what was
+//! warned of is over, when there is no key at all under a prefix, and what a first value that takes
+//! more than a second waits for; connections, TLS, calls and streams at `debug`, with their endpoint
+//! or range.
 //!
 //! What is yours is yours to keep quiet: the text of a validator's error goes nowhere (but for
 //! [reasons](WatchBuilder::validate) that are part of the program), but a panic in a `Deserialize` or a validator runs the process's panic hook, with whatever its message quotes,
 //! before this library catches it.
 
+mod blocking;
 mod builder;
 mod callback;
 mod cell;
@@ -101,6 +133,7 @@ mod entries;
 mod error;
 mod freshness;
 mod get;
+mod greeting;
 mod inventory;
 mod part;
 mod quiescence;
@@ -109,9 +142,14 @@ mod reader;
 mod registry;
 mod replica;
 mod report;
+mod resolve;
 mod sink;
 mod status;
 mod subscription;
+mod tcp;
+#[cfg(feature = "tls")]
+mod tls;
+mod token;
 mod transport;
 mod updates;
 mod watcher;

@@ -8,14 +8,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use driftless_proto::KeyRange;
 
 use crate::error::Closed;
-use crate::inventory::Inventory;
 use crate::subscription::Shared;
 use crate::transport::Transport;
 
 /// The subscriptions of one client.
 pub(crate) struct Registry {
     transport: Arc<Transport>,
-    inventory: Inventory,
     range_limit: usize,
     ranges: Mutex<Ranges>,
 }
@@ -28,10 +26,9 @@ struct Ranges {
 }
 
 impl Registry {
-    pub(crate) fn new(transport: Arc<Transport>, inventory: Inventory, range_limit: usize) -> Self {
+    pub(crate) fn new(transport: Arc<Transport>, range_limit: usize) -> Self {
         Self {
             transport,
-            inventory,
             range_limit,
             ranges: Mutex::default(),
         }
@@ -63,7 +60,6 @@ impl Registry {
             range.clone(),
             self.range_limit,
             Arc::clone(&self.transport),
-            self.inventory.clone(),
             Arc::downgrade(self),
         ));
         ranges.shared.insert(range, Arc::downgrade(&new));
@@ -109,9 +105,9 @@ mod tests {
         let nowhere = |_: &Endpoint| Box::pin(std::future::pending()) as Connecting;
         let endpoint = Endpoint::parse("http://h:1").unwrap();
         let info = v1::ClientInfo::default();
-        let inventory = Inventory::new();
-        let transport = Transport::new(vec![endpoint], Box::new(nowhere), info, inventory.clone());
-        Arc::new(Registry::new(Arc::new(transport), inventory, 1))
+        let inventory = crate::inventory::Inventory::new();
+        let transport = Transport::new(vec![endpoint], Box::new(nowhere), info, inventory);
+        Arc::new(Registry::new(Arc::new(transport), 1))
     }
 
     fn tasks() -> usize {

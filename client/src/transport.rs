@@ -2,7 +2,8 @@
 //!
 //! One connection is shared by all that a client does at the same time. It is owned by those who
 //! use it (an `Arc` each); the transport itself refers to it weakly, so a client that does nothing
-//! holds no socket. A connection owns its tasks and aborts them when its last user lets go.
+//! holds no socket. A connection owns its tasks and aborts them when its last user lets go, or when
+//! the transport is closed.
 
 use std::error::Error as _;
 use std::fmt;
@@ -15,20 +16,27 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use driftless_proto::v1::config_client::ConfigClient;
-use driftless_proto::{MAX_CHUNK_BYTES, v1};
+use driftless_proto::{KeyRange, MAX_CHUNK_BYTES, v1};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rand::seq::SliceRandom;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Request, Status, Streaming};
 
-use crate::connect::{Connect, Endpoint};
-use crate::error::{Closed, RefusedReason};
+use crate::connect::{Connect, Endpoint, Io};
+use crate::error::RefusedReason;
+use crate::greeting::{Greeted, Greeting};
+use crate::inventory::{Held, Holding, Inventory};
 use crate::report::Reports;
+#[cfg(feature = "tls")]
+use crate::tls::Tls;
+use crate::token::TokenFile;
 
-/// How long one endpoint may take to be connected to. Several round trips on any network that
-/// configuration is served over; the next endpoint is tried after it.
+/// How long one endpoint may take to be connected to, TLS and the server's first word included.
+/// Several round trips on any network that configuration is served over; the next endpoint is tried
+/// after it.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What the server may send ahead on one stream, in bytes. HTTP/2 libraries end a connection on
@@ -61,6 +69,12 @@ const MAX_PAUSE: Duration = Duration::from_secs(60);
 /// The longest text of a server that is kept, in bytes.
 const MAX_MESSAGE_TEXT: usize = 1024;
 
+/// The header that says who is calling.
+const AUTHORIZATION: &str = "authorization";
+
+/// What to say to whoever wants a connection after the end.
+const CLOSED: &str = "the client was shut down";
+
 /// The trailer in which a server says how long to wait, in milliseconds.
 const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
@@ -75,6 +89,18 @@ pub(crate) struct CallError {
     pub(crate) at_least: Duration,
     /// The connection was lost, in contrast to: the server answered.
     pub(crate) lost: bool,
+    /// What is wrong is on this side: no other server would do better.
+    pub(crate) here: bool,
+}
+
+/// How connections are kept from others.
+#[derive(Default)]
+pub(crate) struct Security {
+    /// For endpoints that ask for it. `None` only in tests that have no such endpoint.
+    #[cfg(feature = "tls")]
+    pub(crate) tls: Option<Tls>,
+    /// Whose content is sent with every call.
+    pub(crate) token: Option<TokenFile>,
 }
 
 /// Dials, and shares what it has dialled.
@@ -82,6 +108,10 @@ pub(crate) struct Transport {
     endpoints: Vec<Endpoint>,
     connector: Box<dyn Connect>,
     info: v1::ClientInfo,
+    security: Security,
+    inventory: Inventory,
+    /// No dial begins any more, and every task of a connection ends.
+    closing: CancellationToken,
     /// Held while dialling, so that all who need a connection wait for one dial.
     slot: tokio::sync::Mutex<Slot>,
     /// How many dials have failed.
@@ -89,7 +119,6 @@ pub(crate) struct Transport {
     /// Index of the endpoint that disappointed last; it is tried last.
     avoid: Arc<AtomicUsize>,
     keepalive: Keepalive,
-    closed: AtomicBool,
 }
 
 /// How often connections are checked, in milliseconds.
@@ -125,12 +154,15 @@ impl Transport {
         endpoints: Vec<Endpoint>,
         connector: Box<dyn Connect>,
         info: v1::ClientInfo,
-        _inventory: crate::inventory::Inventory,
+        inventory: Inventory,
     ) -> Self {
         Self {
             endpoints,
             connector,
             info,
+            security: Security::default(),
+            inventory,
+            closing: CancellationToken::new(),
             slot: tokio::sync::Mutex::new(Slot {
                 connection: Weak::new(),
                 failure: None,
@@ -138,8 +170,24 @@ impl Transport {
             failures: AtomicU64::new(0),
             avoid: Arc::new(AtomicUsize::new(usize::MAX)),
             keepalive: Keepalive::new(),
-            closed: AtomicBool::new(false),
         }
+    }
+
+    /// The same, with TLS and a token. Default: neither.
+    pub(crate) fn secured(mut self, security: Security) -> Self {
+        self.security = security;
+        self
+    }
+
+    /// Where all that it causes is noted while it lasts.
+    pub(crate) const fn inventory(&self) -> &Inventory {
+        &self.inventory
+    }
+
+    /// Ends it: no dial begins any more, and the connections there are end at once, with their tasks,
+    /// however many use them. Their calls fail. There is no way back.
+    pub(crate) fn close(&self) {
+        self.closing.cancel();
     }
 
     /// A server says how often it checks connections; zero: it does not say. The next connection
@@ -147,11 +195,6 @@ impl Transport {
     /// to set it later.
     pub(crate) fn check_every(&self, interval: Duration) {
         self.keepalive.follow(interval);
-    }
-
-    /// No connection is made any more.
-    pub(crate) fn close(&self) {
-        self.closed.store(true, Ordering::Release);
     }
 
     /// Who is asking, as it travels.
@@ -174,12 +217,21 @@ impl Transport {
     ///
     /// # Cancel safety
     /// Dropping it gives up a dial that it began; who waits for the same one begins another.
+    ///
+    /// # Errors
+    /// When no endpoint can be connected to, and always after [`close`](Self::close).
     pub(crate) async fn connection(&self) -> Result<Arc<Connection>, CallError> {
+        tokio::select! {
+            // Looked at first, so that nothing begins after the end.
+            biased;
+            () = self.closing.cancelled() => Err(CallError::lost(CLOSED.to_owned())),
+            found = self.shared() => found,
+        }
+    }
+
+    async fn shared(&self) -> Result<Arc<Connection>, CallError> {
         let failures = self.failures.load(Ordering::Acquire);
         let mut slot = self.slot.lock().await;
-        if self.closed.load(Ordering::Acquire) {
-            return Err(CallError::lost(Closed::Shutdown.to_string()));
-        }
         if let Some(connection) = slot.connection.upgrade().filter(|found| found.is_usable()) {
             return Ok(connection);
         }
@@ -213,11 +265,13 @@ impl Transport {
         let mut failures = Vec::new();
         for index in order {
             let endpoint = &self.endpoints[index];
-            let attempt = self.handshake(index, endpoint);
+            let stage = Stage::new();
+            let attempt = self.handshake(index, endpoint, &stage);
+            tracing::debug!(%endpoint, "dialling");
             let why = match tokio::time::timeout(CONNECT_TIMEOUT, attempt).await {
                 Ok(Ok(connection)) => return Ok(Arc::new(connection)),
                 Ok(Err(why)) => why,
-                Err(_) => format!("no connection within {CONNECT_TIMEOUT:?}"),
+                Err(_) => format!("{} within {CONNECT_TIMEOUT:?}", stage.missing()),
             };
             tracing::debug!(%endpoint, %why, "cannot connect");
             failures.push((index, format!("{endpoint}: {why}")));
@@ -228,10 +282,19 @@ impl Transport {
         Err(CallError::lost(cut(failures.join(", "), MAX_MESSAGE_TEXT)))
     }
 
-    async fn handshake(&self, index: usize, endpoint: &Endpoint) -> Result<Connection, String> {
+    async fn handshake(
+        &self,
+        index: usize,
+        endpoint: &Endpoint,
+        stage: &Stage,
+    ) -> Result<Connection, String> {
+        let name = endpoint.to_string();
+        let held = self.inventory.hold(Held::Connection(name.clone()));
         let io = self.connector.connect(endpoint);
         let io = io.await.map_err(|error| error.to_string())?;
-        let tasks = Tasks::default();
+        let (io, mut greeting) = self.secure(endpoint, io, stage).await?;
+        stage.reached(2);
+        let tasks = Tasks::new(name, self.inventory.clone(), self.closing.clone());
         let (sender, connection) = http2::Builder::new(tasks.executor())
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW)
@@ -241,23 +304,94 @@ impl Transport {
             .handshake(TokioIo::new(io))
             .await
             .map_err(|error| innermost(&error))?;
+        let ending = endpoint.clone();
         tasks.spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(error = %innermost(&error), "a connection ended");
+            match connection.await {
+                Ok(()) => tracing::debug!(endpoint = %ending, "a connection ended"),
+                Err(error) => {
+                    let error = innermost(&error);
+                    tracing::debug!(endpoint = %ending, %error, "a connection ended");
+                }
             }
         });
+        // Until then nobody knows whether HTTP/2 is spoken there, and, with TLS 1.3, whether the
+        // client's certificate is taken.
+        greeting.heard().await?;
+        tracing::debug!(%endpoint, "connected");
         let service = Http2(sender.clone());
         let client = ConfigClient::with_origin(service, endpoint.uri().clone())
             .max_decoding_message_size(MAX_MESSAGE);
+        let token = self.security.token.clone();
         Ok(Connection {
             endpoint: endpoint.clone(),
-            caller: Caller { sender, client },
+            caller: Caller {
+                sender,
+                client,
+                token,
+            },
             reports: Reports::new(self.info.clone()),
             retired: AtomicBool::new(false),
             index,
             avoid: Arc::clone(&self.avoid),
             tasks,
+            _held: held,
         })
+    }
+
+    /// Lays TLS over it, where the endpoint asks for that.
+    #[cfg(feature = "tls")]
+    async fn secure(
+        &self,
+        endpoint: &Endpoint,
+        io: Box<dyn Io>,
+        stage: &Stage,
+    ) -> Result<(Greeted, Greeting), String> {
+        match &self.security.tls {
+            Some(tls) if endpoint.is_tls() => {
+                stage.reached(1);
+                let io = tls.connect(endpoint, io).await?;
+                Ok(Greeted::over_tls(Box::new(io), tls.words_later()))
+            }
+            None if endpoint.is_tls() => Err("there is no TLS here".to_owned()),
+            _ => Ok(Greeted::plain(io)),
+        }
+    }
+
+    /// There is no endpoint that asks for TLS in a build without it.
+    #[cfg(not(feature = "tls"))]
+    #[allow(clippy::unused_async)] // As the other one is.
+    async fn secure(
+        &self,
+        _endpoint: &Endpoint,
+        io: Box<dyn Io>,
+        _stage: &Stage,
+    ) -> Result<(Greeted, Greeting), String> {
+        Ok(Greeted::plain(io))
+    }
+}
+
+/// How far an attempt has come, to say what it waited for in vain.
+struct Stage(AtomicUsize);
+
+impl Stage {
+    /// What is missing at each stage.
+    const MISSING: [&str; 3] = [
+        "no connection",
+        "a connection, but no end to agreeing on TLS",
+        "a connection, but no word of HTTP/2 from the server",
+    ];
+
+    const fn new() -> Self {
+        Self(AtomicUsize::new(0))
+    }
+
+    fn reached(&self, stage: usize) {
+        self.0.store(stage, Ordering::Relaxed);
+    }
+
+    fn missing(&self) -> &'static str {
+        let stage = self.0.load(Ordering::Relaxed);
+        Self::MISSING.get(stage).unwrap_or(&Self::MISSING[0])
     }
 }
 
@@ -277,7 +411,9 @@ pub(crate) struct Connection {
     retired: AtomicBool,
     index: usize,
     avoid: Arc<AtomicUsize>,
+    // Before what says that the connection is gone: dropped in this order.
     tasks: Tasks,
+    _held: Holding,
 }
 
 impl Connection {
@@ -299,6 +435,8 @@ impl Connection {
 
     /// Begins a watch. The call ends when the frames are dropped.
     pub(crate) async fn watch(&self, request: v1::WatchRequest) -> Result<Frames, CallError> {
+        self.tell_of("watch", request.range.as_ref());
+        let request = self.caller.signed(request).await?;
         let mut client = self.caller.client.clone();
         match client.watch(request).await {
             Ok(response) => Ok(Messages(response.into_inner())),
@@ -308,10 +446,19 @@ impl Connection {
 
     /// Asks for the state of a range, now.
     pub(crate) async fn get(&self, request: v1::GetRequest) -> Result<Chunks, CallError> {
+        self.tell_of("get", request.range.as_ref());
+        let request = self.caller.signed(request).await?;
         let mut client = self.caller.client.clone();
         match client.get(request).await {
             Ok(response) => Ok(Messages(response.into_inner())),
             Err(status) => Err(self.caller.failed(&status)),
+        }
+    }
+
+    /// Logs that a call begins.
+    fn tell_of(&self, call: &str, range: Option<&v1::Range>) {
+        if let Ok(range) = KeyRange::try_from(range.cloned()) {
+            tracing::debug!(endpoint = %self.endpoint, call, %range, "a call begins");
         }
     }
 
@@ -328,10 +475,22 @@ impl Connection {
 pub(crate) struct Caller {
     sender: http2::SendRequest<Body>,
     client: ConfigClient<Http2>,
+    token: Option<TokenFile>,
 }
 
 impl Caller {
+    /// The request, with the token that is in its file now.
+    async fn signed<M>(&self, message: M) -> Result<Request<M>, CallError> {
+        let mut request = Request::new(message);
+        if let Some(token) = &self.token {
+            let value = token.authorization().await.map_err(CallError::here)?;
+            request.metadata_mut().insert(AUTHORIZATION, value);
+        }
+        Ok(request)
+    }
+
     pub(crate) async fn report(&self, request: v1::ReportRequest) -> Result<(), CallError> {
+        let request = self.signed(request).await?;
         match self.client.clone().report(request).await {
             Ok(_) => Ok(()),
             Err(status) => Err(self.failed(&status)),
@@ -374,7 +533,16 @@ impl CallError {
             message,
             at_least: Duration::ZERO,
             lost: true,
+            here: false,
         }
+    }
+
+    /// What is wrong on this side, before anything was sent: the connection is as good as it was.
+    const fn here(message: String) -> Self {
+        let mut error = Self::lost(message);
+        error.lost = false;
+        error.here = true;
+        error
     }
 }
 
@@ -419,6 +587,7 @@ impl From<&Status> for CallError {
             message: cut(text, MAX_MESSAGE_TEXT),
             at_least: at_least.min(MAX_PAUSE),
             lost: source.is_some(),
+            here: false,
         }
     }
 }
@@ -440,7 +609,7 @@ pub(crate) fn cut(mut text: String, most: usize) -> String {
 }
 
 /// The text of the error at the root: those around it say "transport error".
-fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
     let mut root = error;
     while let Some(source) = root.source() {
         root = source;
@@ -459,13 +628,29 @@ fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
     }
 }
 
-/// The tasks of a connection: hyper's, and the reporter. They end with their owner.
-#[derive(Default)]
-struct Tasks(Arc<Mutex<JoinSet<()>>>);
+/// The tasks of a connection: hyper's, and the reporter. They end with their owner, or when the
+/// transport is closed.
+struct Tasks(Arc<Owned>);
+
+struct Owned {
+    endpoint: String,
+    inventory: Inventory,
+    closing: CancellationToken,
+    set: Mutex<JoinSet<()>>,
+}
 
 impl Tasks {
+    fn new(endpoint: String, inventory: Inventory, closing: CancellationToken) -> Self {
+        Self(Arc::new(Owned {
+            endpoint,
+            inventory,
+            closing,
+            set: Mutex::default(),
+        }))
+    }
+
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        spawn(&self.0, task);
+        self.0.spawn(task);
     }
 
     fn executor(&self) -> Executor {
@@ -473,16 +658,24 @@ impl Tasks {
     }
 }
 
-fn spawn(tasks: &Mutex<JoinSet<()>>, task: impl Future<Output = ()> + Send + 'static) {
-    let mut tasks: MutexGuard<'_, _> = tasks.lock().unwrap_or_else(PoisonError::into_inner);
-    // Those that ended are let go here: there is one spawn per call, so they never pile up.
-    while tasks.try_join_next().is_some() {}
-    tasks.spawn(task);
+impl Owned {
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let endpoint = self.endpoint.clone();
+        let held = self.inventory.hold(Held::ConnectionTask(endpoint));
+        let closing = self.closing.clone();
+        let mut set: MutexGuard<'_, _> = self.set.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those that ended are let go here: there is one spawn per call, so they never pile up.
+        while set.try_join_next().is_some() {}
+        set.spawn(async move {
+            let _held = held;
+            closing.run_until_cancelled(task).await;
+        });
+    }
 }
 
 /// Where hyper spawns. Weak, because the tasks hold it themselves.
 #[derive(Clone)]
-struct Executor(Weak<Mutex<JoinSet<()>>>);
+struct Executor(Weak<Owned>);
 
 impl<F> hyper::rt::Executor<F> for Executor
 where
@@ -491,7 +684,7 @@ where
     fn execute(&self, task: F) {
         // Without an owner the connection is gone, and so is the need for the task.
         if let Some(tasks) = self.0.upgrade() {
-            spawn(&tasks, task);
+            tasks.spawn(task);
         }
     }
 }
@@ -517,10 +710,183 @@ impl tower_service::Service<http::Request<Body>> for Http2 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+
     use super::*;
+    use crate::connect::Connecting;
 
     fn error(status: &Status) -> CallError {
         CallError::from(status)
+    }
+
+    /// A transport to so many endpoints, `http://e0`, `http://e1` and so on.
+    fn transport(
+        endpoints: usize,
+        connect: impl Fn(&Endpoint) -> Connecting + Send + Sync + 'static,
+    ) -> Transport {
+        let endpoints = (0..endpoints).map(|n| Endpoint::parse(&format!("http://e{n}")).unwrap());
+        let info = v1::ClientInfo::default();
+        Transport::new(
+            endpoints.collect(),
+            Box::new(connect),
+            info,
+            Inventory::new(),
+        )
+    }
+
+    /// One to a single endpoint that is connected to each of these in turn.
+    fn transport_to(ends: impl IntoIterator<Item = DuplexStream>) -> Transport {
+        let ends: Mutex<VecDeque<_>> = Mutex::new(ends.into_iter().collect());
+        transport(1, move |_| {
+            let end = ends.lock().unwrap().pop_front();
+            Box::pin(async move {
+                let end = end.ok_or(ErrorKind::ConnectionRefused)?;
+                Ok(Box::new(end) as Box<dyn Io>)
+            })
+        })
+    }
+
+    /// Says what an HTTP/2 server says first: that it has no settings of its own.
+    async fn greet(server: &mut DuplexStream) {
+        server
+            .write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0])
+            .await
+            .unwrap();
+    }
+
+    fn name() -> String {
+        "http://e0".to_owned()
+    }
+
+    async fn soon<F: Future>(work: F) -> F::Output {
+        let work = tokio::time::timeout(Duration::from_secs(5), work);
+        work.await.expect("within five seconds")
+    }
+
+    #[tokio::test]
+    async fn attempts_connections_and_their_tasks_are_in_the_inventory() {
+        let (client, mut server) = tokio::io::duplex(1024);
+        let transport = transport_to([client]);
+        let inventory = transport.inventory().clone();
+        let mut count = inventory.count();
+        {
+            let mut attempt = std::pin::pin!(transport.connection());
+            let polled = std::future::poll_fn(|cx| Poll::Ready(attempt.as_mut().poll(cx))).await;
+            assert!(polled.is_pending(), "the server has said nothing yet");
+            let held = inventory.items();
+            assert!(held.contains(&Held::Connection(name())), "{held:?}");
+            greet(&mut server).await;
+            let connection = soon(attempt).await.unwrap();
+            let held = inventory.items();
+            assert!(held.contains(&Held::Connection(name())), "{held:?}");
+            assert!(held.contains(&Held::ConnectionTask(name())), "{held:?}");
+            drop(connection);
+        }
+        soon(count.wait_for(|count| *count == 0)).await.unwrap();
+        // An attempt that is given up, too.
+        let (client, _server) = tokio::io::duplex(1024);
+        let transport = transport_to([client]);
+        let mut count = transport.inventory().count();
+        let attempt = tokio::time::timeout(Duration::from_millis(1), transport.connection());
+        assert!(attempt.await.is_err());
+        soon(count.wait_for(|count| *count == 0)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn closing_ends_a_connection_at_once_however_many_use_it() {
+        let (client, mut server) = tokio::io::duplex(1024);
+        let transport = transport_to([client]);
+        greet(&mut server).await;
+        let users = [
+            transport.connection().await.unwrap(),
+            transport.connection().await.unwrap(),
+        ];
+        assert!(Arc::ptr_eq(&users[0], &users[1]));
+        transport.close();
+        // The server sees the end.
+        soon(server.read_to_end(&mut Vec::new())).await.unwrap();
+        let mut count = transport.inventory().count();
+        soon(count.wait_for(|count| *count == 1)).await.unwrap();
+        assert_eq!(transport.inventory().items(), [Held::Connection(name())]);
+        assert!(!users[0].is_usable());
+        let failed = users[0].watch(v1::WatchRequest::default()).await;
+        assert!(failed.err().unwrap().lost);
+        let error = transport.connection().await.err().unwrap();
+        assert_eq!((&*error.message, error.lost), (CLOSED, true));
+        drop(users);
+        assert_eq!(*count.borrow(), 0);
+    }
+
+    #[tokio::test]
+    async fn closing_ends_a_dial_and_no_other_begins() {
+        let dials = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&dials);
+        let transport = transport(1, move |_| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            Box::pin(std::future::pending())
+        });
+        let (one, two, ()) = soon(async {
+            tokio::join!(transport.connection(), transport.connection(), async {
+                tokio::task::yield_now().await;
+                transport.close();
+            })
+        })
+        .await;
+        for failed in [one, two, transport.connection().await] {
+            assert_eq!(failed.err().unwrap().message, CLOSED);
+        }
+        assert_eq!(dials.load(Ordering::Relaxed), 1);
+        assert_eq!(transport.inventory().items(), []);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_waited_for_in_vain_is_said() {
+        let nowhere = transport(1, |_| Box::pin(std::future::pending()));
+        let error = nowhere.connection().await.err().unwrap();
+        assert_eq!(error.message, "http://e0: no connection within 5s");
+        let (client, _server) = tokio::io::duplex(1024);
+        let error = transport_to([client]).connection().await.err().unwrap();
+        assert_eq!(
+            error.message,
+            "http://e0: a connection, but no word of HTTP/2 from the server within 5s"
+        );
+        let (client, mut server) = tokio::io::duplex(1024);
+        // A fatal alert of TLS.
+        server.write_all(&[0x15, 3, 3, 0, 2, 2, 50]).await.unwrap();
+        let error = transport_to([client]).connection().await.err().unwrap();
+        assert_eq!(
+            error.message,
+            "http://e0: the server speaks TLS; write https:// in place of http://"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn beside_a_dead_endpoint_a_slow_one_is_reached_in_time() {
+        for _ in 0..10 {
+            let start = tokio::time::Instant::now();
+            // Servers that stay.
+            let servers = Arc::new(Mutex::new(Vec::new()));
+            let kept = Arc::clone(&servers);
+            let transport = transport(2, move |endpoint| {
+                if endpoint.host() == "e0" {
+                    return Box::pin(std::future::pending());
+                }
+                let kept = Arc::clone(&kept);
+                Box::pin(async move {
+                    tokio::time::sleep(Duration::from_secs(4)).await;
+                    let (client, mut server) = tokio::io::duplex(1024);
+                    greet(&mut server).await;
+                    kept.lock().unwrap().push(server);
+                    Ok(Box::new(client) as Box<dyn Io>)
+                })
+            });
+            let connection = transport.connection().await.unwrap();
+            assert_eq!(connection.endpoint().host(), "e1");
+            // Less than a single read may take altogether.
+            assert!(start.elapsed() < Duration::from_secs(10));
+        }
     }
 
     #[test]

@@ -11,7 +11,8 @@
 //! everybody. Where a large value changed, some bytes of it, ingest has the [`delta`] computed
 //! first, while everything else goes on. The [`service`] is gRPC, and [`Server`] puts it all together.
 //!
-//! [`Server`] runs over etcd and TCP; [`Engine`] over any source and any connection.
+//! [`Server`] runs over etcd and TCP, with TLS where it is given a certificate; [`Engine`] over any
+//! source and any connection.
 
 mod admin;
 pub mod delta;
@@ -26,6 +27,8 @@ pub mod source;
 pub mod store;
 #[cfg(test)]
 mod testing;
+mod tls;
 
 pub use server::{Engine, ServeError, Server, StartError};
 pub use settings::{Settings, SettingsBuilder, SettingsError};
+pub use tls::TlsError;

@@ -61,6 +61,8 @@ pub struct Inner {
     pub answers_deferred: Counter,
     /// Connections that were closed because something on them was not read.
     pub stalled_closed: Counter,
+    /// Connections that came to no end of agreeing on TLS.
+    pub tls_handshakes_failed: Counter,
     /// Requests that were refused.
     pub refused: Counter,
     /// Full lists of a prefix that were read from etcd.
@@ -144,6 +146,10 @@ impl Metrics {
             "stalled_closed",
             "Connections that were closed because something on them was not read",
         );
+        let tls_handshakes_failed = counter(
+            "tls_handshakes_failed",
+            "Connections that came to no end of agreeing on TLS",
+        );
         let refused = counter("refused", "Requests that were refused");
         let etcd_lists = counter(
             "etcd_lists",
@@ -212,6 +218,7 @@ impl Metrics {
             conflated,
             answers_deferred,
             stalled_closed,
+            tls_handshakes_failed,
             refused,
             etcd_lists,
             etcd_watches,

@@ -1,7 +1,7 @@
 //! The server as a whole: bind, serve, shut down.
 //!
-//! It owns every task that it causes: one ingest task a prefix, the accept loop, the admin endpoint
-//! and one task a connection with one a stream. [`Server::run`] ends when its shutdown token is
+//! It owns every task that it causes: one ingest task a prefix, the accept loop, the admin endpoint,
+//! the one that looks at certificates, and one task a connection with one a stream. [`Server::run`] ends when its shutdown token is
 //! cancelled, and then nothing is left of it, at etcd neither.
 
 use std::io;
@@ -24,6 +24,7 @@ use crate::service::{Connections, Intervals, Served, Service, listen};
 use crate::settings::Settings;
 use crate::source::etcd::{EtcdConfig, EtcdConfigError, EtcdSource};
 use crate::source::{CatchUp, Source};
+use crate::tls::{self, Reloader, Tls, TlsError};
 
 /// Why a server does not start.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +40,9 @@ pub enum StartError {
         /// What the system says.
         source: io::Error,
     },
+    /// A file of TLS cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// etcd's endpoints are not usable.
     #[error(transparent)]
     Etcd(#[from] EtcdConfigError),
@@ -83,19 +87,21 @@ pub struct Server {
     listener: TcpListener,
     local: SocketAddr,
     admin: Option<(TcpListener, SocketAddr)>,
+    tls: Option<(Tls, Reloader)>,
     metrics: Metrics,
     sources: Vec<(KeyRange, EtcdSource, CatchUp)>,
 }
 
 impl Server {
-    /// Binds the addresses. Spawns nothing, and does not look for etcd yet.
+    /// Reads the files of TLS and binds the addresses. Leaves no task running, and does not look for
+    /// etcd yet.
     ///
     /// # Errors
-    /// When an address is in use or not of this machine, or etcd's URLs cannot work.
+    /// When a file of TLS cannot be used, an address is in use or not of this machine, or etcd's URLs
+    /// cannot work.
     ///
     /// # Cancel safety
     /// Cancel-safe: what was bound is closed.
-    #[allow(clippy::unused_async)] // Binding needs a runtime, and resolving may come to need time.
     pub async fn bind(settings: Settings) -> Result<Self, StartError> {
         let bind = |setting, address| {
             let bound = listen(address).and_then(|listener| Ok((listener.local_addr()?, listener)));
@@ -104,6 +110,10 @@ impl Server {
                 address,
                 source,
             })
+        };
+        let tls = match settings.tls() {
+            Some(files) => Some(tls::load(files.clone()).await?),
+            None => None,
         };
         let (local, listener) = bind("listen", settings.listen())?;
         let admin = settings
@@ -127,6 +137,7 @@ impl Server {
             listener,
             local,
             admin,
+            tls,
             metrics,
             sources,
         })
@@ -135,6 +146,11 @@ impl Server {
     /// Where gRPC is served, with the real port.
     pub const fn local_addr(&self) -> SocketAddr {
         self.local
+    }
+
+    /// Whether gRPC is served over TLS.
+    pub const fn is_tls(&self) -> bool {
+        self.tls.is_some()
     }
 
     /// Where health and metrics are served, with the real port.
@@ -152,6 +168,10 @@ impl Server {
     /// Not cancel-safe: dropped half-way, open connections end only with their peers.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), ServeError> {
         let mut engine = Engine::start(&self.settings, self.metrics, self.sources);
+        if let Some((tls, reloader)) = self.tls {
+            engine.connections = engine.connections.over_tls(tls);
+            engine.spawn("tls", reloader.run());
+        }
         let connections = engine.connections.clone();
         let listener = self.listener;
         engine.spawn("accept", async move { connections.accept(listener).await });
@@ -184,7 +204,8 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Starts a task for each source. Of `settings`, the addresses and etcd's URLs are not used.
+    /// Starts a task for each source. Of `settings`, the addresses, the files of TLS and etcd's URLs are
+    /// not used.
     ///
     /// # Panics
     /// Outside a tokio runtime.

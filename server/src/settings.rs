@@ -14,7 +14,7 @@ mod text;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use driftless_proto::KeyRange;
@@ -58,6 +58,7 @@ pub struct Settings {
     prefixes: Vec<KeyRange>,
     listen: SocketAddr,
     admin: Option<SocketAddr>,
+    tls: Option<TlsFiles>,
     generation: String,
     log_bytes: usize,
     progress_interval: Duration,
@@ -93,6 +94,11 @@ impl Settings {
     /// Where to serve health and metrics. `None`: nowhere. Port 0: one that is free.
     pub const fn admin(&self) -> Option<SocketAddr> {
         self.admin
+    }
+
+    /// The files of TLS for gRPC. `None`: it is served without TLS.
+    pub const fn tls(&self) -> Option<&TlsFiles> {
+        self.tls.as_ref()
     }
 
     /// The operator's part of the [epoch](driftless_proto::Epoch).
@@ -140,6 +146,34 @@ impl Settings {
         self.max_connections
     }
 }
+
+/// Where the certificates are that gRPC is served with. The files are read when a server starts, and
+/// again when they change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    cert: PathBuf,
+    key: PathBuf,
+    client_ca: Option<PathBuf>,
+}
+
+impl TlsFiles {
+    /// The server's certificate, with those that lead to its CA behind it; PEM.
+    pub fn cert(&self) -> &Path {
+        &self.cert
+    }
+
+    /// Its key; PEM.
+    pub fn key(&self) -> &Path {
+        &self.key
+    }
+
+    /// The CAs from one of which every client has to have a certificate; PEM. `None`: clients need
+    /// none.
+    pub fn client_ca(&self) -> Option<&Path> {
+        self.client_ca.as_deref()
+    }
+}
+
 /// A value and where it was given.
 #[derive(Clone, Debug)]
 struct Slot<T> {
@@ -200,6 +234,9 @@ pub struct SettingsBuilder {
     prefix: Slot<Vec<Vec<u8>>>,
     listen: Slot<SocketAddr>,
     admin: Slot<Option<SocketAddr>>,
+    tls_cert: Slot<Option<PathBuf>>,
+    tls_key: Slot<Option<PathBuf>>,
+    tls_client_ca: Slot<Option<PathBuf>>,
     generation: Slot<String>,
     log_bytes: Slot<usize>,
     progress_interval: Slot<Duration>,
@@ -218,6 +255,9 @@ impl Default for SettingsBuilder {
             prefix: Slot::code(Vec::new()),
             listen: Slot::code(DEFAULT_LISTEN),
             admin: Slot::code(None),
+            tls_cert: Slot::code(None),
+            tls_key: Slot::code(None),
+            tls_client_ca: Slot::code(None),
             generation: Slot::code(String::new()),
             log_bytes: Slot::code(64 * 1024 * 1024),
             progress_interval: Slot::code(Duration::from_secs(10)),
@@ -285,6 +325,29 @@ impl SettingsBuilder {
     /// (the binary: `127.0.0.1:7401`).
     pub const fn admin(mut self, address: SocketAddr) -> Self {
         self.admin.value = Some(address);
+        self
+    }
+
+    /// Serves gRPC over TLS (1.2 and 1.3) and only so, with the certificate in this PEM file, and those
+    /// that lead to its CA behind it. Needs [`tls_key`](Self::tls_key). The files may be replaced while
+    /// the server runs: within some 10 s new connections get the new certificate. Default: none, and no
+    /// TLS.
+    pub fn tls_cert(mut self, path: impl Into<PathBuf>) -> Self {
+        self.tls_cert = Slot::code(Some(path.into()));
+        self
+    }
+
+    /// The key of [`tls_cert`](Self::tls_cert): PEM (PKCS#8, PKCS#1 or SEC1), not encrypted. Default:
+    /// none.
+    pub fn tls_key(mut self, path: impl Into<PathBuf>) -> Self {
+        self.tls_key = Slot::code(Some(path.into()));
+        self
+    }
+
+    /// Lets in only clients that have a certificate from a CA in this PEM file. Needs
+    /// [`tls_cert`](Self::tls_cert). Default: none, and clients need no certificate.
+    pub fn tls_client_ca(mut self, path: impl Into<PathBuf>) -> Self {
+        self.tls_client_ca = Slot::code(Some(path.into()));
         self
     }
 
@@ -539,11 +602,13 @@ impl SettingsBuilder {
                 self.listen.value
             )));
         }
+        let tls = self.check_tls()?;
         Ok(Settings {
             etcd: self.etcd.value,
             prefixes,
             listen: self.listen.value,
             admin: self.admin.value,
+            tls,
             generation: self.generation.value,
             log_bytes: self.log_bytes.value,
             progress_interval: self.progress_interval.value,
@@ -554,6 +619,51 @@ impl SettingsBuilder {
             drain_timeout: self.drain_timeout.value,
             max_connections: self.max_connections.value,
         })
+    }
+
+    /// The files of TLS: all that are needed, or none.
+    fn check_tls(&self) -> Result<Option<TlsFiles>, SettingsError> {
+        use Setting as S;
+        let slots = [
+            (S::TlsCert, &self.tls_cert),
+            (S::TlsKey, &self.tls_key),
+            (S::TlsClientCa, &self.tls_client_ca),
+        ];
+        for (setting, slot) in slots {
+            if slot
+                .value
+                .as_ref()
+                .is_some_and(|path| path.as_os_str().is_empty())
+            {
+                return Err(slot
+                    .given(setting)
+                    .refuse("the path is empty; name a PEM file"));
+            }
+        }
+        let without = |given: GivenRef<'_>, what: &str, missing: S| {
+            let (flag, variable, name) = (missing.flag(), missing.variable(), missing.name());
+            Err(given.refuse(format!(
+                "it is of no use without {what}: give {flag}, or set {variable}, or write {name} into \
+                 the settings file"
+            )))
+        };
+        match slots.map(|(_, slot)| slot.value.clone()) {
+            [None, None, None] => Ok(None),
+            [Some(cert), Some(key), client_ca] => Ok(Some(TlsFiles {
+                cert,
+                key,
+                client_ca,
+            })),
+            [Some(_), None, _] => without(self.tls_cert.given(S::TlsCert), "its key", S::TlsKey),
+            [None, Some(_), _] => {
+                without(self.tls_key.given(S::TlsKey), "its certificate", S::TlsCert)
+            }
+            [None, None, Some(_)] => without(
+                self.tls_client_ca.given(S::TlsClientCa),
+                "a certificate of the server",
+                S::TlsCert,
+            ),
+        }
     }
 
     /// Takes a setting over from text. `texts` is not empty.
@@ -582,6 +692,9 @@ impl SettingsBuilder {
                     _ => Some(address(&text).map_err(refuse)?),
                 };
             }
+            Setting::TlsCert => self.tls_cert.value = Some(text().into()),
+            Setting::TlsKey => self.tls_key.value = Some(text().into()),
+            Setting::TlsClientCa => self.tls_client_ca.value = Some(text().into()),
             Setting::Generation => self.generation.value = text(),
             Setting::LogBytes => self.log_bytes.value = parse_bytes(&text()).map_err(refuse)?,
             Setting::ProgressInterval => {
@@ -620,6 +733,9 @@ impl SettingsBuilder {
             Setting::Prefix => &mut self.prefix.origin,
             Setting::Listen => &mut self.listen.origin,
             Setting::Admin => &mut self.admin.origin,
+            Setting::TlsCert => &mut self.tls_cert.origin,
+            Setting::TlsKey => &mut self.tls_key.origin,
+            Setting::TlsClientCa => &mut self.tls_client_ca.origin,
             Setting::Generation => &mut self.generation.origin,
             Setting::LogBytes => &mut self.log_bytes.origin,
             Setting::ProgressInterval => &mut self.progress_interval.origin,
@@ -763,6 +879,11 @@ mod tests {
             .environment([
                 ("DRIFTLESS_SERVER", "http://x:1"),
                 ("DRIFTLESS_LOG", "debug"),
+                ("DRIFTLESS_CA", "ca.pem"),
+                ("DRIFTLESS_CERT", "c.pem"),
+                ("DRIFTLESS_KEY", "k.pem"),
+                ("DRIFTLESS_SERVER_NAME", "config.example"),
+                ("DRIFTLESS_TOKEN_FILE", "token"),
                 ("DRIFTLESS_SERVICE_HOST", "10.0.0.1"),
                 ("DRIFTLESS_SERVICE_PORT", "7400"),
                 ("DRIFTLESS_SERVICE_PORT_GRPC", "7400"),
@@ -911,6 +1032,53 @@ mod tests {
             let message = refusal(builder.build());
             assert!(message.contains(expected), "{message}");
         }
+    }
+
+    #[test]
+    fn tls_takes_a_certificate_and_its_key() {
+        assert_eq!(minimal().build().unwrap().tls(), None);
+        let settings = minimal()
+            .tls_cert("c.pem")
+            .tls_key("k.pem")
+            .build()
+            .unwrap();
+        let files = settings.tls().unwrap();
+        assert_eq!(
+            (files.cert(), files.key()),
+            ("c.pem".as_ref(), "k.pem".as_ref())
+        );
+        assert_eq!(files.client_ca(), None);
+        for (builder, expected) in [
+            (
+                minimal().tls_cert("c.pem"),
+                "tls_cert: it is of no use without its key: give --tls-key, or set DRIFTLESS_TLS_KEY, \
+                 or write tls_key into the settings file",
+            ),
+            (
+                minimal().tls_key("k.pem"),
+                "tls_key: it is of no use without its certificate",
+            ),
+            (
+                minimal().tls_key("k.pem").tls_client_ca("ca.pem"),
+                "tls_key: it is of no use without its certificate: give --tls-cert",
+            ),
+            (
+                minimal().tls_client_ca("ca.pem"),
+                "tls_client_ca: it is of no use without a certificate of the server: give --tls-cert",
+            ),
+            (
+                minimal().tls_cert("").tls_key("k.pem"),
+                "tls_cert: the path is empty",
+            ),
+        ] {
+            let message = refusal(builder.build());
+            assert!(message.contains(expected), "{message}");
+        }
+        let given = minimal()
+            .environment([("DRIFTLESS_TLS_CERT", "c.pem")])
+            .unwrap();
+        let message = refusal(given.build());
+        assert!(message.starts_with("DRIFTLESS_TLS_CERT: "), "{message}");
     }
 
     #[test]

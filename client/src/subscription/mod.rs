@@ -50,13 +50,13 @@ impl Shared {
         range: KeyRange,
         limit: usize,
         transport: Arc<Transport>,
-        inventory: Inventory,
         registry: Weak<Registry>,
     ) -> Self {
         let sinks = Arc::new(Sinks::new(range.clone()));
         let (show_entries, entries) = watch::channel(None);
         let (show_status, status) = watch::channel(Status::new(Instant::now().into_std()));
         let proven = Proven::begin();
+        let inventory = transport.inventory().clone();
         let task = Task::new(
             range.clone(),
             limit,

@@ -239,10 +239,15 @@ impl Task {
             Frame::Progress(progress) => self.clock.heard(progress.contact_ms),
             Frame::Snapshot(_) | Frame::Hello(_) | Frame::Goodbye(_) => {}
         }
+        let is_reset = matches!(&frame, Frame::Snapshot(chunk) if chunk.reset);
+        let before = self.replica.entries().map(Entries::revision);
         let applied = self
             .replica
             .apply(frame)
             .map_err(|refusal| End::refused(&refusal, &self.range))?;
+        if is_reset && applied != Applied::Nothing {
+            self.tell_of_reset(before);
+        }
         match applied {
             Applied::Nothing => {
                 self.step(Event::Heard);
@@ -349,7 +354,8 @@ impl Task {
             refused: error.refused,
             // Another server may do better than one that cannot answer now. Where there is none, a
             // connection that works is not given up.
-            leave: error.lost || (error.refused.is_none() && self.transport.has_choice()),
+            leave: error.lost
+                || (error.refused.is_none() && !error.here && self.transport.has_choice()),
             ..End::over(error.message)
         }
     }
@@ -414,6 +420,23 @@ impl Task {
             status.reconnects = self.machine.reconnects();
         });
         self.show_phase();
+    }
+
+    /// Says that a server replaced the history that was held until now, which is the only way back to
+    /// an older revision.
+    fn tell_of_reset(&self, before: Option<Revision>) {
+        let (Some(from), Some(to)) = (before, self.replica.entries().map(Entries::revision)) else {
+            return;
+        };
+        let connection = self.connection.as_ref();
+        let endpoint = connection.map(|connection| connection.endpoint().to_string());
+        tracing::warn!(
+            range = %self.range,
+            endpoint,
+            %from,
+            %to,
+            "the server has another history of etcd; what was held is replaced by what it has"
+        );
     }
 
     /// Says why a stream or an attempt ended, in the status and in the log.

@@ -6,6 +6,7 @@ use std::sync::Once;
 use std::time::Duration;
 
 use driftless_client::{Client, KeyRange, State, Watcher};
+use driftless_proto::v1::watch_response::Frame;
 
 use crate::server::{Call, Server, soon};
 use crate::world::World;
@@ -318,4 +319,43 @@ async fn an_outage_is_two_lines_however_long_it_is() {
     shown(&watcher, &world).await;
     assert_eq!(log.lines("").len(), 2);
     assert_eq!(log.lines("INFO").len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_way_back_to_an_older_revision_is_warned_of() {
+    const REPLACED: &str = "the server has another history of etcd";
+    let log = Log::begin();
+    let mut server = Server::start();
+    let world = World::of(&[("/p/a", "1"), ("/p/b", "1"), ("/p/c", "1")]);
+    let client = server.client();
+    let (watcher, call) = tokio::join!(watch(&client), async {
+        let call = server.call().await;
+        call.serve(&world).await;
+        call
+    });
+    let watcher = watcher;
+    drop(call);
+    // A server whose etcd is behind: it may not lead back just so.
+    let older = World::of(&[("/p/a", "old")]);
+    let call = server.call().await;
+    call.serve(&older).await;
+    call.ended().await;
+    assert_eq!(watcher.load().len(), 3);
+    assert!(log.lines(REPLACED).is_empty());
+    // With the flag it may.
+    let older = World::of(&[("/p/a", "5")]);
+    let call = server.call().await;
+    call.send(World::hello()).await;
+    let Frame::Snapshot(mut snapshot) = older.snapshot() else {
+        unreachable!()
+    };
+    snapshot.reset = true;
+    call.send(Frame::Snapshot(snapshot)).await;
+    shown(&watcher, &older).await;
+    assert_eq!(watcher.load().len(), 1);
+    let lines = log.lines(REPLACED);
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    for named in ["WARN", "/p/*", "http://scripted:7400", "from=13", "to=11"] {
+        assert!(lines[0].contains(named), "{named}: {lines:?}");
+    }
 }

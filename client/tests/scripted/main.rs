@@ -13,5 +13,6 @@ mod reconnects;
 mod reports;
 mod server;
 mod tcp;
+mod tokens;
 mod values;
 mod world;

@@ -303,6 +303,37 @@ async fn the_other_endpoint_is_tried() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn another_server_that_is_behind_is_not_followed_back() {
+    let mut server = Server::start();
+    let mut world = World::of(&[("/a", "1")]);
+    let behind = world.clone();
+    let _ = world.put("/a", "2");
+    let client = server.builder().endpoint("http://other:7400");
+    let client = client.build().unwrap();
+    let (mut watcher, call) = watching(&client, &mut server, &world).await;
+    let first = watcher.status().endpoint;
+    call.send(goodbye(v1::goodbye::Reason::Drain, 0)).await;
+    // The other one, which says what it has, and again when it is asked with nothing in hand.
+    for _ in 0..2 {
+        let call = server.call().await;
+        call.serve(&behind).await;
+        call.ended().await;
+        let status = watcher.status();
+        assert_ne!(status.endpoint, first);
+        assert_eq!((*watcher.load(), status.revision.get()), (2, 12));
+        let error = status.last_error.unwrap();
+        assert!(error.contains("older than 12, which is held"), "{error}");
+    }
+    assert_eq!(server.dials(), 2);
+    // Until it has caught up.
+    let _ = world.put("/a", "3");
+    let call = server.call().await;
+    call.serve(&world).await;
+    soon(watcher.changed()).await.unwrap();
+    assert_eq!(*watcher.load(), 3);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_failed_dial_is_shared_by_all_that_wait_for_it() {
     let start = Instant::now();
     let client = crate::server::builder(|_| Box::pin(std::future::pending()))

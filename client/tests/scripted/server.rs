@@ -35,6 +35,8 @@ type Answer<M> = Pin<Box<dyn tokio_stream::Stream<Item = Result<M, Status>> + Se
 /// A `Watch` call that the test answers.
 pub(crate) struct Call {
     pub(crate) request: v1::WatchRequest,
+    /// Who says that it is calling.
+    pub(crate) authorization: Option<String>,
     answers: Answers<v1::WatchResponse>,
 }
 
@@ -82,6 +84,7 @@ impl Call {
 
 /// A `Get` call that the test answers.
 pub(crate) struct GetCall {
+    pub(crate) authorization: Option<String>,
     pub(crate) answers: Answers<v1::GetResponse>,
 }
 
@@ -89,6 +92,13 @@ struct Service {
     watches: mpsc::UnboundedSender<Call>,
     gets: mpsc::UnboundedSender<GetCall>,
     reports: mpsc::UnboundedSender<v1::ReportRequest>,
+    signed_reports: mpsc::UnboundedSender<String>,
+}
+
+/// The header of a request that says who is calling.
+fn authorization<M>(request: &Request<M>) -> Option<String> {
+    let value = request.metadata().get("authorization")?;
+    Some(value.to_str().unwrap().to_owned())
 }
 
 #[tonic::async_trait]
@@ -101,17 +111,25 @@ impl Config for Service {
         request: Request<v1::WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let (answers, stream) = mpsc::channel(1);
-        let request = request.into_inner();
-        self.watches.send(Call { request, answers }).unwrap();
+        let call = Call {
+            authorization: authorization(&request),
+            request: request.into_inner(),
+            answers,
+        };
+        self.watches.send(call).unwrap();
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 
     async fn get(
         &self,
-        _request: Request<v1::GetRequest>,
+        request: Request<v1::GetRequest>,
     ) -> Result<Response<Self::GetStream>, Status> {
         let (answers, stream) = mpsc::channel(1);
-        self.gets.send(GetCall { answers }).unwrap();
+        let call = GetCall {
+            authorization: authorization(&request),
+            answers,
+        };
+        self.gets.send(call).unwrap();
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 
@@ -119,6 +137,9 @@ impl Config for Service {
         &self,
         request: Request<v1::ReportRequest>,
     ) -> Result<Response<v1::ReportResponse>, Status> {
+        if let Some(authorization) = authorization(&request) {
+            self.signed_reports.send(authorization).unwrap();
+        }
         self.reports.send(request.into_inner()).unwrap();
         Ok(Response::new(v1::ReportResponse::default()))
     }
@@ -129,6 +150,8 @@ pub(crate) struct Server {
     watches: mpsc::UnboundedReceiver<Call>,
     gets: mpsc::UnboundedReceiver<GetCall>,
     pub(crate) reports: mpsc::UnboundedReceiver<v1::ReportRequest>,
+    /// Who said that they send the reports that say so.
+    pub(crate) signed_reports: mpsc::UnboundedReceiver<String>,
     connections: mpsc::UnboundedSender<Result<DuplexStream, std::io::Error>>,
     dials: Arc<AtomicUsize>,
     /// Tasks of the runtime before any connection.
@@ -190,10 +213,12 @@ impl Server {
         let (watches, seen_watches) = mpsc::unbounded_channel();
         let (gets, seen_gets) = mpsc::unbounded_channel();
         let (reports, seen_reports) = mpsc::unbounded_channel();
+        let (signed_reports, seen_signed_reports) = mpsc::unbounded_channel();
         let service = Service {
             watches,
             gets,
             reports,
+            signed_reports,
         };
         let accept = tokio::runtime::Handle::current().spawn(async move {
             tonic::transport::Server::builder()
@@ -206,6 +231,7 @@ impl Server {
             watches: seen_watches,
             gets: seen_gets,
             reports: seen_reports,
+            signed_reports: seen_signed_reports,
             connections,
             dials: Arc::default(),
             idle_tasks: tasks(),
@@ -220,9 +246,20 @@ impl Server {
     }
 
     pub(crate) fn builder(&self) -> ClientBuilder {
+        builder(self.connector())
+    }
+
+    /// The same, at a host to which a token may be sent in clear text.
+    pub(crate) fn builder_at_localhost(&self) -> ClientBuilder {
+        Client::builder()
+            .endpoint("http://localhost:7400")
+            .connector(self.connector())
+    }
+
+    fn connector(&self) -> impl Fn(&Endpoint) -> Connecting + Send + Sync + 'static {
         let connections = self.connections.clone();
         let dials = Arc::clone(&self.dials);
-        builder(move |endpoint| {
+        move |endpoint| {
             if endpoint.host() == DEAD {
                 return Box::pin(async { Err(std::io::ErrorKind::ConnectionRefused.into()) });
             }
@@ -233,10 +270,10 @@ impl Server {
                 accepted.map_err(|_| std::io::ErrorKind::ConnectionRefused)?;
                 Ok(Box::new(client) as Box<dyn Io>)
             })
-        })
+        }
     }
 
-    /// The same, with a second endpoint where nobody listens.
+    /// A client's options, with a second endpoint where nobody listens.
     pub(crate) fn builder_with_dead_endpoint(&self) -> ClientBuilder {
         self.builder().endpoint(format!("http://{DEAD}:7400"))
     }

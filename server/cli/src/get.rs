@@ -25,7 +25,8 @@ use crate::target::Target;
 Examples:
   driftless get /config/shop/banner --print-value-only
   driftless get --prefix /config/shop/
-  driftless get --prefix /config/ --json --server http://10.0.0.5:7400")]
+  driftless get --prefix /config/ --json --server http://10.0.0.5:7400
+  driftless get /config/a --server https://config.example:7400 --ca ca.pem")]
 pub(crate) struct Args {
     #[command(flatten)]
     target: Target,

@@ -25,6 +25,8 @@ use crate::signals::StopSignals;
 Examples:
   driftless serve --etcd http://127.0.0.1:2379 --prefix /config/
   driftless serve --config /etc/driftless.toml --listen 0.0.0.0:7400
+  driftless serve --etcd http://127.0.0.1:2379 --prefix /config/ --listen 0.0.0.0:7400 \\
+    --tls-cert server.pem --tls-key server.key --tls-client-ca ca.pem
 
 A settings file:
   etcd = [\"http://10.0.0.1:2379\", \"http://10.0.0.2:2379\"]
@@ -51,6 +53,18 @@ pub(crate) struct Args {
     /// Where to serve /healthz, /readyz and /metrics, or "off" [default: 127.0.0.1:7401]
     #[arg(long, value_name = "ADDRESS")]
     admin: Option<String>,
+
+    /// Serve gRPC over TLS only, with this certificate (PEM); read anew when it changes [default: no TLS]
+    #[arg(long, value_name = "FILE")]
+    tls_cert: Option<String>,
+
+    /// The certificate's key (PEM)
+    #[arg(long, value_name = "FILE")]
+    tls_key: Option<String>,
+
+    /// Let in only clients with a certificate of a CA in this file (PEM) [default: anybody]
+    #[arg(long, value_name = "FILE")]
+    tls_client_ca: Option<String>,
 
     /// Change it on all servers after etcd was restored from a backup [default: empty]
     #[arg(long, value_name = "TEXT")]
@@ -101,6 +115,9 @@ impl Args {
             .flag(Setting::Prefix, self.prefix)?
             .flag(Setting::Listen, self.listen)?
             .flag(Setting::Admin, self.admin)?
+            .flag(Setting::TlsCert, self.tls_cert)?
+            .flag(Setting::TlsKey, self.tls_key)?
+            .flag(Setting::TlsClientCa, self.tls_client_ca)?
             .flag(Setting::Generation, self.generation)?
             .flag(Setting::LogBytes, self.log_bytes)?
             .flag(Setting::ProgressInterval, self.progress_interval)?
@@ -171,8 +188,9 @@ pub(crate) fn announcement(server: &Server, served: &str) -> String {
         .admin_addr()
         .map(|admin| format!(", admin on http://{admin}"))
         .unwrap_or_default();
+    let scheme = if server.is_tls() { "https" } else { "http" };
     format!(
-        "serving {served} on http://{}{admin}\n",
+        "serving {served} on {scheme}://{}{admin}\n",
         server.local_addr()
     )
 }

@@ -45,7 +45,8 @@ Examples:
   driftless watch /config/shop/banner
   driftless watch --prefix /config/shop/
   driftless watch --prefix /config/ --json | jq -r 'select(.type == \"put\").key'
-  driftless watch --prefix /config/ --server http://10.0.0.5:7400"
+  driftless watch --prefix /config/ --server http://10.0.0.5:7400
+  driftless watch --prefix /config/ --server https://config.example:7400 --ca ca.pem"
 )]
 pub(crate) struct Args {
     #[command(flatten)]

@@ -157,6 +157,39 @@ fn the_commands_of_the_servers_readme_run() {
 }
 
 #[test]
+fn the_recipe_for_tls_works() {
+    // What makes certificates is not needed for anything else.
+    if find_on_path("openssl").is_none() {
+        return;
+    }
+    let blocks = blocks(&read("server/README.md"), "bash");
+    let [make, serve, get] = &blocks[..] else {
+        panic!("not three blocks")
+    };
+    let shell = Shell::start();
+    shell.etcd.put("/config/a", "1");
+    shell.run_to_end(make);
+    let serve = serve
+        .trim_end()
+        .replace("http://127.0.0.1:2379", &shell.etcd.url());
+    let serve = format!("exec {serve} --listen 127.0.0.1:0 --admin 127.0.0.1:0");
+    let mut server = Process::spawn(&mut shell.bash(&serve));
+    let line = server.line();
+    let url = line
+        .split_once(" on https://127.0.0.1:")
+        .expect("it speaks TLS")
+        .1;
+    let port = url.split(',').next().unwrap();
+    common::wait_until("the key is served", || {
+        let get = get.replace(":7400", &format!(":{port}"));
+        let got = common::run(&mut shell.bash(&get));
+        got.status.success() && got.stdout == "/config/a\n1\n"
+    });
+    server.signal(Signal::TERM);
+    server.wait();
+}
+
+#[test]
 fn the_dependencies_of_the_readme_are_those_of_its_program() {
     let page = read("README.md");
     let [file] = &blocks(&page, "toml")[..] else {

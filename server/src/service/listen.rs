@@ -27,6 +27,7 @@ use super::connection::Connection;
 use super::joining::Joining;
 use super::serving::{Begun, Orders, Serving, Transport};
 use crate::metrics::{Held, Metrics};
+use crate::tls::Tls;
 
 /// How many connections may wait to be accepted. A thousand clients that return at the same moment
 /// overflow the usual 128 (measured), and each that is dropped comes back a second later at the
@@ -50,8 +51,8 @@ const MAX_STREAMS: u32 = 4096;
 /// several times that, for each of thousands of stalled streams.
 const SEND_BUFFER: usize = 64 * 1024;
 
-/// Largest headers of a request, in bytes.
-const MAX_HEADERS: u32 = 16 * 1024;
+/// Largest headers of a request, in bytes: a token of 16 KiB, and what else there is.
+const MAX_HEADERS: u32 = 20 * 1024;
 
 /// Binds a listener that can be bound again at once after a restart, with a deep backlog.
 ///
@@ -73,6 +74,7 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 pub struct Connections {
     service: Service,
     metrics: Metrics,
+    tls: Option<Tls>,
     ping: Duration,
     places: Arc<Semaphore>,
     /// One a connection.
@@ -137,12 +139,19 @@ impl Connections {
         Self {
             service,
             metrics,
+            tls: None,
             ping,
             places: Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS))),
             tasks: TaskTracker::new(),
             drain: CancellationToken::new(),
             open: Arc::default(),
         }
+    }
+
+    /// The same, with TLS on every connection. Default: none.
+    pub(crate) fn over_tls(mut self, tls: Tls) -> Self {
+        self.tls = Some(tls);
+        self
     }
 
     /// Accepts connections until the shutdown begins; then the listener is closed, so that clients
@@ -199,13 +208,48 @@ impl Connections {
         place: impl Send + 'static,
     ) {
         let among = Place::among(&self.open);
-        let connection = Connection::new(peer, Arc::clone(&among.orders));
-        let serving = self.connection(io, connection, Arc::clone(&among.orders));
-        let counted = Held::new(&self.metrics.connections);
-        self.tasks.spawn(async move {
-            let _holding = (place, counted, among);
-            serving.await;
-        });
+        let orders = Arc::clone(&among.orders);
+        let connection = Connection::new(peer, Arc::clone(&orders));
+        let holding = (place, Held::new(&self.metrics.connections), among);
+        match self.tls.clone() {
+            None => {
+                let serving = self.connection(io, connection, orders);
+                self.tasks.spawn(async move {
+                    let _holding = holding;
+                    serving.await;
+                });
+            }
+            Some(tls) => {
+                let serving = self.clone().connection_over(tls, io, connection, orders);
+                self.tasks.spawn(async move {
+                    let _holding = holding;
+                    serving.await;
+                });
+            }
+        }
+    }
+
+    /// Agrees on TLS first, unless the shutdown begins before that is done.
+    async fn connection_over(
+        self,
+        tls: Tls,
+        io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        connection: Connection,
+        orders: Arc<Orders>,
+    ) {
+        let agreed = tokio::select! {
+            () = self.drain.cancelled() => return,
+            agreed = tls.accept(io) => agreed,
+        };
+        match agreed {
+            Ok(io) => self.connection(io, connection, orders).await,
+            // The client's affair: it is told, and says so where it is at home.
+            Err(why) => {
+                self.metrics.tls_handshakes_failed.inc();
+                let peer = connection.peer().map(tracing::field::display);
+                tracing::debug!(peer, %why, "TLS was not agreed on");
+            }
+        }
     }
 
     fn connection(

@@ -1337,3 +1337,57 @@ async fn a_line_of_a_large_value_travels_as_a_patch_to_those_who_know_them() {
     engine.shut_down(Duration::from_secs(5)).await;
     assert_eq!(metrics.delta_jobs.get(), 0);
 }
+
+/// A certificate of its own making, as a server would have it.
+async fn tls() -> (tempfile::TempDir, crate::tls::Tls) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    std::fs::write(path("c.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
+    std::fs::write(path("k.pem"), key.serialize_pem()).unwrap();
+    let settings = Settings::builder()
+        .etcd("http://127.0.0.1:2379")
+        .prefix("/c/")
+        .tls_cert(path("c.pem"))
+        .tls_key(path("k.pem"))
+        .build()
+        .unwrap();
+    let files = settings.tls().unwrap().clone();
+    let (tls, _) = crate::tls::load(files).await.unwrap();
+    (dir, tls)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tls_handshake_that_does_not_end_is_ended_and_leaves_nothing() {
+    let (_dir, tls) = tls().await;
+    let (engine, _script) = scripted_engine();
+    let metrics = engine.metrics().clone();
+    let connections = Connections::new(engine.service().clone(), 10).over_tls(tls);
+    let tasks = || {
+        tokio::runtime::Handle::current()
+            .metrics()
+            .num_alive_tasks()
+    };
+    let before = tasks();
+    let start = Instant::now();
+    let (mut client, server) = duplex(1024);
+    connections.serve(server);
+    // The first bytes of a handshake, and then nothing.
+    client.write_all(&[0x16, 3, 1, 2, 0, 1]).await.unwrap();
+    assert_eq!(metrics.connections.get(), 1);
+    assert_eq!(client.read_to_end(&mut Vec::new()).await.unwrap(), 0);
+    let waited = start.elapsed();
+    assert!(waited >= Duration::from_secs(10) && waited < Duration::from_secs(11));
+    while metrics.connections.get() > 0 || tasks() > before {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(metrics.tls_handshakes_failed.get(), 1);
+
+    // A shutdown does not wait for one.
+    let (_client, server) = duplex(1024);
+    connections.serve(server);
+    let start = Instant::now();
+    let cut_off = connections.shut_down(sleep(Duration::from_secs(8))).await;
+    assert_eq!((cut_off, start.elapsed()), (0, Duration::ZERO));
+}

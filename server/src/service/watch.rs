@@ -74,7 +74,10 @@ impl Service {
             clock_ms,
             contact_ms,
         };
-        let (peer, range) = (connection.peer().map(tracing::field::display), subscriber.range());
+        let (peer, range) = (
+            connection.peer().map(tracing::field::display),
+            subscriber.range(),
+        );
         tracing::debug!(peer, %range, answer = ?start.from, "a stream begins");
         let root_revision = start.view.root.revision();
         let digest = start.view.digest;

@@ -9,7 +9,16 @@ use driftless_proto::Key;
 pub const ENVIRONMENT_PREFIX: &str = "DRIFTLESS_";
 
 /// Variables with that start which mean something else: what the command line tools read.
-const OTHER_VARIABLES: [&str; 3] = ["DRIFTLESS_CONFIG", "DRIFTLESS_LOG", "DRIFTLESS_SERVER"];
+const OTHER_VARIABLES: [&str; 8] = [
+    "DRIFTLESS_CONFIG",
+    "DRIFTLESS_LOG",
+    "DRIFTLESS_SERVER",
+    "DRIFTLESS_CA",
+    "DRIFTLESS_CERT",
+    "DRIFTLESS_KEY",
+    "DRIFTLESS_SERVER_NAME",
+    "DRIFTLESS_TOKEN_FILE",
+];
 
 /// The name of a setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +32,12 @@ pub enum Setting {
     Listen,
     /// [`SettingsBuilder::admin`](super::SettingsBuilder::admin); `off` for none.
     Admin,
+    /// [`SettingsBuilder::tls_cert`](super::SettingsBuilder::tls_cert).
+    TlsCert,
+    /// [`SettingsBuilder::tls_key`](super::SettingsBuilder::tls_key).
+    TlsKey,
+    /// [`SettingsBuilder::tls_client_ca`](super::SettingsBuilder::tls_client_ca).
+    TlsClientCa,
     /// [`SettingsBuilder::generation`](super::SettingsBuilder::generation).
     Generation,
     /// [`SettingsBuilder::log_bytes`](super::SettingsBuilder::log_bytes).
@@ -45,11 +60,14 @@ pub enum Setting {
 
 impl Setting {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 16] = [
         Self::Etcd,
         Self::Prefix,
         Self::Listen,
         Self::Admin,
+        Self::TlsCert,
+        Self::TlsKey,
+        Self::TlsClientCa,
         Self::Generation,
         Self::LogBytes,
         Self::ProgressInterval,
@@ -68,6 +86,9 @@ impl Setting {
             Self::Prefix => "prefix",
             Self::Listen => "listen",
             Self::Admin => "admin",
+            Self::TlsCert => "tls_cert",
+            Self::TlsKey => "tls_key",
+            Self::TlsClientCa => "tls_client_ca",
             Self::Generation => "generation",
             Self::LogBytes => "log_bytes",
             Self::ProgressInterval => "progress_interval",

@@ -541,6 +541,7 @@ pub(crate) fn find_on_path(program: &str) -> Option<PathBuf> {
 /// A running `driftless serve`.
 pub(crate) struct ServerProcess {
     pub(crate) process: Process,
+    scheme: &'static str,
     listen: SocketAddr,
     admin: SocketAddr,
 }
@@ -570,8 +571,10 @@ impl ServerProcess {
         let [listen, admin] = addresses(&line)[..] else {
             panic!("not two addresses: {line}");
         };
+        let is_tls = line.contains(" on https://");
         Self {
             process,
+            scheme: if is_tls { "https" } else { "http" },
             listen,
             admin,
         }
@@ -586,7 +589,7 @@ impl ServerProcess {
     }
 
     pub(crate) fn url(&self) -> String {
-        format!("http://{}", self.listen)
+        format!("{}://{}", self.scheme, self.listen)
     }
 
     pub(crate) fn addr(&self) -> SocketAddr {
@@ -605,9 +608,9 @@ impl ServerProcess {
     }
 }
 
-/// The addresses in a line that says `http://…` some times.
+/// The addresses in a line that says `http://…` or `https://…` some times.
 pub(crate) fn addresses(line: &str) -> Vec<SocketAddr> {
-    line.split("http://")
+    line.split("://")
         .skip(1)
         .filter_map(|rest| {
             let end = rest

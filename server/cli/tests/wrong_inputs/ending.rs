@@ -59,10 +59,6 @@ fn targets(place: &Place, name: &str) -> Vec<Row> {
             "a URL with another scheme",
             "/config/a --server ftp://127.0.0.1:7400",
         ),
-        (
-            "a URL with TLS",
-            "/config/a --server https://127.0.0.1:7400",
-        ),
         ("a URL without a host", "/config/a --server http://:7400"),
         (
             "a URL with a port that cannot be",
@@ -85,6 +81,22 @@ fn targets(place: &Place, name: &str) -> Vec<Row> {
             "/config/a --server http://127.0.0.1:7401",
         ),
         ("etcd's address", "/config/a --server http://127.0.0.1:2379"),
+        (
+            "a certificate without its key",
+            "/config/a --cert client.pem",
+        ),
+        (
+            "a key without its certificate",
+            "/config/a --key client.key",
+        ),
+        (
+            "a name that no certificate can be for",
+            "/config/a --server https://127.0.0.1:7400 --server-name 'two words'",
+        ),
+        (
+            "a token that would be sent in clear text",
+            "/config/a --server http://192.0.2.1:7400 --token-file token",
+        ),
     ];
     let rows = rows.map(|(wrong, target)| place.row(wrong, &format!("driftless {name} {target}")));
     let mut rows = Vec::from(rows);
@@ -128,6 +140,22 @@ fn get() {
         (
             "nobody at any of them",
             "driftless get /config/a --server http://127.0.0.1:9,http://127.0.0.2:9",
+        ),
+        (
+            "a file of a CA that is not there",
+            "driftless get /config/a --server https://127.0.0.1:7400 --ca ca.pem",
+        ),
+        (
+            "one that holds no certificate",
+            "echo canary-8193 >ca.pem; driftless get /config/a --server https://127.0.0.1:7400 --ca ca.pem",
+        ),
+        (
+            "an empty token",
+            "echo >token; driftless get /config/a --token-file token",
+        ),
+        (
+            "a token of two words",
+            "echo canary-8193 canary-8193 >token; driftless get /config/a --token-file token",
         ),
         (
             "a reader that is gone",
@@ -243,6 +271,30 @@ fn settings() {
             "driftless serve --listen 127.0.0.1:7400 --admin 127.0.0.1:7400",
         ),
         ("`off` misspelt", "driftless serve --admin of"),
+        (
+            "a certificate without its key",
+            "driftless serve --tls-cert server.pem",
+        ),
+        (
+            "a key without its certificate",
+            "driftless serve --tls-key server.key",
+        ),
+        (
+            "a CA of clients without a certificate",
+            "driftless serve --tls-client-ca ca.pem",
+        ),
+        (
+            "a certificate that is not there",
+            "driftless serve --listen 127.0.0.1:0 --tls-cert server.pem --tls-key server.key",
+        ),
+        (
+            "one that is none",
+            "echo canary-8193 | tee server.pem >server.key; driftless serve --listen 127.0.0.1:0 --tls-cert server.pem --tls-key server.key",
+        ),
+        (
+            "no path",
+            "driftless serve --tls-cert '' --tls-key server.key",
+        ),
         (
             "a generation that is too long",
             "driftless serve --generation $(printf '%065d' 0)",
