@@ -5,34 +5,33 @@
 //! holds no socket. A connection owns its tasks and aborts them when its last user lets go, or when
 //! the transport is closed.
 
-use std::error::Error as _;
+mod connection;
+mod error;
+mod tasks;
+
 use std::fmt;
-use std::future::Future;
-use std::io::{self, ErrorKind};
 use std::ops::RangeInclusive;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use driftless_proto::v1::config_client::ConfigClient;
-use driftless_proto::{KeyRange, MAX_CHUNK_BYTES, v1};
+use driftless_proto::v1;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rand::seq::SliceRandom;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tonic::body::Body;
-use tonic::{Code, Request, Status, Streaming};
 
 use crate::connect::{Connect, Endpoint, Io};
-use crate::error::RefusedReason;
 use crate::greeting::{Greeted, Greeting};
-use crate::inventory::{Held, Holding, Inventory};
-use crate::report::Reports;
+use crate::inventory::{Held, Inventory};
 #[cfg(feature = "tls")]
 use crate::tls::Tls;
 use crate::token::TokenFile;
+use connection::Options;
+pub(crate) use connection::{Caller, Connection, Frames};
+use error::MAX_MESSAGE_TEXT;
+pub(crate) use error::{CallError, cut, innermost, pause};
+use tasks::Tasks;
 
 /// How long one endpoint may take to be connected to, TLS and the server's first word included.
 /// Several round trips on any network that configuration is served over; the next endpoint is tried
@@ -59,39 +58,8 @@ const KEEPALIVE_BOUNDS: RangeInclusive<Duration> =
 /// How long a check may take before the connection counts as lost.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The largest message that is taken, in bytes: the values that one may hold, and room for their
-/// keys and whatever else it says.
-const MAX_MESSAGE: usize = MAX_CHUNK_BYTES + 4 * 1024 * 1024;
-
-/// The longest pause that a server may ask for: one that asks for more is mistaken.
-const MAX_PAUSE: Duration = Duration::from_secs(60);
-
-/// The longest text of a server that is kept, in bytes.
-const MAX_MESSAGE_TEXT: usize = 1024;
-
-/// The header that says who is calling.
-const AUTHORIZATION: &str = "authorization";
-
 /// What to say to whoever wants a connection after the end.
 const CLOSED: &str = "the client was shut down";
-
-/// The trailer in which a server says how long to wait, in milliseconds.
-const PUSHBACK: &str = "grpc-retry-pushback-ms";
-
-/// Why a call failed or ended.
-#[derive(Clone, Debug)]
-pub(crate) struct CallError {
-    /// The server's refusal, where it is one.
-    pub(crate) refused: Option<RefusedReason>,
-    /// What happened, for people.
-    pub(crate) message: String,
-    /// How long the server asks to wait at least.
-    pub(crate) at_least: Duration,
-    /// The connection was lost, in contrast to: the server answered.
-    pub(crate) lost: bool,
-    /// What is wrong is on this side: no other server would do better.
-    pub(crate) here: bool,
-}
 
 /// How connections are kept from others.
 #[derive(Default)]
@@ -318,24 +286,14 @@ impl Transport {
         // client's certificate is taken.
         greeting.heard().await?;
         tracing::debug!(%endpoint, "connected");
-        let service = Http2(sender.clone());
-        let client = ConfigClient::with_origin(service, endpoint.uri().clone())
-            .max_decoding_message_size(MAX_MESSAGE);
-        let token = self.security.token.clone();
-        Ok(Connection {
-            endpoint: endpoint.clone(),
-            caller: Caller {
-                sender,
-                client,
-                token,
-            },
-            reports: Reports::new(self.info.clone()),
-            retired: AtomicBool::new(false),
+        let options = Options {
+            info: self.info.clone(),
+            token: self.security.token.clone(),
             index,
             avoid: Arc::clone(&self.avoid),
-            tasks,
-            _held: held,
-        })
+            held,
+        };
+        Ok(Connection::new(endpoint, sender, tasks, options))
     }
 
     /// Lays TLS over it, where the endpoint asks for that.
@@ -403,323 +361,17 @@ impl fmt::Debug for Transport {
     }
 }
 
-/// A connection to one server. Dropping the last reference closes it and ends its tasks.
-pub(crate) struct Connection {
-    endpoint: Endpoint,
-    caller: Caller,
-    reports: Reports,
-    retired: AtomicBool,
-    index: usize,
-    avoid: Arc<AtomicUsize>,
-    // Before what says that the connection is gone: dropped in this order.
-    tasks: Tasks,
-    _held: Holding,
-}
-
-impl Connection {
-    pub(crate) const fn endpoint(&self) -> &Endpoint {
-        &self.endpoint
-    }
-
-    /// Whether new calls may be made on it.
-    pub(crate) fn is_usable(&self) -> bool {
-        !self.retired.load(Ordering::Relaxed) && !self.caller.sender.is_closed()
-    }
-
-    /// No new calls are to be made on it, and its endpoint is the last to be tried next. Calls that
-    /// are under way go on.
-    pub(crate) fn retire(&self) {
-        self.avoid.store(self.index, Ordering::Relaxed);
-        self.retired.store(true, Ordering::Relaxed);
-    }
-
-    /// Begins a watch. The call ends when the frames are dropped.
-    pub(crate) async fn watch(&self, request: v1::WatchRequest) -> Result<Frames, CallError> {
-        self.tell_of("watch", request.range.as_ref());
-        let request = self.caller.signed(request).await?;
-        let mut client = self.caller.client.clone();
-        match client.watch(request).await {
-            Ok(response) => Ok(Messages(response.into_inner())),
-            Err(status) => Err(self.caller.failed(&status)),
-        }
-    }
-
-    /// Asks for the state of a range, now.
-    pub(crate) async fn get(&self, request: v1::GetRequest) -> Result<Chunks, CallError> {
-        self.tell_of("get", request.range.as_ref());
-        let request = self.caller.signed(request).await?;
-        let mut client = self.caller.client.clone();
-        match client.get(request).await {
-            Ok(response) => Ok(Messages(response.into_inner())),
-            Err(status) => Err(self.caller.failed(&status)),
-        }
-    }
-
-    /// Logs that a call begins.
-    fn tell_of(&self, call: &str, range: Option<&v1::Range>) {
-        if let Ok(range) = KeyRange::try_from(range.cloned()) {
-            tracing::debug!(endpoint = %self.endpoint, call, %range, "a call begins");
-        }
-    }
-
-    /// The reports of all the watches on this connection. Its task is started with the first.
-    pub(crate) fn reports(&self) -> &Reports {
-        self.reports
-            .start_once(|reporter| self.tasks.spawn(reporter.run(self.caller.clone())));
-        &self.reports
-    }
-}
-
-/// Makes calls; does not keep the connection open.
-#[derive(Clone)]
-pub(crate) struct Caller {
-    sender: http2::SendRequest<Body>,
-    client: ConfigClient<Http2>,
-    token: Option<TokenFile>,
-}
-
-impl Caller {
-    /// The request, with the token that is in its file now.
-    async fn signed<M>(&self, message: M) -> Result<Request<M>, CallError> {
-        let mut request = Request::new(message);
-        if let Some(token) = &self.token {
-            let value = token.authorization().await.map_err(CallError::here)?;
-            request.metadata_mut().insert(AUTHORIZATION, value);
-        }
-        Ok(request)
-    }
-
-    pub(crate) async fn report(&self, request: v1::ReportRequest) -> Result<(), CallError> {
-        let request = self.signed(request).await?;
-        match self.client.clone().report(request).await {
-            Ok(_) => Ok(()),
-            Err(status) => Err(self.failed(&status)),
-        }
-    }
-
-    fn failed(&self, status: &Status) -> CallError {
-        let mut error = CallError::from(status);
-        error.lost |= self.sender.is_closed();
-        error
-    }
-}
-
-/// What a server streams. Dropping it ends the call, which the server sees at once.
-pub(crate) struct Messages<M>(Streaming<M>);
-
-/// The frames of a watch.
-pub(crate) type Frames = Messages<v1::WatchResponse>;
-
-/// The chunks of an answer to `get`.
-pub(crate) type Chunks = Messages<v1::GetResponse>;
-
-impl<M> Messages<M> {
-    /// The next one; `None` when the server ended the stream well.
-    ///
-    /// # Cancel safety
-    /// Loses nothing.
-    pub(crate) async fn next(&mut self) -> Result<Option<M>, CallError> {
-        self.0
-            .message()
-            .await
-            .map_err(|status| CallError::from(&status))
-    }
-}
-
-impl CallError {
-    pub(crate) const fn lost(message: String) -> Self {
-        Self {
-            refused: None,
-            message,
-            at_least: Duration::ZERO,
-            lost: true,
-            here: false,
-        }
-    }
-
-    /// What is wrong on this side, before anything was sent: the connection is as good as it was.
-    const fn here(message: String) -> Self {
-        let mut error = Self::lost(message);
-        error.lost = false;
-        error.here = true;
-        error
-    }
-}
-
-impl From<&Status> for CallError {
-    fn from(status: &Status) -> Self {
-        // A status that has a source was not sent by the server: it stands for what went wrong on
-        // the way.
-        let source = status.source();
-        let refused = match status.code() {
-            _ if source.is_some() => None,
-            Code::InvalidArgument => Some(RefusedReason::Invalid),
-            Code::NotFound => Some(RefusedReason::NotServed),
-            Code::PermissionDenied => Some(RefusedReason::Denied),
-            Code::Unauthenticated => Some(RefusedReason::Unauthenticated),
-            Code::FailedPrecondition | Code::Unimplemented => Some(RefusedReason::Incompatible),
-            _ => None,
-        };
-        let text = match source {
-            Some(source) => innermost(source),
-            // The words are of this library's make, or of a server that has never heard of this one.
-            None if status.code() == Code::Unimplemented => {
-                "this is not where a driftless server of this version serves gRPC".to_owned()
-            }
-            None => status.message().to_owned(),
-        };
-        let text = if text.is_empty() {
-            status.code().description().to_owned()
-        } else {
-            text
-        };
-        // What is not a number is ignored; a negative one asks not to come back, which for a
-        // subscription means: not soon.
-        let at_least = status
-            .metadata()
-            .get(PUSHBACK)
-            .and_then(|value| value.to_str().ok()?.parse::<i64>().ok())
-            .map_or(Duration::ZERO, |pause| {
-                u64::try_from(pause).map_or(MAX_PAUSE, Duration::from_millis)
-            });
-        Self {
-            refused,
-            message: cut(text, MAX_MESSAGE_TEXT),
-            at_least: at_least.min(MAX_PAUSE),
-            lost: source.is_some(),
-            here: false,
-        }
-    }
-}
-
-/// A pause that a server asks for in milliseconds, within reason.
-pub(crate) fn pause(millis: u32) -> Duration {
-    Duration::from_millis(u64::from(millis)).min(MAX_PAUSE)
-}
-
-/// At most the first `most` bytes of a text, in whole characters.
-pub(crate) fn cut(mut text: String, most: usize) -> String {
-    if let Some((end, _)) = text
-        .char_indices()
-        .find(|(at, char)| at + char.len_utf8() > most)
-    {
-        text.truncate(end);
-    }
-    text
-}
-
-/// The text of the error at the root: those around it say "transport error".
-pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut root = error;
-    while let Some(source) = root.source() {
-        root = source;
-    }
-    let h2 = || root.downcast_ref().and_then(h2::Error::get_io);
-    match root.downcast_ref().or_else(h2).map(io::Error::kind) {
-        // Which of them is a matter of chance.
-        Some(
-            ErrorKind::BrokenPipe
-            | ErrorKind::ConnectionAborted
-            | ErrorKind::ConnectionReset
-            | ErrorKind::NotConnected
-            | ErrorKind::UnexpectedEof,
-        ) => "the connection was closed".to_owned(),
-        _ => root.to_string(),
-    }
-}
-
-/// The tasks of a connection: hyper's, and the reporter. They end with their owner, or when the
-/// transport is closed.
-struct Tasks(Arc<Owned>);
-
-struct Owned {
-    endpoint: String,
-    inventory: Inventory,
-    closing: CancellationToken,
-    set: Mutex<JoinSet<()>>,
-}
-
-impl Tasks {
-    fn new(endpoint: String, inventory: Inventory, closing: CancellationToken) -> Self {
-        Self(Arc::new(Owned {
-            endpoint,
-            inventory,
-            closing,
-            set: Mutex::default(),
-        }))
-    }
-
-    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.0.spawn(task);
-    }
-
-    fn executor(&self) -> Executor {
-        Executor(Arc::downgrade(&self.0))
-    }
-}
-
-impl Owned {
-    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let endpoint = self.endpoint.clone();
-        let held = self.inventory.hold(Held::ConnectionTask(endpoint));
-        let closing = self.closing.clone();
-        let mut set: MutexGuard<'_, _> = self.set.lock().unwrap_or_else(PoisonError::into_inner);
-        // Those that ended are let go here: there is one spawn per call, so they never pile up.
-        while set.try_join_next().is_some() {}
-        set.spawn(async move {
-            let _held = held;
-            closing.run_until_cancelled(task).await;
-        });
-    }
-}
-
-/// Where hyper spawns. Weak, because the tasks hold it themselves.
-#[derive(Clone)]
-struct Executor(Weak<Owned>);
-
-impl<F> hyper::rt::Executor<F> for Executor
-where
-    F: Future<Output = ()> + Send + 'static,
-{
-    fn execute(&self, task: F) {
-        // Without an owner the connection is gone, and so is the need for the task.
-        if let Some(tasks) = self.0.upgrade() {
-            tasks.spawn(task);
-        }
-    }
-}
-
-/// hyper's sender as the service that tonic's client calls.
-#[derive(Clone)]
-struct Http2(http2::SendRequest<Body>);
-
-impl tower_service::Service<http::Request<Body>> for Http2 {
-    type Response = http::Response<hyper::body::Incoming>;
-    type Error = hyper::Error;
-    type Future =
-        std::pin::Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.0.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        Box::pin(self.0.send_request(request))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::VecDeque;
+    use std::io::ErrorKind;
+    use std::sync::Mutex;
+    use std::task::Poll;
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
     use super::*;
     use crate::connect::Connecting;
-
-    fn error(status: &Status) -> CallError {
-        CallError::from(status)
-    }
 
     /// A transport to so many endpoints, `http://e0`, `http://e1` and so on.
     fn transport(
@@ -890,45 +542,6 @@ mod tests {
     }
 
     #[test]
-    fn statuses_that_refuse() {
-        for (code, reason) in [
-            (Code::InvalidArgument, Some(RefusedReason::Invalid)),
-            (Code::NotFound, Some(RefusedReason::NotServed)),
-            (Code::PermissionDenied, Some(RefusedReason::Denied)),
-            (Code::Unauthenticated, Some(RefusedReason::Unauthenticated)),
-            (Code::FailedPrecondition, Some(RefusedReason::Incompatible)),
-            (Code::Unimplemented, Some(RefusedReason::Incompatible)),
-            (Code::Unavailable, None),
-            (Code::ResourceExhausted, None),
-            (Code::Internal, None),
-            (Code::Unknown, None),
-        ] {
-            let status = Status::new(code, "why");
-            assert_eq!(error(&status).refused, reason, "{code:?}");
-            if code != Code::Unimplemented {
-                assert_eq!(error(&status).message, "why");
-            }
-        }
-    }
-
-    #[test]
-    fn pauses_are_read_and_bounded() {
-        for (text, millis) in [
-            ("250", 250),
-            ("0", 0),
-            ("-1", 60_000),
-            ("99999999", 60_000),
-            ("soon", 0),
-        ] {
-            let mut status = Status::unavailable("");
-            status
-                .metadata_mut()
-                .insert(PUSHBACK, text.parse().unwrap());
-            assert_eq!(error(&status).at_least, Duration::from_millis(millis));
-        }
-    }
-
-    #[test]
     fn connections_are_checked_as_often_as_the_server_does() {
         let keepalive = Keepalive::new();
         assert_eq!(keepalive.interval(), KEEPALIVE_INTERVAL);
@@ -942,16 +555,5 @@ mod tests {
             keepalive.follow(Duration::from_millis(said));
             assert_eq!(keepalive.interval(), Duration::from_millis(millis));
         }
-    }
-
-    #[test]
-    fn long_texts_are_cut_between_characters() {
-        let status = Status::internal("\u{fc}".repeat(2000));
-        let message = error(&status).message;
-        assert_eq!(message.len(), MAX_MESSAGE_TEXT);
-        assert_eq!(
-            error(&Status::internal("x".repeat(1024))).message.len(),
-            1024
-        );
     }
 }
