@@ -72,6 +72,24 @@
 //! [`Client::shutdown`] ends everything and says what held it up; [`Client::quiescence`] lets a
 //! service assert in its own tests that nothing is left.
 //!
+//! # What it costs
+//!
+//! A process with nothing but watchers of one `u64` each, as `cargo bench -p driftless --bench
+//! footprint` prints it (27 November 2026; two cores of an AMD EPYC, Linux 6.18, glibc's allocator,
+//! rustc 1.95; resident memory more than with a client that watches nothing, and user and system time
+//! for each put, some 3,500 a second):
+//!
+//! | | all | each | sockets | CPU while idle | CPU for a put |
+//! | --- | --- | --- | --- | --- | --- |
+//! | 1 watcher | 1.3 MiB | 1.3 MiB | 1 | 0 | 5 µs |
+//! | 1,000 watchers of one key | 2.7 MiB | 2.8 KiB | 1 | 0 | 200 µs: each makes a value of its own |
+//! | 100 watchers of 100 keys | 4 MiB | 41 KiB | 1 | 0 | 35 µs |
+//! | 1,000 watchers of 1,000 keys | 29 MiB | 30 KiB | 1 | 0 | 25 µs |
+//!
+//! Whatever is watched, a client has one connection and no thread of its own. Watchers of one range
+//! share a stream, a task and the state; one watcher of a prefix costs less than one for each key
+//! below it.
+//!
 //! # Security
 //!
 //! An endpoint that starts with `https://` is spoken to over TLS (1.2 or 1.3), and its server must
