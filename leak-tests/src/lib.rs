@@ -1,26 +1,62 @@
 //! Proof that what is dropped is gone.
 //!
-//! [`Counts`] says what the process and its runtime hold at a moment, by witnesses that do not rely
-//! on the code under test: the runtime's own count of tasks, and the kernel's of descriptors and
-//! threads. Take them once everything is warm, do something, drop it, and wait for them to
-//! [return](Counts::returned_to):
+//! A [`Witness`] counts what may leak and does not rely on the code under test: the runtime's own
+//! count of [tasks](Tasks), the kernel's of [descriptors](Descriptors) and [threads](Threads), the
+//! allocator's of [bytes](Allocated), and the other side's, [scraped](Scraped) from its metrics. Take
+//! a [`Baseline`] once everything is warm, do something, drop it, and wait for the counts to
+//! [return](Baseline::returned):
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")]
-//! # async fn main() {
-//! use leak_tests::Counts;
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use leak_tests::Witnesses;
 //!
-//! let before = Counts::now();
+//! let before = Witnesses::of_the_process().baseline().await?;
 //! let task = tokio::spawn(std::future::pending::<()>());
-//! assert_eq!(Counts::now().tasks, before.tasks + 1);
 //! task.abort();
-//! Counts::returned_to(before).await.unwrap();
+//! before.returned().await?;
+//! # Ok(())
 //! # }
 //! ```
 //!
-//! This library depends on neither the driftless server nor etcd, so that a service can use it in
-//! its own CI. It works on Linux.
+//! # What to do between the two
+//!
+//! * [`rounds()`]: something many times over. It finds what does not return, and what grows.
+//! * [`at_every_poll`] with [`poll_times`]: a future, dropped at each of its awaits.
+//! * [`at_every_operation`] with a [`Stall`]: a driftless client whose network stops at each of its
+//!   operations.
+//!
+//! # Where it runs
+//!
+//! On Linux. The counts are the whole process's, so a test should have its process for itself: one
+//! test in a file, or all of them one after the other. This library depends on neither the driftless
+//! server nor etcd, so that a service can use it in its own CI.
 
-mod counts;
+mod baseline;
+mod curve;
+mod descriptors;
+mod heap;
+#[doc(hidden)]
+pub mod memory;
+mod polls;
+mod report;
+mod rounds;
+mod scrape;
+mod stall;
+mod tasks;
+mod threads;
+mod witness;
 
-pub use counts::{Counts, Leaked, RETURN_WITHIN};
+pub use baseline::{Baseline, Difference, Leaked, RETURN_WITHIN};
+pub use curve::{Curve, Point};
+pub use descriptors::Descriptors;
+pub use heap::HEAP_PROFILE;
+pub use memory::{Allocated, GROWTH_SLACK};
+pub use polls::{at_every_poll, poll_times};
+pub use report::{Plot, Record, write_report};
+pub use rounds::{Leak, Outcome, Rounds, rounds};
+pub use scrape::Scraped;
+pub use stall::{Stall, at_every_operation};
+pub use tasks::Tasks;
+pub use threads::Threads;
+pub use witness::{Reading, Rule, Unreadable, Witness, Witnesses, bounded_gauge, gauge};

@@ -389,6 +389,12 @@ impl Task {
 
     /// Shows the phase in the status. Wakes nobody when only the revision moved.
     fn show_phase(&self) {
+        let status = &self.show.status;
+        status.send_if_modified(|status| self.enter_phase(status));
+    }
+
+    /// Whether it tells more than a revision.
+    fn enter_phase(&self, status: &mut Status) -> bool {
         let now = Instant::now();
         let state = match self.machine.phase() {
             Phase::Connecting | Phase::Asking { .. } => State::Connecting,
@@ -398,28 +404,26 @@ impl Task {
             Phase::Refused { .. } => State::Refused,
         };
         let revision = self.replica.entries().map(Entries::revision);
-        self.show.status.send_if_modified(|status| {
-            status.revision = revision.unwrap_or(status.revision);
-            let mut changed = status.state != state;
-            if changed {
-                status.state = state;
-                status.since = now.into_std();
-            }
-            if state == State::Live {
-                status.proven = self.clock.proven(now).or(status.proven);
-                // Over, once a server serves.
-                changed |= status.refused.take().is_some();
-            }
-            changed
-        });
+        status.revision = revision.unwrap_or(status.revision);
+        let mut changed = status.state != state;
+        if changed {
+            status.state = state;
+            status.since = now.into_std();
+        }
+        if state == State::Live {
+            status.proven = self.clock.proven(now).or(status.proven);
+            // Over, once a server serves.
+            changed |= status.refused.take().is_some();
+        }
+        changed
     }
 
     fn show_connected(&self, connection: &Connection) {
         self.show.status.send_modify(|status| {
             status.endpoint = Some(connection.endpoint().to_string());
             status.reconnects = self.machine.reconnects();
+            self.enter_phase(status);
         });
-        self.show_phase();
     }
 
     /// Says that a server replaced the history that was held until now, which is the only way back to
@@ -477,8 +481,9 @@ impl Task {
             if refused.is_some() {
                 status.refused = refused;
             }
+            // With the reason and not after it: whoever is woken sees both.
+            self.enter_phase(status);
         });
-        self.show_phase();
     }
 
     /// Ends the subscription for its handles.

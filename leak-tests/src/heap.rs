@@ -1,0 +1,154 @@
+//! Where memory was allocated that is still there: jemalloc's heap profile, before and after.
+//!
+//! It is there when the program was started with `_RJEM_MALLOC_CONF` as [`HEAP_PROFILE`] says;
+//! otherwise nothing here does anything. Every allocation is recorded then, which is slow.
+
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::fmt::Write as _;
+use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+use tikv_jemalloc_ctl::raw;
+
+/// The name and the value of the environment variable with which a program that
+/// [`use_jemalloc!`](crate::use_jemalloc) is in records where it allocates. Its
+/// [`Outcome`](crate::Outcome)s then say which stacks grew.
+pub const HEAP_PROFILE: (&str, &str) = (
+    "_RJEM_MALLOC_CONF",
+    "prof:true,prof_active:true,lg_prof_sample:0",
+);
+
+/// How many stacks are told: the first ones hold nearly all of a leak.
+const MOST_STACKS: usize = 5;
+
+/// How many frames of a stack are told.
+const MOST_FRAMES: usize = 24;
+
+/// What the frames of the allocator, of the standard library and of the runtime begin with: they are
+/// in every stack, and say nothing.
+const EVERYWHERE: [&str; 12] = [
+    "_rjem_", "prof_", "je_", "__r", "<alloc::", "alloc::", "<core::", "core::", "std::", "<std::",
+    "tokio::", "<tokio::",
+];
+
+/// What is allocated, by where that was done.
+#[derive(Debug)]
+pub(crate) struct Heap(HashMap<Vec<usize>, i64>);
+
+impl Heap {
+    /// As it is now; `None` where it is not recorded.
+    pub(crate) fn now() -> Option<Self> {
+        if !matches!(tikv_jemalloc_ctl::profiling::prof::read(), Ok(true)) {
+            return None;
+        }
+        let file = std::env::temp_dir().join(format!("leak-tests-{}.heap", std::process::id()));
+        let dumped = dump(&file);
+        let text = fs::read_to_string(&file);
+        // It may not be there.
+        let _ = fs::remove_file(&file);
+        dumped.then(|| Self(parsed(&text.unwrap_or_default())))
+    }
+
+    /// The stacks of which more is allocated here than before, in words, the largest first.
+    pub(crate) fn grown_since(&self, before: &Self) -> Vec<String> {
+        let grown = self.0.iter().filter_map(|(stack, bytes)| {
+            let more = bytes - before.0.get(stack).copied().unwrap_or(0);
+            (more > 0).then_some((more, stack))
+        });
+        let mut grown: Vec<_> = grown.collect();
+        grown.sort_unstable_by(|a, b| b.cmp(a));
+        grown.truncate(MOST_STACKS);
+        let told = grown.into_iter().map(|(more, stack)| {
+            let mut text = format!("{more} bytes more, allocated in\n");
+            for frame in frames(stack) {
+                // Writing to a string does not fail.
+                let _ = writeln!(text, "    {frame}");
+            }
+            text
+        });
+        told.collect()
+    }
+}
+
+/// Whether jemalloc has written its profile.
+fn dump(file: &Path) -> bool {
+    let Ok(path) = CString::new(file.as_os_str().as_bytes()) else {
+        return false;
+    };
+    #[allow(
+        unsafe_code,
+        reason = "the option takes a pointer to text that ends with a zero, which lives longer than the call"
+    )]
+    let written = unsafe { raw::write(b"prof.dump\0", path.as_ptr()) };
+    written.is_ok()
+}
+
+/// Reads jemalloc's text: a line of addresses, then one of counts for all threads together.
+fn parsed(text: &str) -> HashMap<Vec<usize>, i64> {
+    let mut heap = HashMap::new();
+    let mut stack = None;
+    for line in text.lines() {
+        if let Some(addresses) = line.strip_prefix("@ ") {
+            let addresses = addresses.split(' ').map(|address| {
+                usize::from_str_radix(address.trim_start_matches("0x"), 16).unwrap_or(0)
+            });
+            stack = Some(addresses.collect::<Vec<_>>());
+        } else if let Some(counts) = line.trim_start().strip_prefix("t*: ")
+            && let Some(stack) = stack.take()
+        {
+            // Objects, bytes, and in brackets all there ever were.
+            let bytes = counts
+                .split(' ')
+                .nth(1)
+                .and_then(|bytes| bytes.parse().ok());
+            *heap.entry(stack).or_insert(0) += bytes.unwrap_or(0);
+        }
+    }
+    heap
+}
+
+/// The functions of a stack, innermost first, with file and line where they are known.
+fn frames(stack: &[usize]) -> Vec<String> {
+    let mut frames = Vec::new();
+    for address in stack {
+        // The call, and not where it returns to.
+        let call = address.saturating_sub(1) as *mut std::ffi::c_void;
+        backtrace::resolve(call, |symbol| {
+            let Some(name) = symbol.name() else { return };
+            let name = format!("{name:#}");
+            if frames.len() >= MOST_FRAMES || EVERYWHERE.iter().any(|part| name.starts_with(part)) {
+                return;
+            }
+            frames.push(match (symbol.filename(), symbol.lineno()) {
+                (Some(file), Some(line)) => {
+                    let file = file.file_name().unwrap_or_default().to_string_lossy();
+                    format!("{name} ({file}:{line})")
+                }
+                _ => name,
+            });
+        });
+    }
+    frames
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_profile_is_read_and_compared() {
+        let before = parsed(
+            "heap_v2/1\n  t*: 3: 96 [0: 0]\n@ 0x1 0x2\n  t*: 1: 32 [0: 0]\n  t0: 1: 32 [0: 0]\n",
+        );
+        let after = parsed(
+            "heap_v2/1\n  t*: 3: 96 [0: 0]\n@ 0x1 0x2\n  t*: 3: 96 [0: 0]\n  t0: 1: 32 [0: 0]\n\
+             @ 0x3\n  t*: 1: 8 [1: 8]\nMAPPED_LIBRARIES:\n",
+        );
+        assert_eq!(before, HashMap::from([(vec![1, 2], 32)]));
+        let grown = Heap(after).grown_since(&Heap(before));
+        assert_eq!(grown.len(), 2);
+        assert!(grown[0].starts_with("64 bytes more") && grown[1].starts_with("8 bytes more"));
+    }
+}

@@ -1,0 +1,77 @@
+//! A future that is dropped at each of its awaits.
+
+use std::pin::pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+/// The most polls that a future may take: one that takes more does not come to an end.
+const MOST_POLLS: usize = 10_000;
+
+/// How long one round of [`at_every_poll`] may take. Generous on purpose: it is there so that a round
+/// that hangs fails with its number.
+const ROUND_WITHIN: Duration = Duration::from_secs(60);
+
+/// Polls a future `times` times, as a runtime does, each time after it asked for that; then drops it.
+/// What it returned, if it did.
+///
+/// Once it has been polled so often it is dropped at once, without waiting for it to be woken again.
+/// In a `join!` or `select!` a poll may come without the future's having asked for it; futures have
+/// to bear that.
+///
+/// # Cancel safety
+/// Dropping it drops the future.
+pub async fn poll_times<F: Future>(times: usize, future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    let mut left = times;
+    std::future::poll_fn(|context| {
+        if left == 0 {
+            return Poll::Ready(None);
+        }
+        left -= 1;
+        match future.as_mut().poll(context) {
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            Poll::Pending if left == 0 => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
+
+/// Calls `round` with 0, 1, 2, … polls until it says that the future completed by itself, and returns
+/// how many polls that took.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// use leak_tests::{at_every_poll, poll_times};
+///
+/// let polls = at_every_poll(async |polls| {
+///     let done = poll_times(polls, tokio::task::yield_now()).await;
+///     // Here: nothing is left of it, and the next call sees what this one would have.
+///     done.is_some()
+/// })
+/// .await;
+/// assert_eq!(polls, 2);
+/// # }
+/// ```
+///
+/// # Panics
+/// When a round does not end within a minute, or the future is not complete after ten thousand
+/// polls.
+///
+/// # Cancel safety
+/// Dropping it ends the round at hand.
+pub async fn at_every_poll(mut round: impl AsyncFnMut(usize) -> bool) -> usize {
+    for polls in 0..MOST_POLLS {
+        match timeout(ROUND_WITHIN, round(polls)).await {
+            Ok(true) => return polls,
+            Ok(false) => {}
+            Err(_) => {
+                panic!("dropped after {polls} polls: the round is not over within {ROUND_WITHIN:?}")
+            }
+        }
+    }
+    panic!("the future is not complete after {MOST_POLLS} polls");
+}

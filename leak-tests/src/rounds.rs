@@ -1,0 +1,435 @@
+//! Many rounds of one thing: does what it leaves behind grow with them?
+
+use std::fmt;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+
+use crate::baseline::{Baseline, Leaked};
+use crate::curve::{Curve, Fifths};
+use crate::heap::Heap;
+use crate::witness::{Rule, Unreadable, Witnesses};
+use crate::{Allocated, Threads};
+
+/// Rounds that are done before anything is counted: allocators, runtimes and tables set themselves up
+/// in the first ones.
+const WARM_UP: u64 = 50;
+
+/// Of few rounds that fit into a budget, the warm-up is this part.
+const WARM_UP_PART: u64 = 4;
+
+/// The fewest rounds that have fifths.
+const FEWEST: u64 = 5;
+
+/// How many times the rounds are done again where something grew: a table that doubled once does so
+/// outside of what is compared then, and a leak grows on.
+const AGAIN: u64 = 4;
+
+/// How many rounds' times are kept, spread over all of them.
+const TIMES: u64 = 200;
+
+/// How long a round may take. Generous on purpose: it is there so that a round that hangs is told
+/// by its number.
+const ROUND_WITHIN: Duration = Duration::from_secs(60);
+
+/// So many rounds of something that should leave nothing behind. Say what with [`Rounds::run`].
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let outcome = leak_tests::rounds(100)
+///     .run(async |_| {
+///         let task = tokio::spawn(std::future::pending::<()>());
+///         task.abort();
+///     })
+///     .await;
+/// outcome.assert_no_leak();
+/// # }
+/// ```
+pub fn rounds(count: u64) -> Rounds {
+    Rounds {
+        name: "rounds".to_owned(),
+        count: count.max(FEWEST),
+        warm_up: WARM_UP,
+        budget: None,
+        only: None,
+        more: Witnesses::new(),
+        at_the_end: Witnesses::new(),
+        promised: None,
+    }
+}
+
+/// How rounds are done and who watches; see [`rounds`].
+#[derive(Clone, Debug)]
+#[must_use = "nothing is done before `run`"]
+pub struct Rounds {
+    name: String,
+    count: u64,
+    warm_up: u64,
+    budget: Option<Duration>,
+    only: Option<Witnesses>,
+    more: Witnesses,
+    at_the_end: Witnesses,
+    promised: Option<Duration>,
+}
+
+impl Rounds {
+    /// What is done, for people. Default: "rounds".
+    pub fn named(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// How many rounds are done before anything is counted. Default: 50.
+    pub const fn warm_up(mut self, rounds: u64) -> Self {
+        self.warm_up = rounds;
+        self
+    }
+
+    /// Does no more rounds than this, and at least five.
+    pub fn at_most(mut self, rounds: u64) -> Self {
+        self.count = self.count.min(rounds).max(FEWEST);
+        self
+    }
+
+    /// Does fewer rounds where all of them would take longer than this, by the pace of the warm-up:
+    /// at least five. Default: no limit.
+    pub const fn within(mut self, budget: Duration) -> Self {
+        self.budget = Some(budget);
+        self
+    }
+
+    /// Asks these after each round, in place of the default ones: the tasks of this runtime, this
+    /// process's descriptors and threads, and its allocated bytes where
+    /// [`use_jemalloc!`](crate::use_jemalloc) counts them.
+    pub fn only(mut self, witnesses: Witnesses) -> Self {
+        self.only = Some(witnesses);
+        self
+    }
+
+    /// Asks these as well after each round.
+    pub fn and(mut self, witnesses: &Witnesses) -> Self {
+        self.more = self.more.and_those_of(witnesses);
+        self
+    }
+
+    /// Asks these before the first round and after the last one: those that are too slow for each.
+    pub fn at_the_end(mut self, witnesses: Witnesses) -> Self {
+        self.at_the_end = witnesses;
+        self
+    }
+
+    /// How soon after a round everything should be back, by promise. It is told beside the median of
+    /// what was measured and fails nothing: times depend on the machine.
+    pub const fn promised(mut self, within: Duration) -> Self {
+        self.promised = Some(within);
+        self
+    }
+
+    /// Does the rounds: calls `round` with 0, 1, 2, … and afterwards waits for what it made to be
+    /// gone.
+    ///
+    /// What [returns](Rule::Returns) must be back after each round within
+    /// [`RETURN_WITHIN`](crate::RETURN_WITHIN); the first round after which it is not ends the run.
+    /// What [may not grow](Rule::MayNotGrow) is compared by its lowest values in two fifths of the
+    /// rounds, the second and the last; where it grew, four times as many rounds follow and count
+    /// instead.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    ///
+    /// # Cancel safety
+    /// Dropping it ends the round at hand.
+    pub async fn run(self, mut round: impl AsyncFnMut(u64)) -> Outcome {
+        let Self {
+            name,
+            count,
+            warm_up,
+            budget,
+            only,
+            more,
+            at_the_end,
+            promised,
+        } = self;
+        let witnesses = only.unwrap_or_else(all_there_are).and_those_of(&more);
+        let mut outcome = Outcome {
+            name,
+            rounds: count,
+            repeated: false,
+            curves: Vec::new(),
+            median: None,
+            promised,
+            leaks: Vec::new(),
+            stacks: Vec::new(),
+        };
+        let mut steps = 0;
+        let mut next = async || {
+            let step = steps;
+            steps += 1;
+            let done = timeout(ROUND_WITHIN, round(step)).await;
+            done.map_err(|_| Leak::Hangs { round: step })
+        };
+        let plan = Plan {
+            witnesses,
+            at_the_end,
+            warm_up,
+            budget,
+        };
+        if let Err(leak) = plan.measure(&mut outcome, &mut next).await {
+            outcome.leaks.push(leak);
+        }
+        outcome
+    }
+}
+
+/// What is asked where nobody says whom.
+fn all_there_are() -> Witnesses {
+    let witnesses = Witnesses::of_the_process().and(Threads::but_the_runtimes());
+    match Allocated::by_jemalloc() {
+        Ok(allocated) => witnesses.and(allocated),
+        // Another allocator counts nothing.
+        Err(_) => witnesses,
+    }
+}
+
+/// Who watches, and what comes before the rounds.
+struct Plan {
+    witnesses: Witnesses,
+    at_the_end: Witnesses,
+    warm_up: u64,
+    budget: Option<Duration>,
+}
+
+impl Plan {
+    /// Warms up, and does the rounds once or twice.
+    async fn measure(
+        &self,
+        outcome: &mut Outcome,
+        next: &mut impl AsyncFnMut() -> Result<(), Leak>,
+    ) -> Result<(), Leak> {
+        let (start, asked) = (Instant::now(), outcome.rounds);
+        for done in 1..=self.warm_up {
+            next().await?;
+            if let Some(budget) = self.budget {
+                let each = start.elapsed() / u32::try_from(done).unwrap_or(u32::MAX);
+                let fit = budget.as_nanos() / each.as_nanos().max(1);
+                let fit = u64::try_from(fit).unwrap_or(u64::MAX);
+                outcome.rounds = asked.min(fit).max(FEWEST);
+                // Where few fit, few make it warm.
+                if done >= outcome.rounds.div_ceil(WARM_UP_PART) {
+                    break;
+                }
+            }
+        }
+        let end = self.at_the_end.baseline().await?;
+        let returning = self.witnesses.that(|rule| rule == Rule::Returns);
+        let before = returning.baseline().await?;
+        series(outcome, &self.witnesses, &before, next).await?;
+        if !outcome.growth().is_empty() {
+            outcome.repeated = true;
+            outcome.rounds = outcome.rounds.saturating_mul(AGAIN);
+            let heap = Heap::now();
+            series(outcome, &self.witnesses, &before, next).await?;
+            if let Some((before, after)) = heap.zip(Heap::now()) {
+                outcome.stacks = after.grown_since(&before);
+            }
+        }
+        let growth = outcome.growth();
+        outcome.leaks.extend(growth);
+        end.returned().await.map_err(|leaked| Leak::Kept {
+            round: outcome.rounds,
+            leaked,
+        })?;
+        Ok(())
+    }
+}
+
+/// All rounds once. What it keeps is allocated before the first of them.
+async fn series(
+    outcome: &mut Outcome,
+    witnesses: &Witnesses,
+    before: &Baseline,
+    next: &mut impl AsyncFnMut() -> Result<(), Leak>,
+) -> Result<(), Leak> {
+    let rounds = outcome.rounds;
+    let curves = witnesses
+        .iter()
+        .map(|witness| Curve::new(witness.name(), witness.rule(), rounds));
+    outcome.curves = curves.collect();
+    let mut fifths: Vec<Fifths> = witnesses.iter().map(|_| Fifths::of(rounds)).collect();
+    let mut times = Vec::with_capacity(usize::try_from(TIMES.min(rounds)).unwrap_or(0));
+    let mut told = None;
+    for round in 0..rounds {
+        next().await?;
+        let back = before.returned().await;
+        for (index, witness) in witnesses.iter().enumerate() {
+            let count = witness.read().await?;
+            outcome.curves[index].add(round, count);
+            fifths[index].add(round, count);
+        }
+        let took = back.map_err(|leaked| Leak::Kept { round, leaked })?;
+        let slot = round * TIMES.min(rounds) / rounds;
+        if told != Some(slot) {
+            told = Some(slot);
+            times.push(took);
+        }
+    }
+    for (curve, fifths) in outcome.curves.iter_mut().zip(fifths) {
+        curve.compared = fifths.lowest();
+    }
+    times.sort_unstable();
+    outcome.median = times.get(times.len() / 2).copied();
+    Ok(())
+}
+
+/// What came of the rounds.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+#[must_use = "a verdict that nobody looks at finds nothing: `assert_no_leak`"]
+pub struct Outcome {
+    /// What was done.
+    pub name: String,
+    /// How many rounds the verdict is about.
+    pub rounds: u64,
+    /// Something had grown, so they are four times as many as were asked for.
+    pub repeated: bool,
+    /// What each witness counted after the rounds, for plots.
+    pub curves: Vec<Curve>,
+    /// How long it took after a round until everything was back: the median of 200 rounds, spread over
+    /// all of them. `None` when they did not come to an end.
+    pub median: Option<Duration>,
+    /// How long it should take.
+    pub promised: Option<Duration>,
+    /// What leaked.
+    pub leaks: Vec<Leak>,
+    /// Where memory was allocated that had grown, the most first; empty unless the program was
+    /// started with [`HEAP_PROFILE`](crate::HEAP_PROFILE).
+    pub stacks: Vec<String>,
+}
+
+impl Outcome {
+    /// Nothing leaked.
+    ///
+    /// # Panics
+    /// When something did; the message says what.
+    #[track_caller]
+    pub fn assert_no_leak(&self) {
+        assert!(self.leaks.is_empty(), "{self}");
+    }
+
+    /// The names of the witnesses that noticed a leak.
+    pub fn noticed_by(&self) -> Vec<&str> {
+        let mut names = Vec::new();
+        for leak in &self.leaks {
+            match leak {
+                Leak::Grew { witness, .. } => names.push(witness.as_str()),
+                Leak::Kept { leaked, .. } => names.extend(leaked.witnesses()),
+                Leak::Unreadable(unreadable) => names.push(&unreadable.witness),
+                Leak::Hangs { .. } => {}
+            }
+        }
+        names
+    }
+
+    /// What grew in the last series.
+    fn growth(&self) -> Vec<Leak> {
+        let grown = self.curves.iter().filter_map(|curve| {
+            let Rule::MayNotGrow { slack } = curve.rule else {
+                return None;
+            };
+            let (from, to) = curve.compared?;
+            (to > from.saturating_add(slack)).then(|| Leak::Grew {
+                witness: curve.witness.clone(),
+                from,
+                to,
+                rounds: self.rounds,
+            })
+        });
+        grown.collect()
+    }
+}
+
+impl fmt::Display for Outcome {
+    /// A line: what was done, how often, and what came of it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, {} rounds: ", self.name, self.rounds)?;
+        if self.leaks.is_empty() {
+            f.write_str("nothing leaks")?;
+        }
+        for (index, leak) in self.leaks.iter().enumerate() {
+            let between = if index == 0 { "" } else { "; " };
+            write!(f, "{between}{leak}")?;
+        }
+        if let Some(median) = self.median {
+            write!(f, "; back after {median:.1?}")?;
+        }
+        if let Some(promised) = self.promised {
+            write!(f, " of {promised:?}")?;
+        }
+        Ok(())
+    }
+}
+
+/// What the rounds left behind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Leak {
+    /// A count did not return after this round.
+    Kept {
+        /// Which round; how many there were, for what is asked at the end.
+        round: u64,
+        /// What was kept.
+        leaked: Leaked,
+    },
+    /// A count grows with the rounds.
+    Grew {
+        /// Whose count.
+        witness: String,
+        /// Its lowest value in the second fifth of the rounds.
+        from: i64,
+        /// Its lowest value in the last fifth of the rounds.
+        to: i64,
+        /// How many rounds there were.
+        rounds: u64,
+    },
+    /// A round did not end within a minute.
+    Hangs {
+        /// Which, the warm-up counted.
+        round: u64,
+    },
+    /// It is not known: a count cannot be had any more.
+    Unreadable(Unreadable),
+}
+
+impl From<Unreadable> for Leak {
+    fn from(unreadable: Unreadable) -> Self {
+        Self::Unreadable(unreadable)
+    }
+}
+
+impl fmt::Display for Leak {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Kept { round, leaked } => write!(f, "after round {round}, {leaked}"),
+            Self::Grew {
+                witness,
+                from,
+                to,
+                rounds,
+            } => {
+                // From the one fifth to the other.
+                let between = (rounds - rounds / 5 - rounds / 5).max(1);
+                #[expect(clippy::cast_precision_loss, reason = "for people")]
+                let each = (to - from) as f64 / between as f64;
+                write!(
+                    f,
+                    "{witness} grew from {from} to {to} over {rounds} rounds, about {each:.2} a round"
+                )
+            }
+            Self::Hangs { round } => {
+                write!(f, "round {round} is not over within {ROUND_WITHIN:?}")
+            }
+            Self::Unreadable(unreadable) => unreadable.fmt(f),
+        }
+    }
+}

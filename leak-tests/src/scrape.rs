@@ -1,0 +1,135 @@
+//! The other side's own count: gauges that a process shows over HTTP, the server's or etcd's.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::witness::{Reading, Unreadable, Witness};
+
+/// How many watches etcd has.
+const ETCD_WATCHERS: &str = "etcd_debugging_mvcc_watcher_total";
+
+/// How many streams they are on.
+const ETCD_WATCH_STREAMS: &str = "etcd_debugging_mvcc_watch_stream_total";
+
+/// What a driftless server holds for its clients.
+const SERVER_GAUGES: [&str; 3] = [
+    "driftless_streams",
+    "driftless_scopes",
+    "driftless_connections",
+];
+
+/// How long a page may take. It is made from memory.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
+/// The most that is read of a page, in bytes; etcd's has about a hundred thousand.
+const MOST: u64 = 4 * 1024 * 1024;
+
+/// One gauge of a process that shows its metrics as text over plain HTTP, as Prometheus reads them.
+/// Where it has labels, the sum over them.
+///
+/// For a process of its own only: asking takes a connection, which a server in this process would
+/// count, and be counted for. A server in this process has gauges that [`gauge`](crate::gauge) can
+/// read.
+#[derive(Clone, Debug)]
+pub struct Scraped {
+    /// Host and port.
+    address: String,
+    metric: String,
+}
+
+impl Scraped {
+    /// The gauge `metric` that is shown at `http://{address}/metrics`; an address is a host and a
+    /// port.
+    pub fn new(address: impl Into<String>, metric: impl Into<String>) -> Self {
+        Self {
+            address: address.into(),
+            metric: metric.into(),
+        }
+    }
+
+    /// What a driftless server whose admin endpoint is at `address` holds for its clients: streams,
+    /// ranges that are watched, connections.
+    pub fn of_server(address: &str) -> [Self; 3] {
+        SERVER_GAUGES.map(|metric| Self::new(address, metric))
+    }
+
+    /// The watches that the etcd at `address` has, and the streams that they are on.
+    pub fn of_etcd(address: &str) -> [Self; 2] {
+        [ETCD_WATCHERS, ETCD_WATCH_STREAMS].map(|metric| Self::new(address, metric))
+    }
+
+    async fn count(&self) -> Result<i64, Unreadable> {
+        let failed = |why: String| {
+            let why = format!("http://{}/metrics: {why}", self.address);
+            Unreadable::new(&self.metric, why)
+        };
+        let page = match timeout(ANSWER_WITHIN, page(&self.address)).await {
+            Ok(page) => page.map_err(|error| failed(error.to_string()))?,
+            Err(_) => return Err(failed(format!("no answer within {ANSWER_WITHIN:?}"))),
+        };
+        let shown = value(&page, &self.metric);
+        shown.ok_or_else(|| failed("the page does not show it; name one that it shows".to_owned()))
+    }
+}
+
+/// Asks in the way of HTTP 1.0, in which an answer ends with its connection.
+async fn page(address: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(address).await?;
+    let request = format!("GET /metrics HTTP/1.0\r\nHost: {address}\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut page = String::new();
+    stream.take(MOST).read_to_string(&mut page).await?;
+    Ok(page)
+}
+
+/// The sum of the metric over its labels; `None` where the page does not have it.
+fn value(page: &str, metric: &str) -> Option<i64> {
+    let mut sum = None;
+    for line in page.lines() {
+        let Some(rest) = line.strip_prefix(metric) else {
+            continue;
+        };
+        // Labels may hold spaces, and end with the last brace.
+        let rest = match rest.strip_prefix('{') {
+            Some(labelled) => labelled.rsplit_once('}').map(|(_, rest)| rest),
+            None => rest.starts_with(' ').then_some(rest),
+        };
+        let number = rest.and_then(|rest| rest.split_whitespace().next());
+        // Whole numbers too are shown as floating-point ones by some.
+        if let Some(number) = number.and_then(|number| number.parse::<f64>().ok()) {
+            #[expect(clippy::cast_possible_truncation, reason = "a count")]
+            let number = number as i64;
+            sum = Some(sum.unwrap_or(0) + number);
+        }
+    }
+    sum
+}
+
+impl Witness for Scraped {
+    fn name(&self) -> &str {
+        &self.metric
+    }
+
+    fn read(&self) -> Reading<'_> {
+        Box::pin(self.count())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gauge_is_found_with_and_without_labels() {
+        let page = "HTTP/1.0 200 OK\r\n\r\n# HELP a_b c\n# TYPE a_b gauge\na_b 3\na_b_total 7\n\
+                    l{x=\"1 }\",y=\"2\"} 4\nl{x=\"2\"} 5.0 1700000000\nbig 1.5e+03\n";
+        assert_eq!(value(page, "a_b"), Some(3));
+        assert_eq!(value(page, "a_b_total"), Some(7));
+        assert_eq!(value(page, "l"), Some(9));
+        assert_eq!(value(page, "big"), Some(1500));
+        assert_eq!(value(page, "a"), None);
+    }
+}

@@ -1,0 +1,36 @@
+//! The tasks of a tokio runtime, by its own count.
+
+use tokio::runtime::Handle;
+
+use crate::witness::{Reading, Witness, counted};
+
+/// How many tasks of a runtime are not finished, by tokio's own count. The future that the runtime
+/// blocks on is none of them, nor are jobs of its blocking pool.
+#[derive(Clone, Debug)]
+pub struct Tasks(Handle);
+
+impl Tasks {
+    /// Those of the runtime that this is called in.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn here() -> Self {
+        Self::of(Handle::current())
+    }
+
+    /// Those of a runtime.
+    pub const fn of(runtime: Handle) -> Self {
+        Self(runtime)
+    }
+}
+
+impl Witness for Tasks {
+    fn name(&self) -> &str {
+        "tasks"
+    }
+
+    fn read(&self) -> Reading<'_> {
+        let alive = self.0.metrics().num_alive_tasks();
+        counted(Ok(i64::try_from(alive).unwrap_or(i64::MAX)))
+    }
+}

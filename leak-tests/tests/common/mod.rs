@@ -1,0 +1,190 @@
+//! Both ends in one process, over real sockets: so both ends' tasks and descriptors are counted.
+#![allow(dead_code, reason = "each test uses what it needs")]
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use driftless_client::{Client, KeyRange};
+use driftless_server::metrics::Metrics;
+use driftless_server::source::CatchUp;
+use driftless_server::source::scripted::ScriptedEtcd;
+use driftless_server::{Engine, Settings};
+use leak_tests::{Baseline, Stall, Witnesses, gauge};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+/// The longest wait for what should come soon: a busy machine fails no test.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Runs a test in a runtime of its own while no other runs: descriptors are counted for the whole
+/// process.
+pub(crate) fn alone(test: impl Future<Output = ()>) {
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = lock(&ALONE);
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(test);
+}
+
+/// Does not wait for ever.
+pub(crate) async fn in_time<F: Future>(what: &str, work: F) -> F::Output {
+    let in_time = tokio::time::timeout(PATIENCE, work).await;
+    in_time.unwrap_or_else(|_| panic!("not within {PATIENCE:?}: {what}"))
+}
+
+/// A server in this process, on a socket.
+pub(crate) struct Serving {
+    pub(crate) metrics: Metrics,
+    pub(crate) address: SocketAddr,
+    /// Cancelled to lose all connections there are.
+    connections: Arc<Mutex<CancellationToken>>,
+    /// The accept loop, which holds the engine.
+    _accepting: JoinSet<()>,
+}
+
+impl Serving {
+    /// Serves, once it is in sync.
+    pub(crate) async fn of(engine: Engine) -> Self {
+        let metrics = engine.metrics().clone();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        in_time("the server is in sync", engine.ready()).await;
+        let connections = Arc::new(Mutex::new(CancellationToken::new()));
+        let lost = Arc::clone(&connections);
+        let mut accepting = JoinSet::new();
+        accepting.spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let lost = lock(&lost).clone().cancelled_owned();
+                let lost = Box::pin(lost);
+                engine.serve(Losable { stream, lost });
+            }
+        });
+        Self {
+            metrics,
+            address,
+            connections,
+            _accepting: accepting,
+        }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        Client::connect(self.url()).unwrap()
+    }
+
+    /// A client whose network stalls.
+    pub(crate) fn stalling_client(&self, stall: &Stall) -> Client {
+        let builder = Client::builder().endpoint(self.url());
+        builder.connector(stall.over_tcp()).build().unwrap()
+    }
+
+    /// Every connection there is breaks off, as if a machine between the two had failed.
+    pub(crate) fn lose_connections(&self) {
+        std::mem::take(&mut *lock(&self.connections)).cancel();
+    }
+
+    /// What the server holds for its clients.
+    pub(crate) fn gauges(&self) -> Witnesses {
+        let read = |name, read: fn(&Metrics) -> i64| {
+            let metrics = self.metrics.clone();
+            gauge(name, move || read(&metrics))
+        };
+        Witnesses::new()
+            .and(read("streams", |metrics| metrics.streams.get()))
+            .and(read("scopes", |metrics| metrics.scopes.get()))
+            .and(read("connections", |metrics| metrics.connections.get()))
+    }
+
+    /// What both ends should not leave behind.
+    pub(crate) fn witnesses(&self) -> Witnesses {
+        Witnesses::of_the_process().and_those_of(&self.gauges())
+    }
+
+    /// What there is while nobody watches.
+    pub(crate) async fn baseline(&self) -> Baseline {
+        self.witnesses().baseline().await.unwrap()
+    }
+}
+
+/// A server of `/c/` over a model of etcd; `/c/a` is 1 and `/c/b` is 2.
+pub(crate) struct Server {
+    pub(crate) etcd: ScriptedEtcd,
+    serving: Serving,
+}
+
+impl Server {
+    pub(crate) async fn start() -> Self {
+        let etcd = ScriptedEtcd::default();
+        etcd.put("/c/a", "1");
+        etcd.put("/c/b", "2");
+        let prefix = KeyRange::prefix("/c/").unwrap();
+        let settings = Settings::builder()
+            .etcd("http://127.0.0.1:2379")
+            .prefix("/c/")
+            .build()
+            .unwrap();
+        let (catch_up, questions) = CatchUp::channel();
+        let source = etcd.source(prefix.clone(), questions);
+        let engine = Engine::start(&settings, Metrics::new(), [(prefix, source, catch_up)]);
+        let serving = Serving::of(engine).await;
+        Self { etcd, serving }
+    }
+}
+
+impl std::ops::Deref for Server {
+    type Target = Serving;
+
+    fn deref(&self) -> &Serving {
+        &self.serving
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A stream that ends when its connection is lost.
+struct Losable {
+    stream: TcpStream,
+    lost: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl AsyncRead for Losable {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.lost.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Losable {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}

@@ -1,0 +1,360 @@
+//! The harness can fail: what is planted is found, and said by name.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use common::{Server, alone};
+use driftless_client::Client;
+use driftless_server::Settings;
+use leak_tests::{
+    Descriptors, Leak, Leaked, Scraped, Stall, Tasks, Threads, Witness, Witnesses, at_every_poll,
+    bounded_gauge, gauge, poll_times, rounds,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// Short, where the count cannot return.
+const SHORT: Duration = Duration::from_millis(20);
+
+#[test]
+fn what_does_not_return_is_named_from_what_to_what() {
+    alone(async {
+        let before = Witnesses::of_the_process()
+            .and(Descriptors::sockets())
+            .and(gauge("constants", || 1));
+        let before = before.baseline().await.unwrap();
+        before.returned().await.unwrap();
+
+        let mut kept = JoinSet::new();
+        kept.spawn(std::future::pending::<()>());
+        let leaked = before.returned_within(SHORT).await.unwrap_err();
+        assert_eq!(leaked.witnesses(), ["tasks"]);
+        assert_eq!(
+            leaked.to_string(),
+            "not back after 20ms: tasks: 0 before and 1 after"
+        );
+        kept.shutdown().await;
+        before.returned().await.unwrap();
+
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let leaked = before.returned_within(SHORT).await.unwrap_err();
+        assert_eq!(leaked.witnesses(), ["descriptors", "sockets"]);
+        let Leaked::Kept { differences, .. } = &leaked else {
+            panic!("{leaked}")
+        };
+        let details = differences[0].details.as_deref().unwrap();
+        assert!(details.contains(" socket"), "{details}");
+        drop(listener);
+
+        let file = std::fs::File::open("/dev/null").unwrap();
+        let leaked = before.returned_within(SHORT).await.unwrap_err();
+        assert_eq!(leaked.witnesses(), ["descriptors"]);
+        drop(file);
+        before.returned().await.unwrap();
+    });
+}
+
+#[test]
+fn less_than_before_is_a_difference_too() {
+    alone(async {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(std::future::pending::<()>());
+        let before = Witnesses::new().and(Tasks::here());
+        let before = before.baseline().await.unwrap();
+        tasks.shutdown().await;
+        let leaked = before.returned_within(SHORT).await.unwrap_err();
+        assert_eq!(
+            leaked.to_string(),
+            "not back after 20ms: tasks: 1 before and 0 after"
+        );
+    });
+}
+
+#[test]
+fn a_thread_is_counted_unless_it_is_a_runtimes() {
+    alone(async {
+        let ours = Threads::but_the_runtimes();
+        let others = ours.names().unwrap();
+        // One of the blocking pool, which lingers.
+        tokio::task::spawn_blocking(|| {}).await.unwrap();
+        assert_eq!(
+            ours.names()
+                .unwrap()
+                .iter()
+                .filter(|n| n.starts_with("tokio"))
+                .count(),
+            0
+        );
+        assert!(Threads::all().names().unwrap().len() > others.len());
+
+        let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::Builder::new().name("planted".to_owned());
+        let (named, is_named) = tokio::sync::oneshot::channel();
+        let thread = thread.spawn(move || {
+            named.send(()).unwrap();
+            let _ = stopped.recv();
+        });
+        is_named.await.unwrap();
+        assert!(ours.details().unwrap().contains("planted"));
+        assert!(
+            !ours
+                .clone()
+                .without("plant")
+                .details()
+                .unwrap()
+                .contains("planted")
+        );
+        drop(stop);
+        thread.unwrap().join().unwrap();
+        assert!(!ours.details().unwrap().contains("planted"));
+    });
+}
+
+#[test]
+fn a_page_of_metrics_is_a_witness() {
+    alone(async {
+        let settings = Settings::builder()
+            // Nobody listens there.
+            .etcd("http://127.0.0.1:1")
+            .prefix("/c/")
+            .listen(([127, 0, 0, 1], 0).into())
+            .admin(([127, 0, 0, 1], 0).into())
+            .build()
+            .unwrap();
+        let server = driftless_server::Server::bind(settings).await.unwrap();
+        let address = server.admin_addr().unwrap().to_string();
+        let stop = CancellationToken::new();
+        let mut running = JoinSet::new();
+        running.spawn(server.run(stop.clone()));
+        let counts = Witnesses::new().and_all(Scraped::of_server(&address));
+        assert_eq!(counts.read().await.unwrap(), [0, 0, 0]);
+
+        let unknown = Witnesses::new().and(Scraped::new(&address, "driftless_nothing"));
+        assert_eq!(
+            unknown.read().await.unwrap_err().to_string(),
+            format!(
+                "driftless_nothing cannot be counted: http://{address}/metrics: the page does not \
+                 show it; name one that it shows"
+            )
+        );
+        stop.cancel();
+        running.join_all().await;
+        assert!(counts.read().await.is_err(), "nobody answers");
+    });
+}
+
+#[test]
+fn etcds_counts_are_read_as_etcd_shows_them() {
+    alone(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let mut serving = JoinSet::new();
+        serving.spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut request = [0; 1024];
+                let read = stream.read(&mut request).await.unwrap();
+                assert!(request[..read].starts_with(b"GET /metrics HTTP/1.0\r\n"));
+                let page = "HTTP/1.0 200 OK\r\n\r\n# TYPE etcd_debugging_mvcc_watcher_total gauge\n\
+                            etcd_debugging_mvcc_watcher_total 3\n\
+                            etcd_debugging_mvcc_watch_stream_total 2\n";
+                stream.write_all(page.as_bytes()).await.unwrap();
+            }
+        });
+        let etcd = Witnesses::new().and_all(Scraped::of_etcd(&address));
+        assert_eq!(etcd.read().await.unwrap(), [3, 2]);
+    });
+}
+
+/// A count that the test moves.
+fn planted() -> (Arc<AtomicI64>, impl Fn() -> i64 + Send + Sync + 'static) {
+    let count = Arc::new(AtomicI64::new(0));
+    let read = Arc::clone(&count);
+    (count, move || read.load(Ordering::SeqCst))
+}
+
+/// Ten thousand rounds over a count of bytes that `grow` moves.
+async fn grown(grow: impl Fn(&AtomicI64, u64)) -> leak_tests::Outcome {
+    let (bytes, count) = planted();
+    let witnesses = Witnesses::new().and(bounded_gauge("bytes", leak_tests::GROWTH_SLACK, count));
+    rounds(10_000)
+        .named("planted")
+        .only(witnesses)
+        .run(async |round| grow(&bytes, round))
+        .await
+}
+
+#[test]
+fn sixty_four_bytes_every_hundred_rounds_are_a_leak() {
+    alone(async {
+        let outcome = grown(|bytes, round| {
+            if round % 100 == 0 {
+                bytes.fetch_add(64, Ordering::SeqCst);
+            }
+        })
+        .await;
+        assert_eq!(outcome.noticed_by(), ["bytes"]);
+        assert_eq!((outcome.repeated, outcome.rounds), (true, 40_000));
+        assert!(matches!(
+            &outcome.leaks[..],
+            [Leak::Grew { from, to, .. }] if (15_000..16_000).contains(&(to - from))
+        ));
+        let said = outcome.to_string();
+        assert!(said.contains("about 0.64 a round"), "{said}");
+    });
+}
+
+#[test]
+fn one_table_that_grows_is_no_leak() {
+    alone(async {
+        for at in [10, 3_000, 5_000, 9_000] {
+            let outcome = grown(|bytes, round| {
+                if round == at {
+                    bytes.fetch_add(64 * 1024, Ordering::SeqCst);
+                }
+            })
+            .await;
+            outcome.assert_no_leak();
+        }
+    });
+}
+
+#[test]
+fn what_comes_and_goes_is_no_leak() {
+    alone(async {
+        let outcome = grown(|bytes, round| {
+            let held = (round * 7919) % 100_000;
+            bytes.store(i64::try_from(held).unwrap(), Ordering::SeqCst);
+        })
+        .await;
+        outcome.assert_no_leak();
+        assert!(!outcome.repeated);
+    });
+}
+
+#[test]
+fn a_round_that_keeps_something_ends_the_run() {
+    alone(async {
+        let kept = std::cell::RefCell::new(JoinSet::new());
+        let outcome = rounds(1_000)
+            .named("forgetful")
+            .only(Witnesses::of_the_process())
+            .run(async |round| {
+                if round == 60 {
+                    kept.borrow_mut().spawn(std::future::pending::<()>());
+                }
+            })
+            .await;
+        assert_eq!(outcome.noticed_by(), ["tasks"]);
+        // After fifty rounds of warm-up.
+        assert!(matches!(outcome.leaks[..], [Leak::Kept { round: 10, .. }]));
+        let said = outcome.to_string();
+        assert!(said.starts_with("forgetful, 1000 rounds: after round 10, not back after 5s: "));
+    });
+}
+
+#[test]
+fn what_is_asked_at_the_end_is_compared_with_the_start() {
+    alone(async {
+        let (held, count) = planted();
+        let outcome = rounds(10)
+            .only(Witnesses::new())
+            .at_the_end(Witnesses::new().and(gauge("watches", count)))
+            .run(async |round| {
+                // In the last round only.
+                if round == 59 {
+                    held.store(1, Ordering::SeqCst);
+                }
+            })
+            .await;
+        assert_eq!(outcome.noticed_by(), ["watches"]);
+    });
+}
+
+#[test]
+fn rounds_take_times_and_keep_few_points() {
+    alone(async {
+        let outcome = rounds(2_000)
+            .promised(Duration::from_millis(100))
+            .run(async |_| tokio::task::yield_now().await)
+            .await;
+        outcome.assert_no_leak();
+        assert!(outcome.median.is_some());
+        for curve in &outcome.curves {
+            assert_eq!(curve.points.len(), 400, "{}", curve.witness);
+        }
+    });
+}
+
+#[test]
+fn a_future_is_polled_so_often_and_dropped() {
+    alone(async {
+        struct Polled(u32, Arc<AtomicI64>);
+        impl Future for Polled {
+            type Output = u32;
+            fn poll(
+                mut self: std::pin::Pin<&mut Self>,
+                context: &mut std::task::Context<'_>,
+            ) -> std::task::Poll<u32> {
+                self.0 += 1;
+                if self.0 == 4 {
+                    return std::task::Poll::Ready(self.0);
+                }
+                context.waker().wake_by_ref();
+                std::task::Poll::Pending
+            }
+        }
+        impl Drop for Polled {
+            fn drop(&mut self) {
+                self.1.fetch_add(i64::from(self.0), Ordering::SeqCst);
+            }
+        }
+        let polls = Arc::new(AtomicI64::new(0));
+        for (times, output, so_far) in [(0, None, 0), (1, None, 1), (3, None, 4), (9, Some(4), 8)] {
+            let polled = Polled(0, Arc::clone(&polls));
+            assert_eq!(poll_times(times, polled).await, output);
+            assert_eq!(polls.load(Ordering::SeqCst), so_far);
+        }
+        let needed = at_every_poll(async |times| {
+            let polled = Polled(0, Arc::clone(&polls));
+            poll_times(times, polled).await.is_some()
+        });
+        assert_eq!(needed.await, 4);
+        // One that nobody wakes is dropped all the same.
+        assert!(poll_times(1, std::future::pending::<()>()).await.is_none());
+    });
+}
+
+#[test]
+fn an_operation_that_stalls_lasts_until_it_is_dropped() {
+    alone(async {
+        let server = Server::start().await;
+        let before = server.baseline().await;
+        let client = |stall: &Stall| {
+            let builder = Client::builder().endpoint(server.url());
+            builder.connector(stall.over_tcp()).build().unwrap()
+        };
+        // Counts, and lets everything through.
+        let stall = Stall::never();
+        let answer = client(&stall).get("/c/a").await;
+        assert_eq!(answer.unwrap().len(), 1);
+        assert!(!stall.has_happened() && stall.operations() > 3);
+        before.returned().await.unwrap();
+
+        // Once connected, which is the first operation, not a byte.
+        let stall = Stall::after(1);
+        let (client, reading) = (client(&stall), async {
+            stall.happened().await;
+            assert_eq!(stall.operations(), 1);
+        });
+        let get = client.get("/c/a").timeout(SHORT).into_future();
+        let (answer, ()) = tokio::join!(get, reading);
+        assert!(answer.unwrap_err().is_retryable());
+        before.returned().await.unwrap();
+    });
+}

@@ -1,0 +1,49 @@
+//! Bytes are counted exactly. Alone in its file: the count is the whole process's.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use leak_tests::{Allocated, Witness, Witnesses, rounds};
+
+leak_tests::use_jemalloc!();
+
+#[test]
+fn a_leak_of_sixty_four_bytes_every_hundred_rounds_is_found_by_the_allocator() {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime.enable_all().build().unwrap().block_on(async {
+        let allocated = Allocated::by_jemalloc().unwrap();
+        let before = allocated.read().await.unwrap();
+        let sixty_four = vec![1_u8; 64];
+        assert_eq!(allocated.read().await.unwrap(), before + 64);
+        drop(sixty_four);
+        assert_eq!(allocated.read().await.unwrap(), before);
+
+        let only_bytes = || Witnesses::new().and(allocated);
+        let outcome = rounds(10_000)
+            .only(only_bytes())
+            .run(async |_| drop(std::hint::black_box(vec![1_u8; 4096])))
+            .await;
+        outcome.assert_no_leak();
+
+        let kept = std::cell::RefCell::new(Vec::with_capacity(1_000));
+        let outcome = rounds(10_000)
+            .only(only_bytes())
+            .run(async |round| {
+                if round % 100 == 0 {
+                    kept.borrow_mut().push(vec![1_u8; 64]);
+                }
+            })
+            .await;
+        assert_eq!(outcome.noticed_by(), ["allocated bytes"], "{outcome}");
+
+        let table = std::cell::RefCell::new(Vec::new());
+        let outcome = rounds(10_000)
+            .only(only_bytes())
+            .run(async |round| {
+                if round == 5_000 {
+                    *table.borrow_mut() = vec![1_u8; 64 * 1024];
+                }
+            })
+            .await;
+        outcome.assert_no_leak();
+        assert!(outcome.repeated);
+    });
+}
