@@ -7,6 +7,7 @@ use driftless_proto::v1;
 
 use crate::client::Client;
 use crate::connect::{Connect, Endpoint, Tcp};
+use crate::dice::Dice;
 use crate::error::BuildError;
 use crate::transport::Transport;
 
@@ -42,6 +43,7 @@ pub struct ClientBuilder {
     labels: BTreeMap<String, String>,
     connector: Box<dyn Connect>,
     range_limit: usize,
+    dice: Dice,
 }
 
 impl ClientBuilder {
@@ -52,6 +54,7 @@ impl ClientBuilder {
             labels: BTreeMap::new(),
             connector: Box::new(Tcp),
             range_limit: DEFAULT_RANGE_LIMIT,
+            dice: Dice::default(),
         }
     }
 
@@ -87,6 +90,15 @@ impl ClientBuilder {
     /// ([`RefusedReason::TooLarge`](crate::RefusedReason::TooLarge)). Default: 256 MiB.
     pub fn range_limit(mut self, bytes: usize) -> Self {
         self.range_limit = bytes;
+        self
+    }
+
+    /// Draws the order of endpoints and the jitter of backoffs from `seed`, so that a simulation can
+    /// be repeated. Clients that share a seed do the same at the same moment, which is what jitter is
+    /// there to prevent: not for services. Default: from the thread's generator.
+    #[doc(hidden)]
+    pub fn simulated(mut self, seed: u64) -> Self {
+        self.dice = Dice::seeded(seed);
         self
     }
 
@@ -132,7 +144,7 @@ impl ClientBuilder {
             labels: self.labels.into_iter().collect(),
             library: LIBRARY.to_owned(),
         };
-        let transport = Transport::new(endpoints, self.connector, info);
+        let transport = Transport::new(endpoints, self.connector, info).with_dice(self.dice);
         Ok(Client::new(transport, self.range_limit))
     }
 }

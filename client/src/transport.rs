@@ -15,15 +15,15 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use driftless_proto::v1::config_client::ConfigClient;
-use driftless_proto::{MAX_CHUNK_BYTES, v1};
+use driftless_proto::{KeyRange, MAX_CHUNK_BYTES, v1};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use rand::seq::SliceRandom;
 use tokio::task::JoinSet;
 use tonic::body::Body;
 use tonic::{Code, Status, Streaming};
 
 use crate::connect::{Connect, Endpoint};
+use crate::dice::Dice;
 use crate::error::RefusedReason;
 use crate::report::Reports;
 
@@ -89,6 +89,7 @@ pub(crate) struct Transport {
     /// Index of the endpoint that disappointed last; it is tried last.
     avoid: Arc<AtomicUsize>,
     keepalive: Keepalive,
+    dice: Dice,
 }
 
 /// How often connections are checked, in milliseconds.
@@ -136,7 +137,18 @@ impl Transport {
             failures: AtomicU64::new(0),
             avoid: Arc::new(AtomicUsize::new(usize::MAX)),
             keepalive: Keepalive::new(),
+            dice: Dice::default(),
         }
+    }
+
+    /// With chances of another origin.
+    pub(crate) fn with_dice(self, dice: Dice) -> Self {
+        Self { dice, ..self }
+    }
+
+    /// The chances of one of its users.
+    pub(crate) fn dice_of(&self, range: &KeyRange) -> Dice {
+        self.dice.apart(range)
     }
 
     /// A server says how often it checks connections; zero: it does not say. The next connection
@@ -197,7 +209,7 @@ impl Transport {
     async fn dial(&self) -> Result<Arc<Connection>, CallError> {
         let avoid = self.avoid.load(Ordering::Relaxed);
         let mut order: Vec<usize> = (0..self.endpoints.len()).collect();
-        order.shuffle(&mut rand::rng());
+        self.dice.shuffle(&mut order);
         order.sort_by_key(|index| *index == avoid);
         let mut failures = Vec::new();
         for index in order {
@@ -241,7 +253,7 @@ impl Transport {
         Ok(Connection {
             endpoint: endpoint.clone(),
             caller: Caller { sender, client },
-            reports: Reports::new(self.info.clone()),
+            reports: Reports::new(self.info.clone(), self.dice.apart(&"reports")),
             retired: AtomicBool::new(false),
             index,
             avoid: Arc::clone(&self.avoid),
