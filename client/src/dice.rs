@@ -12,7 +12,10 @@ use rand::{Rng, SeedableRng};
 
 /// Throws for one client, or for one of its subscriptions.
 #[derive(Default)]
-pub(crate) struct Dice(Option<Seeded>);
+pub(crate) struct Dice(
+    /// Boxed: a generator is large, and hardly anybody has one.
+    Option<Box<Seeded>>,
+);
 
 struct Seeded {
     seed: u64,
@@ -22,10 +25,10 @@ struct Seeded {
 impl Dice {
     /// Throws the same in the same order.
     pub(crate) fn seeded(seed: u64) -> Self {
-        Self(Some(Seeded {
+        Self(Some(Box::new(Seeded {
             seed,
             rng: Mutex::new(StdRng::seed_from_u64(seed)),
-        }))
+        })))
     }
 
     /// Throws of their own for one user of several, so that it does not matter who throws first.

@@ -111,8 +111,28 @@ impl Observer {
         Ok(observer)
     }
 
-    /// The watcher tells this.
-    pub(crate) fn is_told(&mut self, changes: &[EntryChange]) -> Result<(), Violation> {
+    /// The watcher tells this, and that it leads to this revision.
+    pub(crate) fn is_told(
+        &mut self,
+        record: &Record,
+        revision: Revision,
+        changes: &[EntryChange],
+    ) -> Result<(), Violation> {
+        self.takes(changes)?;
+        let (range, told) = (&self.range, &self.told);
+        // Without a look at what the watcher shows: that would be told of with it.
+        self.position.shows(record, revision, |state| {
+            let mut count = 0;
+            let all = within(state, range).inspect(|_| count += 1);
+            let mut all = all.map(|entry| is_some_same(told.get(&entry.key), entry));
+            let same = all.all(|same| same);
+            drop(all);
+            same && count == told.len()
+        })
+    }
+
+    /// Each change has to follow from those before.
+    fn takes(&mut self, changes: &[EntryChange]) -> Result<(), Violation> {
         let twice = |what: &str, key: &Key| {
             Err(Violation::new(Promise::Unique, format!("{what} of {key}")))
         };
@@ -288,7 +308,7 @@ mod tests {
         ) -> Result<(), Violation> {
             let changes = difference(&old.1, new);
             if !changes.is_empty() {
-                observer.is_told(&changes)?;
+                observer.is_told(&self.record, new.0, &changes)?;
             }
             observer.shows(&self.record, new.0, &refs(&new.1))
         }
@@ -359,15 +379,17 @@ mod tests {
         let two = past.put("/c/b", "2");
         let mut observer = past.begin(&one);
         let changes = difference(&one.1, &two);
-        assert_eq!(observer.is_told(&changes), Ok(()));
-        let again = observer.is_told(&changes);
+        assert_eq!(observer.is_told(&past.record, two.0, &changes), Ok(()));
+        let again = observer.is_told(&past.record, two.0, &changes);
         assert_eq!(promise(again), Some(Promise::Unique));
-        assert_eq!(promise(observer.is_told(&[])), Some(Promise::Unique));
+        let nothing = observer.is_told(&past.record, two.0, &[]);
+        assert_eq!(promise(nothing), Some(Promise::Unique));
         past.etcd.delete("/c/b");
         let three = past.state();
         let gone = difference(&two.1, &three);
-        assert_eq!(observer.is_told(&gone), Ok(()));
-        assert_eq!(promise(observer.is_told(&gone)), Some(Promise::Unique));
+        assert_eq!(observer.is_told(&past.record, three.0, &gone), Ok(()));
+        let again = observer.is_told(&past.record, three.0, &gone);
+        assert_eq!(promise(again), Some(Promise::Unique));
     }
 
     #[test]
@@ -380,8 +402,13 @@ mod tests {
         let shown = observer.shows(&past.record, two.0, &refs(&two.1));
         assert_eq!(promise(shown), Some(Promise::Reliable));
         let mut observer = past.begin(&one);
-        let gap = observer.is_told(&difference(&two.1, &three));
+        let gap = observer.is_told(&past.record, three.0, &difference(&two.1, &three));
         assert_eq!(promise(gap), Some(Promise::Reliable));
+        past.etcd.txn([Op::put("/c/a", "4"), Op::put("/c/b", "4")]);
+        let four = past.state();
+        let mut observer = past.begin(&three);
+        let half = observer.is_told(&past.record, four.0, &difference(&three.1, &four)[..1]);
+        assert_eq!(promise(half), Some(Promise::Reliable));
     }
 
     #[test]

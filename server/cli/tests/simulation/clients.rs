@@ -5,11 +5,11 @@ use std::io;
 use std::time::Duration;
 
 use driftless_client::{
-    Client, Closed, Connect, Connecting, Endpoint, Entry, Io, KeyRange, StatusWatcher,
+    Client, Closed, Connect, Connecting, Endpoint, Entry, Io, KeyRange, Status, StatusWatcher,
 };
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::interval;
 use turmoil::net::TcpStream;
 
 use crate::checks::{Observer, Pair, Position, Promise, Violation};
@@ -18,7 +18,8 @@ use crate::model::PREFIX;
 use crate::plant::Plant;
 use crate::world::{Shared, Shown};
 
-/// How often a revision is looked at that may have moved without a change.
+/// How often it is looked at what a watcher shows, beside what it tells: its revision may have moved
+/// without a change.
 const LOOK: Duration = Duration::from_secs(1);
 
 pub(crate) fn client_name(client: usize) -> &'static str {
@@ -154,7 +155,7 @@ struct Watching {
 }
 
 impl Watching {
-    /// Looks at the entries of a range, at every change and now and then.
+    /// Follows the entries of a range: every change, and a look now and then.
     async fn entries(self, client: Client, range: KeyRange) -> Result<(), Closed> {
         let who = format!("{} {range}", client_name(self.line.0));
         let journal = &self.shared.journal;
@@ -185,27 +186,31 @@ impl Watching {
         journal.note(format_args!("{who}: begins at {}", now.revision()));
         // Of one range, which stands for the others of its client.
         let is_told_of = self.line.1 == 0;
-        loop {
-            let now = watcher.load();
-            let shown: Vec<_> = now.iter().collect();
-            let found = observer.shows(&self.shared.record(), now.revision(), &shown);
-            journal.check(&who, found);
-            let shown = Shown::Entries(range.clone(), now);
-            self.shared
-                .show(self.line, shown, watcher.status().diverged);
+        let mut looks = interval(LOOK);
+        // Whoever is wrong may be so without an end.
+        while !journal.is_broken() {
             tokio::select! {
                 biased;
                 changed = watcher.changed() => {
                     let changed = changed?;
-                    journal.check(&who, observer.is_told(&changed.changes));
+                    let (revision, changes) = (changed.revision, &changed.changes);
+                    let found = observer.is_told(&self.shared.record(), revision, changes);
+                    journal.check(&who, found);
                     if is_told_of {
-                        journal.note(format_args!("{who}: {}", changed.revision));
+                        journal.note(format_args!("{who}: {revision}"));
                     }
                 }
                 () = tell(&who, &mut status, journal), if is_told_of => {}
-                () = sleep(LOOK) => {}
+                _ = looks.tick() => {
+                    let now = watcher.load();
+                    let entries: Vec<_> = now.iter().collect();
+                    let found = observer.shows(&self.shared.record(), now.revision(), &entries);
+                    journal.check(&who, found);
+                    self.show(&who, Shown::Entries(range.clone(), now), &watcher.status());
+                }
             }
         }
+        std::future::pending().await
     }
 
     /// Looks at a pair of fields: at every state that is made, by the validator, and at what is left
@@ -234,6 +239,7 @@ impl Watching {
         };
         drop(client);
         let mut position = Position::default();
+        let mut looks = interval(LOOK);
         loop {
             let (pair, revision) = {
                 let loaded = watcher.load();
@@ -241,9 +247,22 @@ impl Watching {
             };
             let is_it = |state: &[Entry]| Pair::of(state) == pair;
             journal.check(&who, position.shows(&self.shared.record(), revision, is_it));
-            self.shared
-                .show(self.line, Shown::Pair(pair), watcher.status().diverged);
-            watcher.changed().await?;
+            self.show(&who, Shown::Pair(pair), &watcher.status());
+            tokio::select! {
+                biased;
+                changed = watcher.changed() => drop(changed?),
+                _ = looks.tick() => {}
+            }
+        }
+    }
+
+    /// Puts it on the board.
+    fn show(&self, who: &str, shown: Shown, status: &Status) {
+        self.shared.board().insert(self.line, shown);
+        if status.diverged > 0 {
+            let what = "a digest differed from the server's";
+            let violation = Violation::new(Promise::SelfVerifying, what);
+            self.shared.journal.check(who, Err(violation));
         }
     }
 }

@@ -42,6 +42,11 @@ impl Journal {
         }
     }
 
+    /// Whether anybody found anything.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.lock().broken.is_some()
+    }
+
     /// What was found.
     pub(crate) fn broken(&self) -> Option<Failure> {
         let inside = self.lock();

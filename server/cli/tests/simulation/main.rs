@@ -14,13 +14,13 @@
 //!
 //! Every state that a watcher shows is held against the record of all that etcd had, see [`checks`].
 //! Then everything is mended, and all clients have to come to hold what etcd holds, idle ranges its
-//! revision too; then they leave, and nothing may be left of them at any server.
+//! revision too. In some runs it is looked at whether, with nothing wrong, streams stay and revisions
+//! move on. Then the clients leave, and nothing may be left of them at any server.
 //!
 //! Two kinds of weather: in the first, only networks and etcd's connections fail, and nobody who was
 //! there before may be sent a snapshot; in the second, everything above happens.
 //!
-//! What is left out: a server that cannot reach etcd while etcd's history is replaced. It cannot know,
-//! and serves a history that is over to clients that may know the new one already.
+//! What is left out is in [`limits`]: a server that cannot reach etcd while its history is replaced.
 //!
 //! # Running a seed again
 //!
@@ -51,6 +51,7 @@ mod model;
 mod checks;
 mod clients;
 mod journal;
+mod limits;
 mod plant;
 mod run;
 mod schedule;

@@ -128,6 +128,8 @@ pub(crate) struct Schedule {
     pub(crate) weather: Weather,
     pub(crate) servers: usize,
     pub(crate) clients: usize,
+    /// Whether it is looked at, in the end, how all is when nothing happens.
+    pub(crate) calm: bool,
     /// For each client, in which order it names the servers, and the seed of its own chances.
     pub(crate) minds: Vec<(Vec<usize>, u64)>,
     /// In the order of time.
@@ -144,6 +146,7 @@ impl Schedule {
         let servers = rng.random_range(2..=3);
         // Two mostly: what clients have to do with each other is little, and each costs time.
         let clients = if rng.random_ratio(1, 4) { 3 } else { 2 };
+        let calm = rng.random_ratio(1, 4);
         let minds = (0..clients)
             .map(|_| {
                 let mut order: Vec<usize> = (0..servers).collect();
@@ -155,6 +158,7 @@ impl Schedule {
             weather,
             servers,
             clients,
+            calm,
             minds,
             events: Vec::new(),
         };
@@ -195,22 +199,26 @@ impl Schedule {
                 Weather::Windy => 60,
                 Weather::Stormy => 100,
             };
-            let both: &[(Duration, Event)] = &match rng.random_range(0..kinds) {
-                0..32 => {
-                    let faults = [
-                        Fault::Partition,
-                        Fault::ToServer,
-                        Fault::ToClient,
-                        Fault::Hold,
-                    ];
-                    let fault = *faults.choose(rng).unwrap_or(&Fault::Partition);
-                    let network = Event::Network {
-                        client,
-                        server,
-                        fault,
-                    };
-                    vec![(at, network), (until, Event::Heal { client, server })]
-                }
+            let faults = [
+                Fault::Partition,
+                Fault::ToServer,
+                Fault::ToClient,
+                Fault::Hold,
+            ];
+            let fault = *faults.choose(rng).unwrap_or(&Fault::Partition);
+            let network = |server| {
+                let network = Event::Network {
+                    client,
+                    server,
+                    fault,
+                };
+                [(at, network), (until, Event::Heal { client, server })]
+            };
+            let servers = 0..self.servers;
+            let happens = match rng.random_range(0..kinds) {
+                0..22 => network(server).to_vec(),
+                // The client reaches nobody.
+                22..32 => servers.flat_map(network).collect(),
                 32..40 => vec![(at, Event::Blink { client, server })],
                 40..42 => {
                     let put = |number: usize| {
@@ -229,24 +237,41 @@ impl Schedule {
                 }
                 48..55 => vec![(at, Event::Cut { server }), (until, Event::Mend { server })],
                 55..60 => vec![(at, Event::LoseEtcd), (until, Event::FindEtcd)],
-                60..72 => {
+                60..70 => {
                     let silently = rng.random();
                     let crash = Event::Crash { server, silently };
                     vec![(at, crash), (until, Event::Start { server })]
                 }
-                72..78 => vec![
+                70..75 => vec![
                     (at, Event::Stop { server }),
                     (until, Event::Start { server }),
                 ],
+                // All of them, and back at the same time.
+                75..78 => servers
+                    .flat_map(|server| {
+                        let crash = Event::Crash {
+                            server,
+                            silently: false,
+                        };
+                        [(at, crash), (until, Event::Start { server })]
+                    })
+                    .collect(),
                 78..86 => vec![(at, Event::Compact)],
-                86..92 => {
+                86..89 => {
                     let by = rng.random_range(1..40);
                     vec![(at, Event::Restore { by })]
+                }
+                // While the client is away, so little that revisions may well have passed what it
+                // holds when it comes back.
+                89..92 => {
+                    let by = rng.random_range(1..6);
+                    let restore = (at + (until - at) / 4, Event::Restore { by });
+                    servers.flat_map(network).chain([restore]).collect()
                 }
                 92..94 => vec![(at, Event::Replace)],
                 _ => vec![(at, Event::Reopen { client })],
             };
-            self.events.extend_from_slice(both);
+            self.events.extend(happens);
         }
     }
 }

@@ -39,15 +39,8 @@ pub(crate) struct Shared {
     pub(crate) plant: Plant,
 }
 
-/// What every watcher shows now, by client and number.
-type Board = BTreeMap<(usize, usize), Line>;
-
-/// Of one watcher.
-#[derive(Clone)]
-pub(crate) struct Line {
-    pub(crate) shown: Shown,
-    pub(crate) diverged: u64,
-}
+/// What every watcher shows now, by its client's number and its own.
+type Board = BTreeMap<(usize, usize), Shown>;
 
 #[derive(Clone)]
 pub(crate) enum Shown {
@@ -83,11 +76,6 @@ impl Shared {
 
     pub(crate) fn board(&self) -> MutexGuard<'_, Board> {
         self.board.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A watcher shows this now, and was found to differ so often.
-    pub(crate) fn show(&self, line: (usize, usize), shown: Shown, diverged: u64) {
-        self.board().insert(line, Line { shown, diverged });
     }
 }
 
@@ -188,7 +176,7 @@ impl World {
     ) -> bool {
         let until = self.now() + within;
         while self.now() < until {
-            if self.shared.journal.broken().is_some() || is_so(self) {
+            if self.shared.journal.is_broken() || is_so(self) {
                 return true;
             }
             self.step();
@@ -334,9 +322,7 @@ impl World {
         self.shared.note();
     }
 
-    /// A server that cannot reach etcd goes on with what it has. Of a history that was replaced
-    /// meanwhile it cannot know, and nothing that it says tells its clients: they would go there and
-    /// back. So all servers are there when that happens.
+    /// All servers are there when a history is replaced; see [`limits`](crate::limits).
     fn all_hear(&mut self) {
         self.shared.etcd.connect();
         self.servers.iter().for_each(|server| server.etcd.mend());
