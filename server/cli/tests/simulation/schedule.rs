@@ -256,7 +256,13 @@ impl Schedule {
                         [(at, crash), (until, Event::Start { server })]
                     })
                     .collect(),
-                78..86 => vec![(at, Event::Compact)],
+                78..82 => vec![(at, Event::Compact)],
+                // So that the server is told the whole, and not what changed.
+                82..86 => vec![
+                    (at, Event::Cut { server }),
+                    (at + (until - at).mul_f64(0.9), Event::Compact),
+                    (until, Event::Mend { server }),
+                ],
                 86..89 => {
                     let by = rng.random_range(1..40);
                     vec![(at, Event::Restore { by })]
