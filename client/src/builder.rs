@@ -9,6 +9,7 @@ use driftless_proto::v1;
 use crate::blocking::Files;
 use crate::client::Client;
 use crate::connect::{Connect, Endpoint};
+use crate::dice::Dice;
 use crate::error::BuildError;
 use crate::inventory::Inventory;
 use crate::resolve::Resolver;
@@ -53,6 +54,7 @@ pub struct ClientBuilder {
     token: Option<PathBuf>,
     #[cfg(feature = "tls")]
     tls: Options,
+    dice: Dice,
 }
 
 impl ClientBuilder {
@@ -66,6 +68,7 @@ impl ClientBuilder {
             token: None,
             #[cfg(feature = "tls")]
             tls: Options::default(),
+            dice: Dice::default(),
         }
     }
 
@@ -143,6 +146,15 @@ impl ClientBuilder {
         self
     }
 
+    /// Draws the order of endpoints and the jitter of backoffs from `seed`, so that a simulation can
+    /// be repeated. Clients that share a seed do the same at the same moment, which is what jitter is
+    /// there to prevent: not for services. Default: from the thread's generator.
+    #[doc(hidden)]
+    pub fn simulated(mut self, seed: u64) -> Self {
+        self.dice = Dice::seeded(seed);
+        self
+    }
+
     /// Checks the options and makes the client. Spawns nothing, dials nothing and reads no file: the
     /// first watch does.
     ///
@@ -208,7 +220,9 @@ impl ClientBuilder {
         let connector = self
             .connector
             .unwrap_or_else(|| Box::new(Tcp::new(Resolver::of_system(inventory.clone()))));
-        let transport = Transport::new(endpoints, connector, info, inventory).secured(security);
+        let transport = Transport::new(endpoints, connector, info, inventory)
+            .secured(security)
+            .with_dice(self.dice);
         Ok(Client::new(transport, self.range_limit))
     }
 }

@@ -147,6 +147,7 @@ mod connect;
 mod decode;
 #[doc = include_str!("decode/rules.md")]
 pub mod decoding {}
+mod dice;
 mod entries;
 mod error;
 mod freshness;

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use driftless_proto::v1;
 use tokio::sync::Notify;
 
+use crate::dice::Dice;
 use crate::transport::Caller;
 
 /// How often to report to a server that does not say.
@@ -33,6 +34,7 @@ pub(crate) struct Reports {
 
 struct Board {
     info: v1::ClientInfo,
+    dice: Dice,
     lines: Mutex<Lines>,
     /// Something is to be reported.
     news: Notify,
@@ -56,9 +58,11 @@ struct Line {
 }
 
 impl Reports {
-    pub(crate) fn new(info: v1::ClientInfo) -> Self {
+    /// `dice` decides when they are sent.
+    pub(crate) fn new(info: v1::ClientInfo, dice: Dice) -> Self {
         let board = Board {
             info,
+            dice,
             lines: Mutex::default(),
             news: Notify::new(),
         };
@@ -138,7 +142,7 @@ impl Reporter {
             // After the news and not before it, so that what comes together is told together; and
             // not at the same moment as everybody else.
             let interval = self.0.lock().interval;
-            tokio::time::sleep(interval.mul_f64(1.0 + rand::random::<f64>() / 4.0)).await;
+            tokio::time::sleep(interval.mul_f64(1.0 + self.0.dice.fraction() / 4.0)).await;
             for (request, sent) in self.0.due() {
                 match caller.report(request).await {
                     Ok(()) => self.0.sent(&sent),
@@ -216,7 +220,7 @@ mod tests {
 
     #[test]
     fn only_news_are_due_and_only_the_latest() {
-        let reports = Reports::new(v1::ClientInfo::default());
+        let reports = Reports::new(v1::ClientInfo::default(), Dice::default());
         let slot = reports.slot(Bytes::from_static(b"w"), Duration::ZERO);
         assert_eq!(due(&reports), []);
         slot.set(outcome(1));
@@ -233,7 +237,7 @@ mod tests {
 
     #[test]
     fn a_report_holds_no_more_than_the_contract_allows() {
-        let reports = Reports::new(v1::ClientInfo::default());
+        let reports = Reports::new(v1::ClientInfo::default(), Dice::default());
         let slots: Vec<Slot> = (0..1500)
             .map(|_| reports.slot(Bytes::new(), Duration::ZERO))
             .collect();

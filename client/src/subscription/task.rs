@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use super::state::{Cause, Event, Machine, Phase};
 use crate::decode::Rejection;
+use crate::dice::Dice;
 use crate::entries::Entries;
 use crate::error::{Closed, Refused, RefusedReason, too_large};
 use crate::freshness::{Proof, Proven};
@@ -32,6 +33,7 @@ pub(crate) struct Task {
     sinks: Arc<Sinks>,
     show: Show,
     machine: Machine,
+    dice: Dice,
     replica: Replica,
     /// Number of the state that is held; 0 before the first.
     number: u64,
@@ -112,6 +114,7 @@ impl Task {
         holding: Holding,
     ) -> Self {
         Self {
+            dice: transport.dice_of(&range),
             replica: Replica::new(range.clone(), limit),
             range,
             transport,
@@ -384,7 +387,12 @@ impl Task {
     }
 
     fn step(&mut self, event: Event) {
-        self.machine.step(event, Instant::now(), rand::random());
+        // Only what ends is followed by a pause.
+        let jitter = match event {
+            Event::Ended { .. } | Event::Expired => self.dice.fraction(),
+            Event::Asked | Event::Hello { .. } | Event::Heard | Event::InSync => 0.0,
+        };
+        self.machine.step(event, Instant::now(), jitter);
     }
 
     /// Shows the phase in the status. Wakes nobody when only the revision moved.

@@ -27,7 +27,7 @@ const AUTHORIZATION: &str = "authorization";
 
 /// What a connection is told when it is made.
 pub(super) struct Options {
-    pub(super) info: v1::ClientInfo,
+    pub(super) reports: Reports,
     pub(super) token: Option<TokenFile>,
     /// Which of the transport's endpoints it leads to.
     pub(super) index: usize,
@@ -67,7 +67,7 @@ impl Connection {
                 client,
                 token: options.token,
             },
-            reports: Reports::new(options.info),
+            reports: options.reports,
             retired: AtomicBool::new(false),
             index: options.index,
             avoid: options.avoid,

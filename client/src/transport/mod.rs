@@ -15,15 +15,16 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use driftless_proto::v1;
+use driftless_proto::{KeyRange, v1};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use rand::seq::SliceRandom;
 use tokio_util::sync::CancellationToken;
 
 use crate::connect::{Connect, Endpoint, Io};
+use crate::dice::Dice;
 use crate::greeting::{Greeted, Greeting};
 use crate::inventory::{Held, Inventory};
+use crate::report::Reports;
 #[cfg(feature = "tls")]
 use crate::tls::Tls;
 use crate::token::TokenFile;
@@ -87,6 +88,7 @@ pub(crate) struct Transport {
     /// Index of the endpoint that disappointed last; it is tried last.
     avoid: Arc<AtomicUsize>,
     keepalive: Keepalive,
+    dice: Dice,
 }
 
 /// How often connections are checked, in milliseconds.
@@ -138,6 +140,7 @@ impl Transport {
             failures: AtomicU64::new(0),
             avoid: Arc::new(AtomicUsize::new(usize::MAX)),
             keepalive: Keepalive::new(),
+            dice: Dice::default(),
         }
     }
 
@@ -145,6 +148,17 @@ impl Transport {
     pub(crate) fn secured(mut self, security: Security) -> Self {
         self.security = security;
         self
+    }
+
+    /// With chances of another origin.
+    pub(crate) fn with_dice(mut self, dice: Dice) -> Self {
+        self.dice = dice;
+        self
+    }
+
+    /// The chances of one of its users.
+    pub(crate) fn dice_of(&self, range: &KeyRange) -> Dice {
+        self.dice.apart(range)
     }
 
     /// Where all that it causes is noted while it lasts.
@@ -228,7 +242,7 @@ impl Transport {
     async fn dial(&self) -> Result<Arc<Connection>, CallError> {
         let avoid = self.avoid.load(Ordering::Relaxed);
         let mut order: Vec<usize> = (0..self.endpoints.len()).collect();
-        order.shuffle(&mut rand::rng());
+        self.dice.shuffle(&mut order);
         order.sort_by_key(|index| *index == avoid);
         let mut failures = Vec::new();
         for index in order {
@@ -287,7 +301,7 @@ impl Transport {
         greeting.heard().await?;
         tracing::debug!(%endpoint, "connected");
         let options = Options {
-            info: self.info.clone(),
+            reports: Reports::new(self.info.clone(), self.dice.apart(&"reports")),
             token: self.security.token.clone(),
             index,
             avoid: Arc::clone(&self.avoid),

@@ -2,28 +2,26 @@
 //! written, restarted, cut or compacted, every client's state is etcd's at the client's revision.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+mod model;
+
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use driftless_client::{
-    Client, Connect, Connecting, Endpoint, Entries, EntriesWatcher, Io, KeyRange,
-};
-use driftless_proto::{Entry, Revision};
+use driftless_client::{Client, Connect, Connecting, Endpoint, EntriesWatcher, Io, KeyRange};
+use driftless_proto::Revision;
 use driftless_server::metrics::Metrics;
 use driftless_server::source::CatchUp;
 use driftless_server::source::scripted::{Op, ScriptedEtcd};
 use driftless_server::{Engine, Settings};
+use model::{PREFIX, Record, document};
 use proptest::prelude::*;
 use tokio::io::{copy_bidirectional, duplex};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
-
-/// What the server serves.
-const PREFIX: &str = "/c/";
 
 /// What clients watch: nested ranges, and keys that are prefixes of each other.
 fn ranges() -> Vec<KeyRange> {
@@ -159,35 +157,6 @@ impl Network {
 /// The clients, by the port that they dial. They share nothing but the server.
 const CLIENTS: std::ops::Range<u16> = 1..4;
 
-/// Every state that etcd has had, by revision; several where its history went back.
-#[derive(Default)]
-struct Record(HashMap<Revision, Vec<Vec<Entry>>>);
-
-impl Record {
-    fn note(&mut self, etcd: &ScriptedEtcd) {
-        let all = KeyRange::prefix(PREFIX).unwrap();
-        let state = etcd.state(&all);
-        let states = self.0.entry(etcd.revision()).or_default();
-        if !states.contains(&state) {
-            states.push(state);
-        }
-    }
-
-    fn knows(&self, range: &KeyRange, seen: &Entries) -> bool {
-        let seen_entries: Vec<&Entry> = seen.iter().collect();
-        let same = |state: &Vec<Entry>| {
-            let expected: Vec<&Entry> = state
-                .iter()
-                .filter(|entry| range.contains(entry.key.as_ref()))
-                .collect();
-            expected == seen_entries
-        };
-        self.0
-            .get(&seen.revision())
-            .is_some_and(|states| states.iter().any(same))
-    }
-}
-
 /// Keys, each with what its new value is made of or, for a delete, nothing.
 type Txn = Vec<(usize, Option<u8>)>;
 
@@ -285,15 +254,6 @@ impl Watching {
             .map(|(_, watcher)| watcher.status().diverged)
             .sum()
     }
-}
-
-/// A value of which this is one line, and decides where another is.
-fn document(edit: u8) -> String {
-    let line = |n: usize| format!("setting.{n} = {}\n", n * n * n);
-    let mut lines: Vec<String> = (0..200).map(line).collect();
-    lines[100] = format!("edit = {edit}\n");
-    lines.insert(usize::from(edit) / 2, "one more\n".to_owned());
-    lines.concat()
 }
 
 fn txn(etcd: &ScriptedEtcd, edits: Txn) {

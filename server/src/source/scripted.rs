@@ -7,6 +7,7 @@
 //! Who owns it: tests, by the feature `test-util`. Nothing here must be reachable without it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -283,6 +284,7 @@ impl ScriptedEtcd {
             let entries = model.state_at(revision).expect("the revision is known");
             model.entries = entries;
             model.revision = revision;
+            model.compacted = model.compacted.min(revision);
             model.log.retain(|at, _| *at <= revision);
             model.unheard.retain(|at| *at <= revision);
             model.history += 1;
@@ -337,9 +339,44 @@ impl ScriptedEtcd {
 
     /// A source for the keys in the range.
     pub fn source(&self, range: KeyRange, questions: Questions) -> ScriptedEtcdSource {
-        ScriptedEtcdSource {
-            happened: self.0.happened.subscribe(),
+        self.link().source(range, questions)
+    }
+
+    /// One server's way to it, which can be cut without anybody else's.
+    pub fn link(&self) -> Link {
+        Link {
             etcd: self.clone(),
+            cut: Arc::default(),
+        }
+    }
+}
+
+/// One server's way to a [`ScriptedEtcd`]. Clones are the same way.
+#[derive(Clone, Debug)]
+pub struct Link {
+    etcd: ScriptedEtcd,
+    cut: Arc<AtomicBool>,
+}
+
+impl Link {
+    /// Its sources lose their connection, and do not get one before [`Link::mend`]. What happens
+    /// meanwhile they hear of after it, as from an etcd that was away.
+    pub fn cut(&self) {
+        self.etcd
+            .change(|_| self.cut.store(true, Ordering::Relaxed));
+    }
+
+    /// Its sources can connect again, when etcd is there.
+    pub fn mend(&self) {
+        self.etcd
+            .change(|_| self.cut.store(false, Ordering::Relaxed));
+    }
+
+    /// A source for the keys in the range.
+    pub fn source(&self, range: KeyRange, questions: Questions) -> ScriptedEtcdSource {
+        ScriptedEtcdSource {
+            happened: self.etcd.0.happened.subscribe(),
+            link: self.clone(),
             range,
             questions: Some(questions),
             said: None,
@@ -469,7 +506,7 @@ fn in_range(entries: &BTreeMap<Key, Entry>, range: &KeyRange) -> Vec<Entry> {
 /// A source of a [`ScriptedEtcd`].
 #[derive(Debug)]
 pub struct ScriptedEtcdSource {
-    etcd: ScriptedEtcd,
+    link: Link,
     range: KeyRange,
     happened: watch::Receiver<u64>,
     questions: Option<Questions>,
@@ -486,21 +523,27 @@ pub struct ScriptedEtcdSource {
 }
 
 impl ScriptedEtcdSource {
+    /// Whether etcd can be reached.
+    fn is_connected(&self, model: &Model) -> bool {
+        model.connected && !self.link.cut.load(Ordering::Relaxed)
+    }
+
     /// What there is to say at once.
     fn ready(&mut self) -> Option<Update> {
-        let model = self.etcd.model();
+        let model = self.link.etcd.model();
+        let connected = self.is_connected(&model);
         // A restore takes the connection away, however short it was.
         let restored = self
             .said
             .is_some_and(|(history, _)| history != model.history);
-        if !model.connected || restored {
+        if !connected || restored {
             if !self.lost {
                 self.lost = true;
                 return Some(Update::Lost {
                     reason: "as the script says".to_owned(),
                 });
             }
-            if !model.connected {
+            if !connected {
                 return None;
             }
         }
@@ -563,11 +606,11 @@ impl ScriptedEtcdSource {
 
     /// Answers with the revision now, or with the past; not at all while etcd is lost.
     fn answer(&mut self, question: Question) {
-        let model = self.etcd.model();
+        let model = self.link.etcd.model();
         let here = self
             .said
             .is_some_and(|(history, _)| history == model.history);
-        if !model.connected || !here {
+        if !self.is_connected(&model) || !here {
             return;
         }
         match question {
@@ -607,7 +650,7 @@ impl Source for ScriptedEtcdSource {
             }
             tokio::select! {
                 biased;
-                // Never an error: the sender is in `etcd`.
+                // Never an error: the sender is in the link.
                 _ = self.happened.changed() => {}
                 question = question(&mut self.questions) => {
                     if let Some(question) = question {
@@ -615,7 +658,7 @@ impl Source for ScriptedEtcdSource {
                     }
                 }
                 () = tokio::time::sleep_until(self.pulse), if !self.lost => {
-                    self.promised = self.etcd.revision();
+                    self.promised = self.link.etcd.revision();
                     if self.said.is_some_and(|(_, said)| said == self.promised) {
                         self.pulse = tokio::time::Instant::now() + PROGRESS_INTERVAL;
                         return Update::Progress { revision: self.promised };
@@ -750,6 +793,41 @@ mod tests {
             (other.history, other.epoch),
             (History::Replaced, etcd.epoch())
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_link_can_be_cut_and_the_others_hear_on() {
+        let etcd = ScriptedEtcd::default();
+        let link = etcd.link();
+        let (catch_up, questions) = CatchUp::channel();
+        let mut cut = link.source(range(), questions);
+        let (_keep, mut other) = source(&etcd);
+        state(&mut cut).await;
+        state(&mut other).await;
+
+        link.cut();
+        assert!(matches!(cut.next().await, Update::Lost { .. }));
+        let put = etcd.put("/c/a", "1");
+        assert_eq!(changes(&mut other).await, (put, 1));
+        let nothing = async {
+            tokio::select! {
+                answer = catch_up.revision() => answer,
+                update = cut.next() => panic!("{update:?}"),
+            }
+        };
+        assert_eq!(nothing.await, None);
+        link.mend();
+        assert!(matches!(cut.next().await, Update::Contact));
+        assert_eq!(changes(&mut cut).await, (put, 1));
+
+        etcd.disconnect();
+        assert!(matches!(cut.next().await, Update::Lost { .. }));
+        assert!(matches!(other.next().await, Update::Lost { .. }));
+        link.cut();
+        etcd.connect();
+        assert!(matches!(other.next().await, Update::Contact));
+        link.mend();
+        assert!(matches!(cut.next().await, Update::Contact));
     }
 
     #[tokio::test]

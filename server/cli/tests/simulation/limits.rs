@@ -1,0 +1,51 @@
+//! What is not promised, and happens: when one of these fails, it is time to take it into the schedule.
+
+use std::time::Duration;
+
+use driftless_proto::Revision;
+
+use crate::checks::Promise;
+use crate::plant::Plant;
+use crate::world::World;
+
+/// Long enough for everybody to do whatever they do about what just happened.
+const A_WHILE: Duration = Duration::from_secs(15);
+
+/// A server that cannot reach etcd serves what it has, which is better than nothing. It cannot hear of
+/// a restore, and nothing that a client could tell it would prove one: epochs have no order. So a
+/// client that has moved on to the restored history, and then has no other server, is taken back to the
+/// one before, until that server finds etcd.
+#[test]
+fn limit_a_server_that_cannot_hear_of_a_restore_serves_the_history_before_it() {
+    let mut world = World::new(1, Plant::None);
+    world.add_server();
+    world.add_server();
+    world.add_client(&[0, 1], 1);
+    let wait = |world: &mut World| world.wait(A_WHILE, |_| false);
+    let put = |world: &mut World, times: u64| {
+        for number in 0..times {
+            world.shared.etcd.put("/c/a", number.to_string());
+            world.shared.note();
+        }
+    };
+    put(&mut world, 20);
+    wait(&mut world);
+    // The client is at the first server, and the second has the same.
+    world.crash(1, false);
+    wait(&mut world);
+    world.start(1);
+    wait(&mut world);
+
+    world.servers[1].etcd.cut();
+    world.step();
+    world.shared.etcd.restore(Revision::new(10));
+    world.shared.note();
+    put(&mut world, 3);
+    wait(&mut world);
+    assert!(!world.shared.journal.is_broken());
+
+    world.crash(0, false);
+    wait(&mut world);
+    let failure = world.shared.journal.broken().unwrap();
+    assert_eq!(failure.violation.promise, Promise::Ordered, "{failure}");
+}
