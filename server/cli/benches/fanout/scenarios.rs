@@ -123,7 +123,8 @@ const EVERYBODY: [Contender; 4] = [
 /// Those in which streams are more than sockets.
 const STREAMING: [Contender; 3] = [Contender::Driftless, Contender::Etcd, Contender::GrpcProxy];
 
-/// A median needs three.
+/// A median needs three. Where nobody is compared, or thousands of changes make the figure, one run
+/// does.
 const REPEATS: usize = 3;
 
 const FOLLOW: Job = Job::Follow {
@@ -235,22 +236,22 @@ fn library(changes: usize) -> Scenario {
 /// Everything, within 45 minutes.
 fn full() -> Vec<Scenario> {
     vec![
-        small(100, 200, 20.0),
+        small(100, 200, 20.0).repeated(1),
         small(1000, 200, 20.0),
         small(4000, 100, 4.0),
         document(80),
-        multiplexed(200),
+        multiplexed(200).repeated(1),
         cold(5000),
         restart(5000),
-        stalled(150),
-        keys(1_000, 2000),
-        keys(10_000, 2000),
-        keys(100_000, 2000),
+        stalled(150).repeated(1),
+        keys(1_000, 2000).repeated(1),
+        keys(10_000, 2000).repeated(1),
+        keys(100_000, 2000).repeated(1),
         keys(1_000_000, 2000).repeated(1),
-        scopes(1, 2000),
-        scopes(100, 2000),
-        scopes(1_000, 2000),
-        scopes(10_000, 2000),
+        scopes(1, 2000).repeated(1),
+        scopes(100, 2000).repeated(1),
+        scopes(1_000, 2000).repeated(1),
+        scopes(10_000, 2000).repeated(1),
         read(),
         library(200).repeated(1),
     ]
