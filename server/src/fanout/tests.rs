@@ -516,6 +516,30 @@ async fn a_stream_that_is_behind_gets_one_diff() {
     assert!(stream.subscriber.scope_heads() <= 1024);
 }
 
+/// It was copied for each stream, as if others had been joined to it.
+#[tokio::test(start_paused = true)]
+async fn a_change_that_fits_with_no_other_is_shared() {
+    let mut prefix_c = Prefix::new();
+    let mut one = Stream::cold(&prefix_c, prefix("/c/")).await;
+    let mut two = Stream::cold(&prefix_c, prefix("/c/")).await;
+    for n in 0..3 {
+        // Two of them are more than one piece.
+        prefix_c.put("/c/a", &n.to_string().repeat(10_000));
+    }
+    for _ in 0..3 {
+        let (from_one, from_two) = (one.next(), two.next());
+        match (&from_one, &from_two) {
+            (Next::Frame { frame: one, .. }, Next::Frame { frame: two, .. }) => {
+                assert!(Arc::ptr_eq(one, two));
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(one.take(from_one) && two.take(from_two));
+    }
+    assert!(one.drain_is_quiet() && two.drain_is_quiet());
+    assert_eq!(one.replica.entries(), prefix_c.etcd.state(&prefix("/c/")));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_log_that_let_go_of_a_change_leads_to_one_diff() {
     let etcd = ScriptedEtcd::default();
