@@ -17,7 +17,7 @@ use super::*;
 use crate::delta::Deltas;
 use crate::encode::{Answer, Chunk, Kind, Reader};
 use crate::ingest::{self, Limits};
-use crate::source::scripted::{Op, ScriptedEtcd, ScriptedSource};
+use crate::source::scripted::{Op, Script, ScriptedEtcd, ScriptedSource};
 use crate::source::{CatchUp, History, Update};
 use crate::store::{Replaced, Writer};
 use crate::testing::{Replica, edits, entry, frames, prefix};
@@ -134,6 +134,12 @@ impl Prefix {
             }
             Replaced::Unchanged => self.publisher.advance(self.writer.snapshot().clone()),
         }
+    }
+
+    /// Everybody's, in one go.
+    fn progress(&self) {
+        let mut walk = self.publisher.walk();
+        while self.publisher.progress(&mut walk) {}
     }
 
     async fn subscribe(&self, range: KeyRange) -> Subscriber {
@@ -422,37 +428,45 @@ async fn a_flood_leads_to_one_message_a_pace_and_not_two() {
     );
 }
 
-#[tokio::test(start_paused = true)]
-async fn what_is_held_back_goes_out_within_a_pace() {
+/// A prefix `/c/` with its loop, which ends with the set, and the script of what etcd says.
+async fn ingesting(
+    etcd: &ScriptedEtcd,
+    progress_interval: Duration,
+) -> (Fanout, Script, tokio::task::JoinSet<()>) {
     let (publisher, fanout) = fanout(prefix("/c/"), Metrics::new(), Instant::now());
     let (catch_up, questions) = CatchUp::channel();
     let (script, source) = ScriptedSource::new(questions);
     let limits = Limits {
         log_bytes: 1024 * 1024,
-        progress_interval: Duration::from_secs(10),
+        progress_interval,
         audit_interval: None,
         deltas: Deltas::new(fanout.metrics().clone()),
     };
     let mut ingest = tokio::task::JoinSet::new();
-    ingest.spawn(ingest::run(source, catch_up, publisher, limits.clone()));
-    let etcd = ScriptedEtcd::default();
-    assert!(
-        script
-            .say(Update::State(state_of(&etcd, History::Continues)))
-            .await
-    );
+    ingest.spawn(ingest::run(source, catch_up, publisher, limits));
+    let state = state_of(etcd, History::Continues);
+    assert!(script.say(Update::State(state)).await);
     fanout.synced().await;
+    (fanout, script, ingest)
+}
+
+/// Says that a key was put.
+async fn say_put(script: &Script, key: &str, revision: Revision) {
+    let put = driftless_proto::apply::Edit::Put(entry(key, "v", revision.get()));
+    let changes = vec![put];
+    assert!(script.say(Update::Changes { revision, changes }).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_held_back_goes_out_within_a_pace() {
+    let interval = Duration::from_secs(10);
+    let (fanout, script, _ingest) = ingesting(&ScriptedEtcd::default(), interval).await;
     let subscriber = fanout.subscribe(prefix("/c/")).unwrap();
     let start = subscriber.view().await.unwrap().root.revision();
     let mut revision = start;
     for _ in 0..2 * BURST {
         revision = revision.next();
-        let changes = vec![driftless_proto::apply::Edit::Put(entry(
-            "/c/a",
-            "v",
-            revision.get(),
-        ))];
-        assert!(script.say(Update::Changes { revision, changes }).await);
+        say_put(&script, "/c/a", revision).await;
     }
     fanout.reached(revision).await;
     let published = Instant::now();
@@ -489,9 +503,56 @@ async fn what_is_held_back_goes_out_within_a_pace() {
             other => panic!("{other:?}"),
         });
         progress.await;
-        assert!(asked.elapsed() <= limits.progress_interval);
+        assert!(asked.elapsed() <= interval);
     }
     assert_eq!(seen, 3);
+}
+
+/// The loop told all ranges of a progress before it took the next change.
+#[tokio::test(start_paused = true)]
+async fn a_change_does_not_wait_until_many_ranges_are_told_of_a_progress() {
+    const RANGES: usize = 10_000;
+    let interval = Duration::from_secs(10);
+    let (fanout, script, _ingest) = ingesting(&ScriptedEtcd::default(), interval).await;
+    let mut streams = Vec::new();
+    for n in 0..RANGES {
+        let stream = fanout.subscribe(prefix(&format!("/c/{n:04}/"))).unwrap();
+        stream.view().await.unwrap();
+        streams.push(stream);
+    }
+    let start = fanout.revision();
+    let told = || {
+        let told = streams.iter().filter(|stream| stream.progress_number() > 0);
+        told.count()
+    };
+    assert_eq!(told(), 0);
+    let first = std::future::poll_fn(|cx| match streams[0].next(start, 0, cx) {
+        Next::Progress { .. } => Poll::Ready(()),
+        Next::Nothing => Poll::Pending,
+        other => panic!("{other:?}"),
+    });
+    first.await;
+    assert!(told() < RANGES, "it is under way");
+    let revision = start.next();
+    say_put(&script, "/c/9999/a", revision).await;
+    let change = std::future::poll_fn(|cx| match streams[RANGES - 1].next(start, 0, cx) {
+        Next::Frame { to, .. } => Poll::Ready(to),
+        Next::Nothing => Poll::Pending,
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(change.await, revision);
+    assert!(told() < RANGES, "the change did not wait for its end");
+    // Those that were told later were told of the newer revision; nobody was left out.
+    let all = async {
+        while told() < RANGES {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(interval, all).await.expect("all are");
+    assert!(streams.iter().all(|stream| stream.progress_number() == 1));
+    let cx = Context::from_waker(Waker::noop());
+    let last = streams[RANGES - 1].next(revision, 0, &cx);
+    assert!(matches!(last, Next::Progress { to, .. } if to == revision));
 }
 
 #[tokio::test(start_paused = true)]
@@ -668,7 +729,7 @@ async fn a_replay_ends_with_its_last_change() {
     let mut stream = Stream::start(&prefix_c, replica, range.clone()).await;
     stream.drain();
     assert_eq!(stream.heard(), ["diff"]);
-    prefix_c.publisher.progress();
+    prefix_c.progress();
     stream.drain();
     assert_eq!(stream.heard(), ["progress"]);
     assert_eq!(stream.replica.revision(), prefix_c.etcd.revision());
@@ -751,14 +812,14 @@ async fn progress_is_encoded_once_for_all_streams_of_a_range() {
     one.drain();
     two.drain();
     let (woken_one, woken_two) = (one.woken(), two.woken());
-    prefix_c.publisher.progress();
+    prefix_c.progress();
     assert_eq!((one.woken(), two.woken()), (woken_one + 1, woken_two + 1));
     let (from_one, from_two): (Bytes, Bytes) = (bytes(&mut one), bytes(&mut two));
     assert_eq!(from_one.as_ptr(), from_two.as_ptr(), "shared");
     assert!(one.drain_is_quiet() && two.drain_is_quiet());
     // A stream that missed one gets the latest.
-    prefix_c.publisher.progress();
-    prefix_c.publisher.progress();
+    prefix_c.progress();
+    prefix_c.progress();
     bytes(&mut one);
     assert!(one.drain_is_quiet());
     // One that has newer things to say than the progress says those.
@@ -873,7 +934,7 @@ async fn streams_of_many_threads_stay_true() {
                 prefix_c.publisher.flush();
             }
             if round % 50 == 0 {
-                prefix_c.publisher.progress();
+                prefix_c.progress();
             }
             if round % 400 == 399 {
                 let back = prefix_c.etcd.revision().get() - 3;
@@ -886,7 +947,7 @@ async fn streams_of_many_threads_stay_true() {
         prefix_c.settle_all();
         done.send_replace(true);
         // Whoever waits is woken by this, and sees that it is over.
-        prefix_c.publisher.progress();
+        prefix_c.progress();
         prefix_c
     };
     let all = async { tokio::join!(publish, readers.join_all()) };
@@ -1010,7 +1071,7 @@ async fn scenario(events: Vec<Event>) {
                     assert_eq!(stream.ended, Some(Ending::History));
                 }
             }
-            Event::Progress => prefix_c.publisher.progress(),
+            Event::Progress => prefix_c.progress(),
             Event::Flush => prefix_c.publisher.flush(),
             Event::Wait(millis) => tokio::time::advance(Duration::from_millis(millis)).await,
             Event::Settle(which, work) => prefix_c.settle(which, work),
@@ -1053,7 +1114,7 @@ async fn scenario(events: Vec<Event>) {
         let range = stream.subscriber.range();
         assert_eq!(stream.replica.entries(), prefix_c.etcd.state(range));
     }
-    prefix_c.publisher.progress();
+    prefix_c.progress();
     for stream in &mut streams {
         stream.drain();
         assert_eq!(stream.replica.revision(), prefix_c.etcd.revision());
