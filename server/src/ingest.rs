@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep_until};
 use self::audit::{Audit, Step};
 use self::round::Round;
 use crate::delta::{Deltas, Jobs};
-use crate::fanout::{PACE, Publisher};
+use crate::fanout::{PACE, Publisher, TIDY_EVERY};
 use crate::source::{self, CatchUp, Source, Update};
 use crate::store::{Earlier, Misfit, Replaced, Settling, Writer};
 
@@ -51,6 +51,7 @@ pub async fn run(mut source: impl Source, catch_up: CatchUp, publisher: Publishe
         audit: Audit::new(limits.audit_interval),
     };
     let mut progress = Round::every(limits.progress_interval);
+    let mut tidying = Round::every(TIDY_EVERY);
     let mut flush_at: Option<Instant> = None;
     let mut jobs = Jobs::new(limits.deltas);
     loop {
@@ -61,6 +62,7 @@ pub async fn run(mut source: impl Source, catch_up: CatchUp, publisher: Publishe
             tokio::select! {
                 update = &mut next => break update,
                 () = progress.due() => progress.visit(&ingest.publisher, Publisher::progress),
+                () = tidying.due() => tidying.visit(&ingest.publisher, Publisher::tidy),
                 () = sleep_until(flush_at.unwrap_or_else(Instant::now)), if flush_at.is_some() => {
                     flush_at = None;
                     ingest.publisher.flush();

@@ -30,6 +30,7 @@ use crate::encode::Shelf;
 use crate::metrics::Metrics;
 use crate::source::Span;
 use crate::store::{Base, Batch, Log, Patch, Snapshot};
+pub use answers::TIDY_EVERY;
 pub use pace::PACE;
 pub use scope::Next;
 use scope::{Pushed, Scope};
@@ -415,7 +416,7 @@ impl Publisher {
         paced.iter().for_each(|scope| scope.flush(now));
     }
 
-    /// A walk through the scopes that there are now, for [`Publisher::progress`].
+    /// A walk through the scopes that there are now, for [`Publisher::progress`] or [`Publisher::tidy`].
     pub fn walk(&self) -> Walk {
         self.0.lock().scopes.walk()
     }
@@ -434,10 +435,15 @@ impl Publisher {
         some.iter()
             .for_each(|scope| scope.progress(revision, contact_ms));
         drop(published);
-        for scope in some {
-            scope.wake();
-            scope.tidy();
-        }
+        some.iter().for_each(|scope| scope.wake());
+        !walk.is_over()
+    }
+
+    /// Lets go of what nobody will ask for any more: in the next few scopes of the walk. Returns
+    /// whether there are more. Due every [`TIDY_EVERY`], however rare progress is.
+    pub fn tidy(&self, walk: &mut Walk) -> bool {
+        let some = self.0.lock().scopes.next_of(walk, SLICE);
+        some.iter().for_each(|scope| scope.tidy());
         !walk.is_over()
     }
 }

@@ -12,6 +12,7 @@ use driftless_proto::Entry;
 use driftless_proto::v1::{change::Change, watch_response::Frame};
 use proptest::prelude::*;
 
+use super::answers::IDLE_FOR;
 use super::pace::BURST;
 use super::*;
 use crate::delta::Deltas;
@@ -682,6 +683,40 @@ async fn dropped_streams_leave_nothing_behind() {
         assert_eq!(prefix_c.frames_kept(), 0);
         assert!(prefix_c.fanout.0.lock().scopes.is_empty());
     }
+}
+
+/// They were let go of with the next progress, which may be an hour away.
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_nobody_asks_for_any_more_goes_however_rare_progress_is() {
+    let etcd = ScriptedEtcd::default();
+    etcd.txn((0..100).map(|n| Op::put(format!("/c/{n:02}"), vec![n; 2000])));
+    let hour = Duration::from_secs(3600);
+    let (fanout, _script, _ingest) = ingesting(&etcd, hour).await;
+    let stream = fanout.subscribe(prefix("/c/")).unwrap();
+    let room = fanout.0.shelf.room();
+    let ask = || {
+        let view = stream.view_now().unwrap();
+        stream.answer(Kind::Snapshot { reset: false }, Revision::NONE, view)
+    };
+    stream.view().await.unwrap();
+    let answer = ask();
+    let mut reader = Reader::new(Arc::clone(&answer));
+    while !matches!(reader.next(fanout.metrics()), Chunk::Done) {}
+    let kept = Arc::downgrade(&answer);
+    drop((reader, answer));
+    let taken = room - fanout.0.shelf.room();
+    assert!(taken >= 100 * 2000, "{taken}");
+
+    // Kept for as long as somebody may come for it, and a little longer.
+    for _ in 0..3 {
+        tokio::time::sleep(IDLE_FOR - Duration::from_secs(1)).await;
+        assert!(std::ptr::eq(Arc::as_ptr(&ask()), kept.as_ptr()));
+    }
+    tokio::time::sleep(IDLE_FOR + TIDY_EVERY + Duration::from_millis(1)).await;
+    assert!(kept.upgrade().is_none());
+    assert_eq!(fanout.0.shelf.room(), room);
+    assert_eq!(stream.progress_number(), 0, "that hour is not over");
+    assert!(stream.view_now().is_some(), "the range is watched still");
 }
 
 /// Each scope left its frames in the log's batches, whose budget does not know of them.
