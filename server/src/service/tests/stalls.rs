@@ -204,6 +204,31 @@ fn much() -> ScriptedEtcd {
     etcd
 }
 
+/// The server kept a turn for each of them, until there was none for anybody else.
+#[tokio::test(start_paused = true)]
+async fn who_never_opens_a_window_holds_nobody_up() {
+    const CLOSED: usize = 100;
+    let etcd = ScriptedEtcd::default();
+    etcd.put("/c/a", "1");
+    let engine = engine(&etcd);
+    engine.ready().await;
+    let metrics = engine.metrics().clone();
+    let range = prefix("/c/");
+    let mut closed = Vec::new();
+    for _ in 0..CLOSED {
+        let client = Client::connect(&engine, (0, 65_535)).await;
+        let watch = client.watch(&range, None).await;
+        closed.push((client, watch));
+    }
+    let client = Client::new(&engine).await;
+    assert_eq!(client.get(&range).await, etcd.state(&range));
+    let (watch, replica) = in_sync(&client, &etcd).await;
+    assert_eq!(replica.entries(), etcd.state(&range));
+    assert_eq!(metrics.answers_deferred.get(), 0);
+    drop((client, watch, closed));
+    until(|| metrics.answers_reading.get() == 0 && metrics.streams.get() == 0).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_answer_that_is_read_in_drips_ends_after_ten_minutes() {
     let etcd = much();
