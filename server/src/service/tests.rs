@@ -1265,6 +1265,54 @@ async fn a_crowd_reads_one_snapshot_and_waits_for_nobody_who_does_not() {
     until(|| metrics.answers_reading.get() == 0 && metrics.scopes.get() == 0).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn who_waits_too_long_for_a_turn_is_told_when_to_come_back() {
+    let etcd = ScriptedEtcd::default();
+    etcd.put("/c/a", "1");
+    let engine = engine(&etcd);
+    engine.ready().await;
+    let metrics = engine.metrics().clone();
+    let range = prefix("/c/");
+    let mut busy = engine.service().0.admission.keep_busy();
+    let mut client = Client::new(&engine).await;
+
+    let mut watch = client.watch(&range, None).await;
+    assert!(matches!(watch.frame().await, Some(Frame::Hello(_))));
+    let Some(Frame::Goodbye(goodbye)) = watch.frame().await else {
+        panic!("there is no turn for it");
+    };
+    assert_eq!(goodbye.reason(), v1::goodbye::Reason::Rebalance);
+    assert!(goodbye.retry_after_ms >= 1000 && !goodbye.purge);
+    assert_eq!(watch.status().await.0, Code::Ok);
+    assert_eq!(metrics.answers_deferred.get(), 1);
+
+    let request = v1::GetRequest {
+        range: Some((&range).into()),
+        client: None,
+    };
+    let (code, message, pushback) = client.call(GET, &request).await.status().await;
+    assert_eq!(code, Code::ResourceExhausted, "{message}");
+    assert!(message.contains("retry"), "{message}");
+    assert!(
+        pushback.is_some_and(|millis| millis >= 1000),
+        "{pushback:?}"
+    );
+    assert_eq!(metrics.answers_deferred.get(), 2);
+
+    // One that is waiting still gets its turn, and so does whoever comes back.
+    let mut watch = client.watch(&range, None).await;
+    let mut replica = Replica::new(range.clone());
+    replica.take(watch.frame().await.unwrap()).unwrap();
+    busy.shutdown().await;
+    watch.read_to(&mut replica, etcd.revision()).await.unwrap();
+    assert_eq!(replica.heard, ["hello", "snapshot"]);
+    assert_eq!(replica.entries(), etcd.state(&range));
+    assert_eq!(client.get(&range).await, etcd.state(&range));
+    assert_eq!(metrics.answers_deferred.get(), 2);
+    assert!(client.is_alive());
+    until(|| metrics.answers_reading.get() == 0).await;
+}
+
 /// A client that knows patches is sent what changed in a large value; one that does not, all of it.
 #[tokio::test(start_paused = true)]
 async fn a_line_of_a_large_value_travels_as_a_patch_to_those_who_know_them() {
