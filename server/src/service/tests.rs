@@ -24,7 +24,7 @@ use v1::watch_response::Frame;
 
 use super::*;
 use crate::source::scripted::{Op, Script, ScriptedEtcd, ScriptedSource};
-use crate::source::{CatchUp, History, State, Update};
+use crate::source::{ANSWER_WITHIN, CatchUp, History, State, Update};
 use crate::testing::{Replica, entry, prefix, take_messages};
 use crate::{Engine, Settings};
 
@@ -1123,6 +1123,31 @@ async fn a_client_that_is_ahead_waits_for_the_server_to_catch_up() {
         panic!("it has it all");
     };
     assert_eq!(current.revision, 60);
+}
+
+/// The script's source says nothing of the past, as one does that finds too much there.
+#[tokio::test(start_paused = true)]
+async fn who_is_from_a_time_that_etcd_does_not_tell_of_gets_a_snapshot() {
+    let (engine, script) = scripted_engine();
+    let now = vec![entry("/c/a", "new", 50), entry("/c/b", "same", 3)];
+    assert!(script.say(state(50, now.clone(), History::Continues)).await);
+    engine.ready().await;
+    let client = Client::new(&engine).await;
+    let range = prefix("/c/");
+    let held = vec![entry("/c/a", "old", 10), entry("/c/b", "same", 3)];
+    let epoch = Epoch::of_cluster(1, "");
+    let mut replica = Replica::holding(range.clone(), &epoch, Revision::new(40), held);
+    let have = replica.applier.have(Bytes::new());
+    let start = Instant::now();
+    let mut watch = client.watch(&range, have).await;
+    watch
+        .read_to(&mut replica, Revision::new(50))
+        .await
+        .unwrap();
+    assert!(start.elapsed() < ANSWER_WITHIN, "nobody waits for nothing");
+    assert_eq!(replica.heard, ["hello", "snapshot"]);
+    assert_eq!(replica.entries(), now);
+    assert_eq!(engine.metrics().answers_snapshot.get(), 1);
 }
 
 /// Publishes while the clients do not read, then lets them; they are alive and come to the state.
