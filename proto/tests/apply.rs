@@ -4,10 +4,12 @@
 
 mod frames;
 
+use std::cell::Cell;
+
 use bytes::Bytes;
-use driftless_proto::apply::{Refusal, Step};
+use driftless_proto::apply::{Applier, Lookup, Refusal, Step};
 use driftless_proto::v1::{self, change::Change, delta_op::Op};
-use driftless_proto::{Key, KeyRange, Revision};
+use driftless_proto::{Entry, Key, KeyRange, Revision};
 use proptest::prelude::*;
 use proptest::sample::Index;
 
@@ -456,6 +458,64 @@ proptest! {
             prop_assert_eq!(name(&result), "edit");
             prop_assert!(one.state == state);
         }
+    }
+}
+
+/// Counts how often it is asked.
+struct Counting<'a> {
+    held: &'a State,
+    asked: Cell<usize>,
+}
+
+impl Lookup for Counting<'_> {
+    fn entry(&self, key: &Key) -> Option<&Entry> {
+        self.asked.set(self.asked.get() + 1);
+        self.held.get(key)
+    }
+}
+
+/// A change costs what it changes, however much is held.
+#[test]
+fn a_diff_costs_one_look_up_for_each_key_that_it_changes() {
+    let entries = (0..100_000).map(|n| frames::entry(&format!("/r/{n:06}"), "v", 1));
+    let mut held: State = entries.map(|entry| (entry.key.clone(), entry)).collect();
+    let mut applier = Applier::new(KeyRange::prefix("/r/").expect("is one"), usize::MAX);
+    applier.resume(epoch(0), Revision::new(1), held.values());
+    applier.begin(epoch(0));
+    // A patch needs one more: it is made before it is known whether all of the diff applies.
+    for (to, patched, expected) in [(2, false, 3), (3, true, 4)] {
+        let [edited, put, gone] =
+            [10, 50_000, 90_000].map(|n| key(format!("/r/{:06}", n + to).as_bytes()));
+        let mut after = held.clone();
+        let newer = |key: &Key| Entry {
+            value: "another".into(),
+            mod_revision: Revision::new(to),
+            version: 2,
+            ..held[key].clone()
+        };
+        let (edited, put) = (newer(&edited), newer(&put));
+        let changes = vec![
+            match patched {
+                true => frames::change(Change::Patch(frames::patch(&held[&edited.key], &edited))),
+                false => frames::put(&edited),
+            },
+            frames::put(&put),
+            frames::delete(&gone, to),
+        ];
+        after.insert(edited.key.clone(), edited);
+        after.insert(put.key.clone(), put);
+        after.remove(&gone);
+        let mut chunks = frames::diff((to - 1, to), changes, &after, false, Cuts::none());
+        let diff = chunks.pop().expect("one");
+        assert!(chunks.is_empty());
+        let counting = Counting {
+            held: &held,
+            asked: Cell::new(0),
+        };
+        let step = applier.diff(diff, &counting);
+        assert!(matches!(step, Ok(Step::Edit { edits, .. }) if edits.len() == 3));
+        assert_eq!(counting.asked.get(), expected, "of {}", held.len());
+        held = after;
     }
 }
 

@@ -187,7 +187,10 @@ fn scopes(c: &mut Criterion) {
             });
         });
         c.bench_function(&format!("progress/{scopes} scopes"), |b| {
-            b.iter(|| on.publisher.progress());
+            b.iter(|| {
+                let mut walk = on.publisher.walk();
+                while on.publisher.progress(&mut walk) {}
+            });
         });
     }
 }

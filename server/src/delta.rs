@@ -75,6 +75,11 @@ pub fn compute(old: &Bytes, new: &Bytes, until: Instant) -> Option<Vec<DeltaOp>>
     if bytes(&ops) > (new.len() / 2).min(MAX_CHUNK_BYTES) {
         return None;
     }
+    verified(old, new, ops)
+}
+
+/// The ops, if they do make `new` from `old`: a search that is wrong must not lead anybody astray.
+fn verified(old: &[u8], new: &[u8], ops: Vec<DeltaOp>) -> Option<Vec<DeltaOp>> {
     match apply(old, &ops, new.len() as u64) {
         Ok(made) if made == new => Some(ops),
         // Nobody must come to hold it; which value it was is nobody's business either.

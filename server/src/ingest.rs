@@ -5,17 +5,19 @@
 //! of its own compute them, and only the streams whose range they are in are kept waiting.
 
 mod audit;
+mod round;
 
 use std::time::Duration;
 
 use driftless_proto::KeyRange;
 use tokio::pin;
 use tokio::task::yield_now;
-use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
+use tokio::time::{Instant, sleep_until};
 
 use self::audit::{Audit, Step};
+use self::round::Round;
 use crate::delta::{Deltas, Jobs};
-use crate::fanout::{PACE, Publisher};
+use crate::fanout::{PACE, Publisher, TIDY_EVERY};
 use crate::source::{self, CatchUp, Source, Update};
 use crate::store::{Earlier, Misfit, Replaced, Settling, Writer};
 
@@ -48,11 +50,8 @@ pub async fn run(mut source: impl Source, catch_up: CatchUp, publisher: Publishe
         back: Back::Idle,
         audit: Audit::new(limits.audit_interval),
     };
-    let mut progress = interval_at(
-        Instant::now() + limits.progress_interval,
-        limits.progress_interval,
-    );
-    progress.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut progress = Round::every(limits.progress_interval);
+    let mut tidying = Round::every(TIDY_EVERY);
     let mut flush_at: Option<Instant> = None;
     let mut jobs = Jobs::new(limits.deltas);
     loop {
@@ -62,7 +61,8 @@ pub async fn run(mut source: impl Source, catch_up: CatchUp, publisher: Publishe
         let update = loop {
             tokio::select! {
                 update = &mut next => break update,
-                _ = progress.tick() => ingest.publisher.progress(),
+                () = progress.due() => progress.visit(&ingest.publisher, Publisher::progress),
+                () = tidying.due() => tidying.visit(&ingest.publisher, Publisher::tidy),
                 () = sleep_until(flush_at.unwrap_or_else(Instant::now)), if flush_at.is_some() => {
                     flush_at = None;
                     ingest.publisher.flush();

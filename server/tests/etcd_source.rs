@@ -44,10 +44,13 @@ impl Subject {
     }
 
     fn with_interval(endpoints: &[String], progress_interval: Duration) -> Self {
-        let config = EtcdConfig {
+        Self::with(EtcdConfig {
             progress_interval,
             ..EtcdConfig::new(endpoints)
-        };
+        })
+    }
+
+    fn with(config: EtcdConfig) -> Self {
         let metrics = Metrics::new();
         let (catch_up, questions) = CatchUp::channel();
         let range = KeyRange::prefix("/c/").unwrap();
@@ -790,6 +793,45 @@ async fn of_the_past_etcd_says_what_it_has_not_compacted() {
     client.compact(last.get(), physical()).await.unwrap();
     let refused = subject.earlier(span(compacted.get(), &state)).await;
     assert!(refused.unwrap_err().contains("compacted"));
+    subject
+        .during(eventually("one watch", async || {
+            etcd.watches().await == (1, 1)
+        }))
+        .await;
+}
+
+#[tokio::test]
+async fn of_the_past_no_more_is_taken_than_there_is_room_for() {
+    const MOST: usize = 10_000;
+    let etcd = Etcd::started().await;
+    let mut client = etcd.client().await;
+    // Each with the value before it.
+    let mut after = Revision::NONE;
+    for n in 0..12 {
+        let revision = put(&mut client, "/c/a", vec![n; 1000]).await;
+        if n == 8 {
+            after = revision;
+        }
+    }
+    let mut subject = Subject::with(EtcdConfig {
+        progress_interval: PROGRESS_INTERVAL,
+        earlier_bytes: MOST,
+        ..EtcdConfig::new([etcd.endpoint()])
+    });
+    let state = subject.state().await;
+    let span = |after| Span {
+        after,
+        up_to: state.revision,
+        last_put: last_put(&state),
+    };
+    let refused = subject.earlier(span(Revision::new(1))).await.unwrap_err();
+    assert!(refused.contains("more than 10000 bytes"), "{refused}");
+    // What fits is taken, and the watch goes on.
+    let (from, said) = subject.earlier(span(after)).await.unwrap();
+    assert_leads(&client, from, state.revision, &said).await;
+    put(&mut client, "/c/a", "new").await;
+    assert_eq!(subject.changes().await.len(), 1);
+    assert_eq!(subject.metrics.etcd_lists.get(), 1);
     subject
         .during(eventually("one watch", async || {
             etcd.watches().await == (1, 1)

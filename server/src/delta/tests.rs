@@ -245,6 +245,39 @@ fn what_does_not_pay_is_dropped() {
     assert_eq!(compute(&large, &more.into(), until), None);
 }
 
+/// Whatever is wrong with what was found, it does not get out.
+#[test]
+fn ops_that_do_not_make_the_new_value_are_dropped() {
+    let old = Bytes::from_static(b"rate = 10\nburst = 20\n");
+    let new = Bytes::from_static(b"rate = 10\nburst = 25\n");
+    let op = |op| DeltaOp { op: Some(op) };
+    let copy = |offset, length| op(Op::Copy(Copy { offset, length }));
+    let insert = |bytes: &'static [u8]| op(Op::Insert(Bytes::from_static(bytes)));
+    let right = vec![copy(0, 19), insert(b"5"), copy(20, 1)];
+    assert_eq!(verified(&old, &new, right.clone()), Some(right));
+    for (what, wrong) in [
+        ("a byte of the old value", vec![copy(0, 21)]),
+        ("another byte", vec![copy(0, 19), insert(b"6"), copy(20, 1)]),
+        (
+            "copied from beside",
+            vec![copy(0, 19), insert(b"5"), copy(19, 1)],
+        ),
+        ("too short", vec![copy(0, 19), insert(b"5")]),
+        (
+            "too long",
+            vec![copy(0, 19), insert(b"5"), copy(20, 1), insert(b"\n")],
+        ),
+        (
+            "beyond the old value",
+            vec![copy(0, 19), insert(b"5"), copy(21, 1)],
+        ),
+        ("nothing", vec![]),
+        ("an op that is none", vec![DeltaOp { op: None }]),
+    ] {
+        assert_eq!(verified(&old, &new, wrong), None, "{what}");
+    }
+}
+
 /// The common ends need no time, so they are found in any case; all else is left alone.
 #[test]
 fn a_deadline_that_is_over_leaves_the_common_ends() {

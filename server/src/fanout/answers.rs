@@ -13,7 +13,11 @@ use tokio::time::Instant;
 use crate::encode::{Answer, Kind};
 
 /// How long an answer that nobody asks for is kept for those who may yet come.
-const IDLE_FOR: Duration = Duration::from_secs(10);
+pub(super) const IDLE_FOR: Duration = Duration::from_secs(10);
+
+/// How often those that nobody will be handed any more are looked for: an answer, and the state and
+/// the room on the shelf that it takes, go so much later at most.
+pub const TIDY_EVERY: Duration = Duration::from_secs(5);
 
 /// How long new readers are handed an answer that was begun earlier, however many come: with time the
 /// root, which it pins, has less and less in common with what is published.

@@ -30,10 +30,12 @@ use crate::encode::Shelf;
 use crate::metrics::Metrics;
 use crate::source::Span;
 use crate::store::{Base, Batch, Log, Patch, Snapshot};
+pub use answers::TIDY_EVERY;
 pub use pace::PACE;
 pub use scope::Next;
 use scope::{Pushed, Scope};
 use scopes::Scopes;
+pub use scopes::Walk;
 pub use subscriber::Subscriber;
 use unsettled::Queue;
 pub use unsettled::Unsettled;
@@ -66,9 +68,9 @@ impl Ending {
 /// prefix: enough for a crowd that starts anew, within what a server has to spare.
 const SHELF: usize = 32 * 1024 * 1024;
 
-/// How many scopes are told of a progress before those who wait for the prefix's lock get it: some
-/// 20 µs.
-const PROGRESS_SLICE: usize = 256;
+/// How many scopes of a walk are visited before changes, and those who wait for the prefix's lock,
+/// get their turn: some 20 µs.
+const SLICE: usize = 256;
 
 /// What all of one prefix's readers share.
 #[derive(Debug)]
@@ -414,25 +416,35 @@ impl Publisher {
         paced.iter().for_each(|scope| scope.flush(now));
     }
 
-    /// Time for everybody's progress.
-    pub fn progress(&self) {
+    /// A walk through the scopes that there are now, for [`Publisher::progress`] or [`Publisher::tidy`].
+    pub fn walk(&self) -> Walk {
+        self.0.lock().scopes.walk()
+    }
+
+    /// Time for everybody's progress: tells the next few scopes of the walk, and returns whether
+    /// there are more. Between two calls changes may be published.
+    pub fn progress(&self, walk: &mut Walk) -> bool {
         let contact_ms = self.0.contact_ms();
-        let scopes: Vec<_> = self.0.lock().scopes.all().cloned().collect();
-        for some in scopes.chunks(PROGRESS_SLICE) {
-            let published = self.0.lock();
-            // Of this moment: a batch may have come between two slices.
-            let Some(state) = &published.state else {
-                return;
-            };
-            let revision = state.snapshot.revision();
-            some.iter()
-                .for_each(|scope| scope.progress(revision, contact_ms));
-            drop(published);
-            for scope in some {
-                scope.wake();
-                scope.tidy();
-            }
-        }
+        let published = self.0.lock();
+        // Of this moment: a batch may have come between two slices.
+        let Some(state) = &published.state else {
+            return false;
+        };
+        let revision = state.snapshot.revision();
+        let some = published.scopes.next_of(walk, SLICE);
+        some.iter()
+            .for_each(|scope| scope.progress(revision, contact_ms));
+        drop(published);
+        some.iter().for_each(|scope| scope.wake());
+        !walk.is_over()
+    }
+
+    /// Lets go of what nobody will ask for any more: in the next few scopes of the walk. Returns
+    /// whether there are more. Due every [`TIDY_EVERY`], however rare progress is.
+    pub fn tidy(&self, walk: &mut Walk) -> bool {
+        let some = self.0.lock().scopes.next_of(walk, SLICE);
+        some.iter().for_each(|scope| scope.tidy());
+        !walk.is_over()
     }
 }
 

@@ -526,31 +526,24 @@ impl Scope {
         if rest.is_empty() || frame.len() >= JOIN {
             return Next::Frame { frame, to };
         }
-        let mut joined = BytesMut::with_capacity(JOIN.min(frame.len() * (rest.len() + 1)));
-        let join = |joined: &mut BytesMut, frame: &Frame| {
-            let segments = frame.segments().iter();
-            segments.for_each(|segment| joined.extend_from_slice(segment));
-        };
-        join(&mut joined, &frame);
-        let mut last = frame;
+        let (mut before, mut last) = (Vec::new(), frame);
+        let mut len = last.len();
         for due in rest {
             let frame = self.frame(variant, due);
-            if joined.len() + frame.len() > JOIN {
+            if len + frame.len() > JOIN {
                 break;
             }
-            join(&mut joined, &frame);
+            len += frame.len();
             to = due.batch.to;
-            last = frame;
+            before.push(std::mem::replace(&mut last, frame));
         }
-        if encode::is_small(&joined) {
-            // A few tiny ones: the last brings its padding.
-            joined.truncate(joined.len() - last.len());
-            let padded = last.alone().iter();
-            padded.for_each(|segment| joined.extend_from_slice(segment));
-        }
-        Next::Joined {
-            bytes: joined.freeze(),
-            to,
+        match before.is_empty() {
+            // It fits with no other: shared as it is, and not copied for each stream.
+            true => Next::Frame { frame: last, to },
+            false => Next::Joined {
+                bytes: join(&before, &last, len),
+                to,
+            },
         }
     }
 
@@ -697,6 +690,23 @@ impl Scope {
         }
         inner.floor = revision;
     }
+}
+
+/// Frames in one piece of `len` bytes, and some more if that is tiny.
+fn join(before: &[Arc<Frame>], last: &Frame, len: usize) -> Bytes {
+    let mut joined = BytesMut::with_capacity(len);
+    let before = before.iter().flat_map(|frame| frame.segments());
+    before.for_each(|segment| joined.extend_from_slice(segment));
+    let end = joined.len();
+    let last_segments = last.segments().iter();
+    last_segments.for_each(|segment| joined.extend_from_slice(segment));
+    if encode::is_small(&joined) {
+        // A few tiny ones: the last brings its padding.
+        joined.truncate(end);
+        let padded = last.alone().iter();
+        padded.for_each(|segment| joined.extend_from_slice(segment));
+    }
+    joined.freeze()
 }
 
 #[cfg(test)]

@@ -13,6 +13,8 @@ use crate::store::Batch;
 #[derive(Debug, Default)]
 pub(super) struct Scopes {
     by_range: HashMap<KeyRange, Watched>,
+    /// The same ones, in the order in which they came.
+    by_id: BTreeMap<u64, Arc<Scope>>,
     /// How many watched prefixes there are of each length.
     lengths: BTreeMap<usize, usize>,
 }
@@ -21,6 +23,22 @@ pub(super) struct Scopes {
 struct Watched {
     scope: Arc<Scope>,
     subscribers: usize,
+}
+
+/// Where a walk through the scopes of a prefix is. It holds none of them, and visits none that come
+/// while it is under way.
+#[derive(Debug)]
+#[must_use = "the scopes that were not visited yet wait for it"]
+pub struct Walk {
+    next: u64,
+    end: u64,
+}
+
+impl Walk {
+    /// Whether all were visited.
+    pub(super) const fn is_over(&self) -> bool {
+        self.next >= self.end
+    }
 }
 
 impl Scopes {
@@ -38,6 +56,7 @@ impl Scopes {
             *self.lengths.entry(prefix.as_bytes().len()).or_default() += 1;
         }
         let scope = Arc::new(make(range.clone()));
+        self.by_id.insert(scope.id(), Arc::clone(&scope));
         self.by_range.insert(
             range,
             Watched {
@@ -69,6 +88,7 @@ impl Scopes {
                 }
             }
         }
+        self.by_id.remove(&scope.id());
         self.by_range
             .remove(scope.range())
             .map(|watched| watched.scope)
@@ -92,11 +112,26 @@ impl Scopes {
 
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
-        self.by_range.is_empty() && self.lengths.is_empty()
+        self.by_range.is_empty() && self.by_id.is_empty() && self.lengths.is_empty()
     }
 
-    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Scope>> {
-        self.by_range.values().map(|watched| &watched.scope)
+    /// A walk through those that there are now.
+    pub(super) fn walk(&self) -> Walk {
+        Walk {
+            next: 0,
+            end: self.by_id.last_key_value().map_or(0, |(id, _)| id + 1),
+        }
+    }
+
+    /// The next `count` of a walk, less those that went meanwhile; fewer are the last.
+    pub(super) fn next_of(&self, walk: &mut Walk, count: usize) -> Vec<Arc<Scope>> {
+        let rest = self.by_id.range(walk.next..walk.end).take(count);
+        let scopes: Vec<_> = rest.map(|(_, scope)| Arc::clone(scope)).collect();
+        walk.next = match scopes.last() {
+            Some(last) if scopes.len() == count => last.id() + 1,
+            _ => walk.end,
+        };
+        scopes
     }
 
     /// The scopes whose range holds a key that the batch changes, each once.

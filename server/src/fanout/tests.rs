@@ -12,12 +12,13 @@ use driftless_proto::Entry;
 use driftless_proto::v1::{change::Change, watch_response::Frame};
 use proptest::prelude::*;
 
+use super::answers::IDLE_FOR;
 use super::pace::BURST;
 use super::*;
 use crate::delta::Deltas;
 use crate::encode::{Answer, Chunk, Kind, Reader};
 use crate::ingest::{self, Limits};
-use crate::source::scripted::{Op, ScriptedEtcd, ScriptedSource};
+use crate::source::scripted::{Op, Script, ScriptedEtcd, ScriptedSource};
 use crate::source::{CatchUp, History, Update};
 use crate::store::{Replaced, Writer};
 use crate::testing::{Replica, edits, entry, frames, prefix};
@@ -134,6 +135,12 @@ impl Prefix {
             }
             Replaced::Unchanged => self.publisher.advance(self.writer.snapshot().clone()),
         }
+    }
+
+    /// Everybody's, in one go.
+    fn progress(&self) {
+        let mut walk = self.publisher.walk();
+        while self.publisher.progress(&mut walk) {}
     }
 
     async fn subscribe(&self, range: KeyRange) -> Subscriber {
@@ -422,37 +429,45 @@ async fn a_flood_leads_to_one_message_a_pace_and_not_two() {
     );
 }
 
-#[tokio::test(start_paused = true)]
-async fn what_is_held_back_goes_out_within_a_pace() {
+/// A prefix `/c/` with its loop, which ends with the set, and the script of what etcd says.
+async fn ingesting(
+    etcd: &ScriptedEtcd,
+    progress_interval: Duration,
+) -> (Fanout, Script, tokio::task::JoinSet<()>) {
     let (publisher, fanout) = fanout(prefix("/c/"), Metrics::new(), Instant::now());
     let (catch_up, questions) = CatchUp::channel();
     let (script, source) = ScriptedSource::new(questions);
     let limits = Limits {
         log_bytes: 1024 * 1024,
-        progress_interval: Duration::from_secs(10),
+        progress_interval,
         audit_interval: None,
         deltas: Deltas::new(fanout.metrics().clone()),
     };
     let mut ingest = tokio::task::JoinSet::new();
-    ingest.spawn(ingest::run(source, catch_up, publisher, limits.clone()));
-    let etcd = ScriptedEtcd::default();
-    assert!(
-        script
-            .say(Update::State(state_of(&etcd, History::Continues)))
-            .await
-    );
+    ingest.spawn(ingest::run(source, catch_up, publisher, limits));
+    let state = state_of(etcd, History::Continues);
+    assert!(script.say(Update::State(state)).await);
     fanout.synced().await;
+    (fanout, script, ingest)
+}
+
+/// Says that a key was put.
+async fn say_put(script: &Script, key: &str, revision: Revision) {
+    let put = driftless_proto::apply::Edit::Put(entry(key, "v", revision.get()));
+    let changes = vec![put];
+    assert!(script.say(Update::Changes { revision, changes }).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_held_back_goes_out_within_a_pace() {
+    let interval = Duration::from_secs(10);
+    let (fanout, script, _ingest) = ingesting(&ScriptedEtcd::default(), interval).await;
     let subscriber = fanout.subscribe(prefix("/c/")).unwrap();
     let start = subscriber.view().await.unwrap().root.revision();
     let mut revision = start;
     for _ in 0..2 * BURST {
         revision = revision.next();
-        let changes = vec![driftless_proto::apply::Edit::Put(entry(
-            "/c/a",
-            "v",
-            revision.get(),
-        ))];
-        assert!(script.say(Update::Changes { revision, changes }).await);
+        say_put(&script, "/c/a", revision).await;
     }
     fanout.reached(revision).await;
     let published = Instant::now();
@@ -489,9 +504,56 @@ async fn what_is_held_back_goes_out_within_a_pace() {
             other => panic!("{other:?}"),
         });
         progress.await;
-        assert!(asked.elapsed() <= limits.progress_interval);
+        assert!(asked.elapsed() <= interval);
     }
     assert_eq!(seen, 3);
+}
+
+/// The loop told all ranges of a progress before it took the next change.
+#[tokio::test(start_paused = true)]
+async fn a_change_does_not_wait_until_many_ranges_are_told_of_a_progress() {
+    const RANGES: usize = 10_000;
+    let interval = Duration::from_secs(10);
+    let (fanout, script, _ingest) = ingesting(&ScriptedEtcd::default(), interval).await;
+    let mut streams = Vec::new();
+    for n in 0..RANGES {
+        let stream = fanout.subscribe(prefix(&format!("/c/{n:04}/"))).unwrap();
+        stream.view().await.unwrap();
+        streams.push(stream);
+    }
+    let start = fanout.revision();
+    let told = || {
+        let told = streams.iter().filter(|stream| stream.progress_number() > 0);
+        told.count()
+    };
+    assert_eq!(told(), 0);
+    let first = std::future::poll_fn(|cx| match streams[0].next(start, 0, cx) {
+        Next::Progress { .. } => Poll::Ready(()),
+        Next::Nothing => Poll::Pending,
+        other => panic!("{other:?}"),
+    });
+    first.await;
+    assert!(told() < RANGES, "it is under way");
+    let revision = start.next();
+    say_put(&script, "/c/9999/a", revision).await;
+    let change = std::future::poll_fn(|cx| match streams[RANGES - 1].next(start, 0, cx) {
+        Next::Frame { to, .. } => Poll::Ready(to),
+        Next::Nothing => Poll::Pending,
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(change.await, revision);
+    assert!(told() < RANGES, "the change did not wait for its end");
+    // Those that were told later were told of the newer revision; nobody was left out.
+    let all = async {
+        while told() < RANGES {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(interval, all).await.expect("all are");
+    assert!(streams.iter().all(|stream| stream.progress_number() == 1));
+    let cx = Context::from_waker(Waker::noop());
+    let last = streams[RANGES - 1].next(revision, 0, &cx);
+    assert!(matches!(last, Next::Progress { to, .. } if to == revision));
 }
 
 #[tokio::test(start_paused = true)]
@@ -514,6 +576,30 @@ async fn a_stream_that_is_behind_gets_one_diff() {
     );
     assert_eq!(prefix_c.fanout.metrics().changes_encoded.get(), 0);
     assert!(stream.subscriber.scope_heads() <= 1024);
+}
+
+/// It was copied for each stream, as if others had been joined to it.
+#[tokio::test(start_paused = true)]
+async fn a_change_that_fits_with_no_other_is_shared() {
+    let mut prefix_c = Prefix::new();
+    let mut one = Stream::cold(&prefix_c, prefix("/c/")).await;
+    let mut two = Stream::cold(&prefix_c, prefix("/c/")).await;
+    for n in 0..3 {
+        // Two of them are more than one piece.
+        prefix_c.put("/c/a", &n.to_string().repeat(10_000));
+    }
+    for _ in 0..3 {
+        let (from_one, from_two) = (one.next(), two.next());
+        match (&from_one, &from_two) {
+            (Next::Frame { frame: one, .. }, Next::Frame { frame: two, .. }) => {
+                assert!(Arc::ptr_eq(one, two));
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(one.take(from_one) && two.take(from_two));
+    }
+    assert!(one.drain_is_quiet() && two.drain_is_quiet());
+    assert_eq!(one.replica.entries(), prefix_c.etcd.state(&prefix("/c/")));
 }
 
 #[tokio::test(start_paused = true)]
@@ -599,6 +685,40 @@ async fn dropped_streams_leave_nothing_behind() {
     }
 }
 
+/// They were let go of with the next progress, which may be an hour away.
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_nobody_asks_for_any_more_goes_however_rare_progress_is() {
+    let etcd = ScriptedEtcd::default();
+    etcd.txn((0..100).map(|n| Op::put(format!("/c/{n:02}"), vec![n; 2000])));
+    let hour = Duration::from_secs(3600);
+    let (fanout, _script, _ingest) = ingesting(&etcd, hour).await;
+    let stream = fanout.subscribe(prefix("/c/")).unwrap();
+    let room = fanout.0.shelf.room();
+    let ask = || {
+        let view = stream.view_now().unwrap();
+        stream.answer(Kind::Snapshot { reset: false }, Revision::NONE, view)
+    };
+    stream.view().await.unwrap();
+    let answer = ask();
+    let mut reader = Reader::new(Arc::clone(&answer));
+    while !matches!(reader.next(fanout.metrics()), Chunk::Done) {}
+    let kept = Arc::downgrade(&answer);
+    drop((reader, answer));
+    let taken = room - fanout.0.shelf.room();
+    assert!(taken >= 100 * 2000, "{taken}");
+
+    // Kept for as long as somebody may come for it, and a little longer.
+    for _ in 0..3 {
+        tokio::time::sleep(IDLE_FOR - Duration::from_secs(1)).await;
+        assert!(std::ptr::eq(Arc::as_ptr(&ask()), kept.as_ptr()));
+    }
+    tokio::time::sleep(IDLE_FOR + TIDY_EVERY + Duration::from_millis(1)).await;
+    assert!(kept.upgrade().is_none());
+    assert_eq!(fanout.0.shelf.room(), room);
+    assert_eq!(stream.progress_number(), 0, "that hour is not over");
+    assert!(stream.view_now().is_some(), "the range is watched still");
+}
+
 /// Each scope left its frames in the log's batches, whose budget does not know of them.
 #[tokio::test(start_paused = true)]
 async fn a_client_that_comes_back_again_and_again_does_not_fill_the_log_with_its_frames() {
@@ -644,7 +764,7 @@ async fn a_replay_ends_with_its_last_change() {
     let mut stream = Stream::start(&prefix_c, replica, range.clone()).await;
     stream.drain();
     assert_eq!(stream.heard(), ["diff"]);
-    prefix_c.publisher.progress();
+    prefix_c.progress();
     stream.drain();
     assert_eq!(stream.heard(), ["progress"]);
     assert_eq!(stream.replica.revision(), prefix_c.etcd.revision());
@@ -727,14 +847,14 @@ async fn progress_is_encoded_once_for_all_streams_of_a_range() {
     one.drain();
     two.drain();
     let (woken_one, woken_two) = (one.woken(), two.woken());
-    prefix_c.publisher.progress();
+    prefix_c.progress();
     assert_eq!((one.woken(), two.woken()), (woken_one + 1, woken_two + 1));
     let (from_one, from_two): (Bytes, Bytes) = (bytes(&mut one), bytes(&mut two));
     assert_eq!(from_one.as_ptr(), from_two.as_ptr(), "shared");
     assert!(one.drain_is_quiet() && two.drain_is_quiet());
     // A stream that missed one gets the latest.
-    prefix_c.publisher.progress();
-    prefix_c.publisher.progress();
+    prefix_c.progress();
+    prefix_c.progress();
     bytes(&mut one);
     assert!(one.drain_is_quiet());
     // One that has newer things to say than the progress says those.
@@ -849,7 +969,7 @@ async fn streams_of_many_threads_stay_true() {
                 prefix_c.publisher.flush();
             }
             if round % 50 == 0 {
-                prefix_c.publisher.progress();
+                prefix_c.progress();
             }
             if round % 400 == 399 {
                 let back = prefix_c.etcd.revision().get() - 3;
@@ -862,7 +982,7 @@ async fn streams_of_many_threads_stay_true() {
         prefix_c.settle_all();
         done.send_replace(true);
         // Whoever waits is woken by this, and sees that it is over.
-        prefix_c.publisher.progress();
+        prefix_c.progress();
         prefix_c
     };
     let all = async { tokio::join!(publish, readers.join_all()) };
@@ -986,7 +1106,7 @@ async fn scenario(events: Vec<Event>) {
                     assert_eq!(stream.ended, Some(Ending::History));
                 }
             }
-            Event::Progress => prefix_c.publisher.progress(),
+            Event::Progress => prefix_c.progress(),
             Event::Flush => prefix_c.publisher.flush(),
             Event::Wait(millis) => tokio::time::advance(Duration::from_millis(millis)).await,
             Event::Settle(which, work) => prefix_c.settle(which, work),
@@ -1029,7 +1149,7 @@ async fn scenario(events: Vec<Event>) {
         let range = stream.subscriber.range();
         assert_eq!(stream.replica.entries(), prefix_c.etcd.state(range));
     }
-    prefix_c.publisher.progress();
+    prefix_c.progress();
     for stream in &mut streams {
         stream.drain();
         assert_eq!(stream.replica.revision(), prefix_c.etcd.revision());

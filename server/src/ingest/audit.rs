@@ -144,3 +144,33 @@ impl Audit {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// When the first audit comes, in parts of the interval.
+    fn first(interval: Duration) -> f64 {
+        let Phase::Waiting(Some(until)) = Audit::new(Some(interval)).phase else {
+            panic!("it waits");
+        };
+        (until - Instant::now()).div_duration_f64(interval)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn audits_of_servers_that_were_started_together_part() {
+        let first: Vec<f64> = (0..1000).map(|_| first(Duration::from_secs(600))).collect();
+        assert!(first.iter().all(|at| (0.5..=1.5).contains(at)), "{first:?}");
+        // Each tenth of that time has its share, of a hundred on average.
+        let mut tenths = [0; 10];
+        for at in first {
+            tenths[(((at - 0.5) * 10.0) as usize).min(9)] += 1;
+        }
+        assert!(tenths.iter().all(|count| *count >= 30), "{tenths:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_an_interval_there_is_none() {
+        assert!(matches!(Audit::new(None).phase, Phase::Waiting(None)));
+    }
+}

@@ -46,8 +46,8 @@ const SHRINK: f64 = 0.8;
 const PROBE_EVERY: u32 = 128;
 const PROBE: f64 = 0.25;
 
-/// A stream that has not taken its piece for so long is not counted any more: its place goes to the
-/// next, and it reads on when it does.
+/// A stream that has not taken its piece for so long, or not begun, is not counted any more: its
+/// place goes to the next, and it reads on when it does.
 const IDLE: Duration = Duration::from_secs(1);
 
 /// How often those that wait are looked after, while there are any.
@@ -101,6 +101,8 @@ struct Running {
     since: Instant,
     /// When the piece that it has in hand was handed over.
     handed: Option<Instant>,
+    /// When its turn began, or it took the piece before.
+    moved: Instant,
     idle: bool,
     _counted: Held,
 }
@@ -200,7 +202,8 @@ impl Admission {
         let mut state = self.lock();
         let mut idle = 0;
         for running in state.running.values_mut() {
-            let stuck = running.handed.is_some_and(|at| now - at > IDLE);
+            // One that never began has nothing in hand: its client has no room for what comes first.
+            let stuck = now - running.handed.unwrap_or(running.moved) > IDLE;
             if stuck && !running.idle {
                 running.idle = true;
                 idle += 1;
@@ -246,6 +249,7 @@ impl State {
             let running = Running {
                 since: now,
                 handed: None,
+                moved: now,
                 idle: false,
                 _counted: Held::new(&metrics.answers_reading),
             };
@@ -311,6 +315,7 @@ impl Turn {
         let Some(handed) = running.handed.take() else {
             return;
         };
+        running.moved = now;
         if std::mem::take(&mut running.idle) {
             state.active += 1;
         }
@@ -410,6 +415,25 @@ impl Limit {
 }
 
 #[cfg(test)]
+impl Admission {
+    /// Takes all the turns there are, in a task that keeps them until it is dropped: they read all the
+    /// time, and are never done.
+    pub(super) fn keep_busy(&self) -> tokio::task::JoinSet<()> {
+        let free = self.lock().limit.get();
+        let turns: Vec<Turn> = (0..free).filter_map(|_| self.enter().ok()).collect();
+        let mut busy = tokio::task::JoinSet::new();
+        busy.spawn(async move {
+            loop {
+                // Measured as nothing, so that the limit stays.
+                turns.iter().for_each(Turn::handed);
+                sleep(IDLE / 2).await;
+            }
+        });
+        busy
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use std::task::Wake;
 
@@ -477,20 +501,39 @@ mod tests {
         assert_eq!(admission.lock().active, 1);
     }
 
+    /// They kept their turns for as long as they were put up with.
+    #[tokio::test(start_paused = true)]
+    async fn whoever_does_not_even_begin_to_read_does_not_hold_the_others_up() {
+        let admission = admission();
+        let mut tasks = tokio::task::JoinSet::new();
+        let run = admission.clone();
+        tasks.spawn(async move { run.run().await });
+        let stalled = enter(&admission, FIRST);
+        let next = admission.enter().unwrap();
+        let turn = std::future::poll_fn(|cx| next.poll(cx));
+        assert_eq!(turn.await, Ok(()));
+        assert_eq!(admission.lock().active, 1);
+        // They begin after all, and are counted again.
+        stalled.iter().for_each(Turn::handed);
+        stalled.iter().for_each(Turn::taken);
+        assert_eq!(admission.lock().active, FIRST + 1);
+        drop((stalled, next));
+        assert_eq!(admission.lock().active, 0);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn who_waited_too_long_is_told_when_to_come_back() {
         let admission = admission();
         let mut tasks = tokio::task::JoinSet::new();
         let run = admission.clone();
         tasks.spawn(async move { run.run().await });
-        // They read all the time, and are never done.
-        let busy = enter(&admission, FIRST);
+        let mut busy = admission.keep_busy();
         let waiting = admission.enter().unwrap();
         let turn = std::future::poll_fn(|cx| waiting.poll(cx));
         assert_eq!(turn.await, Err(Refused::Later(RETRY.0)));
         drop(waiting);
         // Turns took 20 s: as many again would wait that long, and whoever comes then is told.
-        drop(busy);
+        busy.shutdown().await;
         let running = enter(&admission, FIRST);
         let queue: Vec<_> = (0..1000).map_while(|_| admission.enter().ok()).collect();
         assert!(queue.len() <= FIRST + 1, "{}", queue.len());

@@ -24,7 +24,7 @@ use v1::watch_response::Frame;
 
 use super::*;
 use crate::source::scripted::{Op, Script, ScriptedEtcd, ScriptedSource};
-use crate::source::{CatchUp, History, State, Update};
+use crate::source::{ANSWER_WITHIN, CatchUp, History, State, Update};
 use crate::testing::{Replica, entry, prefix, take_messages};
 use crate::{Engine, Settings};
 
@@ -1125,6 +1125,31 @@ async fn a_client_that_is_ahead_waits_for_the_server_to_catch_up() {
     assert_eq!(current.revision, 60);
 }
 
+/// The script's source says nothing of the past, as one does that finds too much there.
+#[tokio::test(start_paused = true)]
+async fn who_is_from_a_time_that_etcd_does_not_tell_of_gets_a_snapshot() {
+    let (engine, script) = scripted_engine();
+    let now = vec![entry("/c/a", "new", 50), entry("/c/b", "same", 3)];
+    assert!(script.say(state(50, now.clone(), History::Continues)).await);
+    engine.ready().await;
+    let client = Client::new(&engine).await;
+    let range = prefix("/c/");
+    let held = vec![entry("/c/a", "old", 10), entry("/c/b", "same", 3)];
+    let epoch = Epoch::of_cluster(1, "");
+    let mut replica = Replica::holding(range.clone(), &epoch, Revision::new(40), held);
+    let have = replica.applier.have(Bytes::new());
+    let start = Instant::now();
+    let mut watch = client.watch(&range, have).await;
+    watch
+        .read_to(&mut replica, Revision::new(50))
+        .await
+        .unwrap();
+    assert!(start.elapsed() < ANSWER_WITHIN, "nobody waits for nothing");
+    assert_eq!(replica.heard, ["hello", "snapshot"]);
+    assert_eq!(replica.entries(), now);
+    assert_eq!(engine.metrics().answers_snapshot.get(), 1);
+}
+
 /// Publishes while the clients do not read, then lets them; they are alive and come to the state.
 async fn unread(changes: usize, every: Duration) {
     for windows in WINDOWS {
@@ -1263,6 +1288,54 @@ async fn a_crowd_reads_one_snapshot_and_waits_for_nobody_who_does_not() {
     );
     drop(stalled);
     until(|| metrics.answers_reading.get() == 0 && metrics.scopes.get() == 0).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_too_long_for_a_turn_is_told_when_to_come_back() {
+    let etcd = ScriptedEtcd::default();
+    etcd.put("/c/a", "1");
+    let engine = engine(&etcd);
+    engine.ready().await;
+    let metrics = engine.metrics().clone();
+    let range = prefix("/c/");
+    let mut busy = engine.service().0.admission.keep_busy();
+    let mut client = Client::new(&engine).await;
+
+    let mut watch = client.watch(&range, None).await;
+    assert!(matches!(watch.frame().await, Some(Frame::Hello(_))));
+    let Some(Frame::Goodbye(goodbye)) = watch.frame().await else {
+        panic!("there is no turn for it");
+    };
+    assert_eq!(goodbye.reason(), v1::goodbye::Reason::Rebalance);
+    assert!(goodbye.retry_after_ms >= 1000 && !goodbye.purge);
+    assert_eq!(watch.status().await.0, Code::Ok);
+    assert_eq!(metrics.answers_deferred.get(), 1);
+
+    let request = v1::GetRequest {
+        range: Some((&range).into()),
+        client: None,
+    };
+    let (code, message, pushback) = client.call(GET, &request).await.status().await;
+    assert_eq!(code, Code::ResourceExhausted, "{message}");
+    assert!(message.contains("retry"), "{message}");
+    assert!(
+        pushback.is_some_and(|millis| millis >= 1000),
+        "{pushback:?}"
+    );
+    assert_eq!(metrics.answers_deferred.get(), 2);
+
+    // One that is waiting still gets its turn, and so does whoever comes back.
+    let mut watch = client.watch(&range, None).await;
+    let mut replica = Replica::new(range.clone());
+    replica.take(watch.frame().await.unwrap()).unwrap();
+    busy.shutdown().await;
+    watch.read_to(&mut replica, etcd.revision()).await.unwrap();
+    assert_eq!(replica.heard, ["hello", "snapshot"]);
+    assert_eq!(replica.entries(), etcd.state(&range));
+    assert_eq!(client.get(&range).await, etcd.state(&range));
+    assert_eq!(metrics.answers_deferred.get(), 2);
+    assert!(client.is_alive());
+    until(|| metrics.answers_reading.get() == 0).await;
 }
 
 /// A client that knows patches is sent what changed in a large value; one that does not, all of it.

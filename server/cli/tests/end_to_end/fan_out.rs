@@ -3,7 +3,8 @@
 use super::common::{EtcdProcess, ServerProcess, wait_until};
 use super::counters::Counters;
 use super::direct::{Direct, Op};
-use super::world::{World, change, client, entries, key, many, prefix};
+use super::proxy::Proxy;
+use super::world::{World, change, client, entries, in_time, is_live, key, many, prefix};
 
 /// Nothing is sent by the clock while a test counts bytes.
 const QUIET: [&str; 2] = ["--progress-interval", "1h"];
@@ -62,6 +63,63 @@ async fn etcd_has_one_watch_for_each_served_prefix() {
     watches(2.0);
     assert!(server.stop().status.success());
     watches(0.0);
+}
+
+/// How often etcd was asked for a range, by its own count.
+fn ranges_read(etcd: &EtcdProcess) -> f64 {
+    let count = etcd.metric("etcd_mvcc_range_total");
+    count.expect("etcd counts what it reads")
+}
+
+/// So many clients come with nothing, read once, lose their connection while a key changes, and come
+/// back with what they have. How often etcd was read meanwhile.
+async fn come_read_and_come_back(world: &mut World, count: usize) -> f64 {
+    let proxy = Proxy::to(world.server.addr().port()).await;
+    let before = ranges_read(&world.etcd);
+    let counted = Counters::of(&world.server);
+    let clients: Vec<_> = (0..count).map(|_| client(&proxy.endpoint())).collect();
+    let mut watchers = many(clients.clone(), &prefix("/c/")).await;
+    for client in &clients {
+        let got = in_time("what is there", client.get(prefix("/c/")).into_future());
+        assert!(got.await.unwrap().get(b"/c/a").is_some());
+    }
+    proxy.cut();
+    wait_until("the streams end", || {
+        Counters::of(&world.server).get("streams") == 0
+    });
+    let revision = world.direct.put("/c/a", count.to_string()).await;
+    proxy.heal();
+    for watcher in &mut watchers {
+        assert_eq!(change(watcher).await.revision, revision);
+    }
+    wait_until("all are back", || watchers.iter().all(is_live));
+    let now = Counters::of(&world.server);
+    let snapshots = now.since(&counted, "answers_snapshot");
+    assert_eq!(snapshots, count as u64, "they came with nothing once");
+    let resumed = now.since(&counted, "answers_replay") + now.since(&counted, "answers_diff");
+    assert!(resumed >= count as u64, "{resumed} came with what they had");
+    ranges_read(&world.etcd) - before
+}
+
+/// etcd is read for a prefix and never for a client: not for one that comes, not for one that comes
+/// back, not for one that reads once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn however_many_clients_come_etcd_is_not_read_for_them() {
+    /// What the server asks etcd by the clock, and etcd itself, while so many clients are served.
+    const BY_THE_CLOCK: f64 = 10.0;
+    let mut world = World::with(&QUIET).await;
+    world.write([Op::put("/c/a", "0")]).await;
+    let few = come_read_and_come_back(&mut world, 10).await;
+    let many = come_read_and_come_back(&mut world, SUBSCRIBERS).await;
+    assert!(
+        many <= few + BY_THE_CLOCK,
+        "{many} reads for {SUBSCRIBERS} clients, {few} for 10"
+    );
+    assert_eq!(Counters::of(&world.server).get("etcd_lists"), 1);
+    // The witness does notice a read.
+    let before = ranges_read(&world.etcd);
+    world.direct.list(&prefix("/c/")).await;
+    assert!(ranges_read(&world.etcd) > before);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

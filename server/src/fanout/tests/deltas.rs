@@ -95,7 +95,7 @@ async fn only_those_who_take_patches_wait_and_those_who_share_their_range() {
     assert!(patched.drain_is_quiet() && beside.drain_is_quiet());
 
     // Nor does a sign of life overtake it.
-    prefix_c.publisher.progress();
+    prefix_c.progress();
     for stream in [&mut patched, &mut beside] {
         stream.drain();
         assert_eq!(stream.heard(), ["progress"]);
@@ -107,7 +107,7 @@ async fn only_those_who_take_patches_wait_and_those_who_share_their_range() {
     let (epoch, now) = (prefix_c.etcd.epoch(), prefix_c.etcd.revision());
     ahead.replica = Replica::holding(range.clone(), &epoch, now, prefix_c.etcd.state(&range));
     ahead.cursor = now;
-    prefix_c.publisher.progress();
+    prefix_c.progress();
     ahead.drain();
     assert!(ahead.heard().is_empty());
 

@@ -204,6 +204,57 @@ fn much() -> ScriptedEtcd {
     etcd
 }
 
+/// The server kept a turn for each of them, until there was none for anybody else.
+#[tokio::test(start_paused = true)]
+async fn who_never_opens_a_window_holds_nobody_up() {
+    const CLOSED: usize = 100;
+    let etcd = ScriptedEtcd::default();
+    etcd.put("/c/a", "1");
+    let engine = engine(&etcd);
+    engine.ready().await;
+    let metrics = engine.metrics().clone();
+    let range = prefix("/c/");
+    let mut closed = Vec::new();
+    for _ in 0..CLOSED {
+        let client = Client::connect(&engine, (0, 65_535)).await;
+        let watch = client.watch(&range, None).await;
+        closed.push((client, watch));
+    }
+    let client = Client::new(&engine).await;
+    assert_eq!(client.get(&range).await, etcd.state(&range));
+    let (watch, replica) = in_sync(&client, &etcd).await;
+    assert_eq!(replica.entries(), etcd.state(&range));
+    assert_eq!(metrics.answers_deferred.get(), 0);
+    drop((client, watch, closed));
+    until(|| metrics.answers_reading.get() == 0 && metrics.streams.get() == 0).await;
+}
+
+/// A snapshot is made as it is read: of one that is not, what fits into the window and what is in
+/// hand.
+#[tokio::test(start_paused = true)]
+async fn of_a_snapshot_that_nobody_reads_a_few_chunks_are_made() {
+    let etcd = much();
+    let engine = engine(&etcd);
+    engine.ready().await;
+    let metrics = engine.metrics().clone();
+    let client = Client::new(&engine).await;
+    let range = prefix("/c/");
+    let mut watch = client.watch(&range, None).await;
+    // All that is going to happen by itself happens.
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!(metrics.answers_reading.get(), 1);
+    let made = metrics.chunks_encoded.get();
+    assert!((1..=4).contains(&made), "{made}");
+    let sent = metrics.sent_bytes.get();
+    assert!(sent <= 65_535 + 2 * 64 * 1024, "{sent}");
+
+    // It was not lost but not made yet.
+    let mut replica = Replica::new(range.clone());
+    watch.read_to(&mut replica, etcd.revision()).await.unwrap();
+    assert_eq!(replica.entries(), etcd.state(&range));
+    assert!(metrics.chunks_encoded.get() > 100);
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_answer_that_is_read_in_drips_ends_after_ten_minutes() {
     let etcd = much();

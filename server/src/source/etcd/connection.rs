@@ -55,7 +55,7 @@ pub(super) enum Error {
     },
     #[error("etcd's answer is larger than {MAX_MESSAGE_BYTES} bytes")]
     TooLarge,
-    #[error("it is more than {} MiB", most / (1024 * 1024))]
+    #[error("it is more than {most} bytes")]
     TooMuch { most: usize },
     #[error("the watch was ended: {0}")]
     Ended(String),

@@ -18,10 +18,6 @@ use crate::source::{Earlier, EarlierChange, EarlierTransaction, Span, Update};
 /// that come later have use for it still.
 const READ_WITHIN: Duration = Duration::from_secs(10);
 
-/// Keys and values, the old ones included, that are taken from etcd at most: it reads all of the
-/// span into its memory before it sends the first event.
-const MOST_BYTES: usize = 512 * 1024 * 1024;
-
 /// Times that it starts anew because etcd was compacted before or meanwhile.
 const ATTEMPTS: usize = 3;
 
@@ -29,11 +25,13 @@ const ATTEMPTS: usize = 3;
 /// batches, one every 100 ms.
 const QUIET: Duration = Duration::from_millis(150);
 
-/// Says all that changed in the span.
+/// Says all that changed in the span, if that is no more than `most` bytes of keys and values, the old
+/// ones included.
 pub(super) async fn read(
     connection: Connection,
     bounds: Bounds,
     span: Span,
+    most: usize,
     metrics: Metrics,
     say: mpsc::Sender<Update>,
 ) {
@@ -41,6 +39,7 @@ pub(super) async fn read(
         connection,
         bounds,
         span,
+        most,
         metrics,
         say: &say,
         bytes: 0,
@@ -62,6 +61,7 @@ struct Reader<'a> {
     connection: Connection,
     bounds: Bounds,
     span: Span,
+    most: usize,
     metrics: Metrics,
     say: &'a mpsc::Sender<Update>,
     bytes: usize,
@@ -147,8 +147,8 @@ impl Reader<'_> {
             self.bytes += changes.iter().map(bytes).sum::<usize>();
             taken.push(EarlierTransaction { revision, changes });
         }
-        if self.bytes > MOST_BYTES {
-            return Err(Error::TooMuch { most: MOST_BYTES });
+        if self.bytes > self.most {
+            return Err(Error::TooMuch { most: self.most });
         }
         if !taken.is_empty() {
             self.say(Earlier::Transactions(taken)).await?;

@@ -226,9 +226,9 @@ impl Live {
                 Question::Revision(answer) => asked.push(answer),
                 Question::Earlier(span) => {
                     let (connection, bounds) = (self.connection.clone(), core.bounds.clone());
-                    let metrics = core.metrics.clone();
+                    let (most, metrics) = (core.config.earlier_bytes, core.metrics.clone());
                     self.earlier = Some(Errand::new(move |say| {
-                        earlier::read(connection, bounds, span, metrics, say)
+                        earlier::read(connection, bounds, span, most, metrics, say)
                     }));
                 }
                 Question::Audit(revision) => {

@@ -47,11 +47,18 @@ pub struct EtcdConfig {
     /// How often etcd is asked for a sign of life on an idle watch; after three such intervals
     /// without one it counts as lost. Default: 5 s.
     pub progress_interval: Duration,
+    /// How many bytes of keys and values, the old ones included, are taken of what changed before the
+    /// source's first state. etcd reads all of that into its memory before it sends any of it; where
+    /// there is more, clients from then get a snapshot. Default: 512 MiB.
+    pub earlier_bytes: usize,
 }
 
 /// [`EtcdConfig::progress_interval`] unless it is set: what a client's "age of the data" may
 /// reasonably be off by, at a cost for etcd that cannot be measured.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
+
+/// [`EtcdConfig::earlier_bytes`] unless it is set: what etcd can have in memory besides its own.
+const EARLIER_BYTES: usize = 512 * 1024 * 1024;
 
 impl EtcdConfig {
     /// For these endpoints, with defaults for the rest.
@@ -60,6 +67,7 @@ impl EtcdConfig {
             endpoints: endpoints.into_iter().map(Into::into).collect(),
             generation: String::new(),
             progress_interval: PROGRESS_INTERVAL,
+            earlier_bytes: EARLIER_BYTES,
         }
     }
 

@@ -26,26 +26,51 @@ pub(super) async fn run(plan: Plan, dialogue: &mut Dialogue) -> Result<(), Failu
     let value = Arc::new(watcher.load().clone());
     let lock = RwLock::new(Arc::clone(&value));
     let atomic = AtomicUsize::new(value.len());
+    let part = watcher.map(String::as_str);
+    let (watcher, part, lock, atomic) = (&watcher, &part, &lock, &atomic);
     dialogue.say(&Said::Ready)?;
     dialogue.go().await?;
     let more = vec![
         (
             "driftless".to_owned(),
             nanos(|| {
-                black_box(watcher.load().len());
+                move || {
+                    black_box(watcher.load().len());
+                }
+            })?,
+        ),
+        (
+            "driftless-reader".to_owned(),
+            nanos(|| {
+                let mut reader = watcher.reader();
+                move || {
+                    black_box(reader.load().len());
+                }
+            })?,
+        ),
+        (
+            "driftless-map".to_owned(),
+            nanos(|| {
+                move || {
+                    black_box(part.load().len());
+                }
             })?,
         ),
         (
             "rwlock-arc-clone".to_owned(),
             nanos(|| {
-                let value = Arc::clone(&lock.read().unwrap_or_else(PoisonError::into_inner));
-                black_box(value.len());
+                move || {
+                    let value = Arc::clone(&lock.read().unwrap_or_else(PoisonError::into_inner));
+                    black_box(value.len());
+                }
             })?,
         ),
         (
             "atomic-load".to_owned(),
             nanos(|| {
-                black_box(atomic.load(Ordering::Acquire));
+                move || {
+                    black_box(atomic.load(Ordering::Acquire));
+                }
             })?,
         ),
     ];
@@ -57,12 +82,14 @@ pub(super) async fn run(plan: Plan, dialogue: &mut Dialogue) -> Result<(), Failu
     dialogue.say(&Said::Verified(1))
 }
 
-/// Nanoseconds that one `read` takes, when [`THREADS`] threads do nothing else.
-fn nanos(read: impl Fn() + Sync) -> Result<f64, Failure> {
+/// Nanoseconds that one read takes, when [`THREADS`] threads do nothing else. `way` makes each
+/// thread its own way of reading.
+fn nanos<R: FnMut()>(way: impl Fn() -> R + Sync) -> Result<f64, Failure> {
     let each = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..THREADS)
             .map(|_| {
                 scope.spawn(|| {
+                    let mut read = way();
                     let start = Instant::now();
                     let mut reads = 0.0;
                     while start.elapsed() < FOR {

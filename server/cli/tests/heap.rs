@@ -1,0 +1,252 @@
+//! What clients that do not read cost the heap: so much each, and no more however much changes.
+//!
+//! One test, alone in its process, on one thread and a paused clock, and an allocator that counts:
+//! what it says does not depend on the machine. Both ends are in the process, so what lies unread at
+//! a client's end counts too.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+// What a test prints is for those who read why it failed.
+#![allow(clippy::print_stderr)]
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use driftless_proto::apply::Edit;
+use driftless_proto::{Entry, Epoch, Key, KeyRange, Revision, v1};
+use driftless_server::metrics::Metrics;
+use driftless_server::source::scripted::{Script, ScriptedSource};
+use driftless_server::source::{CatchUp, History, State, Update};
+use driftless_server::{Engine, Settings};
+use h2::RecvStream;
+use h2::client::SendRequest;
+use peak_alloc::PeakAlloc;
+use prost::Message;
+use tokio::io::duplex;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+#[global_allocator]
+static ALLOCATOR: PeakAlloc = PeakAlloc;
+
+/// How many clients do not read.
+const STALLED: usize = 20;
+
+/// After how many changes the heap is measured: when all that a connection takes is full, and long
+/// after that.
+const FEW: usize = 1_000;
+const MANY: usize = 100_000;
+
+/// Made at a time: fewer than a stream that is behind gets one by one.
+const BURST: usize = 100;
+
+const KEYS: usize = 10;
+
+/// Of a value, in bytes: [`FEW`] of them are far more than a connection takes.
+const VALUE: usize = 500;
+
+/// What a client allows the server to send before it reads, in bytes: HTTP/2's own default.
+const WINDOW: usize = 65_535;
+
+/// What a stream has in hand: one segment that is being sent, and one that it was asked for ahead.
+const SEGMENTS: usize = 2 * 64 * 1024;
+
+/// What lies between the two ends, in bytes.
+const PIPE: usize = 64 * 1024;
+
+/// What the rest of a connection may take, both ends of it: HTTP/2's state and buffers, the tasks, and
+/// what the allocator's sizes are larger than what is in them.
+const SLACK: usize = 16 * 1024;
+
+/// What a client may cost more after [`MANY`] changes than after [`FEW`].
+const MAY_GROW: usize = 16 * 1024;
+
+/// A server of `/c/`, and what etcd says to it.
+struct World {
+    engine: Engine,
+    script: Script,
+    metrics: Metrics,
+    revision: Revision,
+    changes: usize,
+    /// The clients' ends of the connections.
+    connections: JoinSet<Result<(), h2::Error>>,
+}
+
+/// A stream; it is unread while nobody reads from it.
+struct Watch {
+    body: RecvStream,
+    _sender: SendRequest<Bytes>,
+}
+
+impl World {
+    async fn start() -> Self {
+        let prefix = KeyRange::prefix("/c/").unwrap();
+        let settings = Settings::builder()
+            .etcd("http://127.0.0.1:2379")
+            .prefix("/c/")
+            .log_bytes(1024 * 1024)
+            .audit_interval(None)
+            // Those who do not read are put up with.
+            .stall_timeout(Duration::from_secs(24 * 3600));
+        let (catch_up, questions) = CatchUp::channel();
+        let (script, source) = ScriptedSource::new(questions);
+        let metrics = Metrics::new();
+        let engine = Engine::start(
+            &settings.build().unwrap(),
+            metrics.clone(),
+            [(prefix, source, catch_up)],
+        );
+        let revision = Revision::new(1);
+        let empty = State {
+            epoch: Epoch::of_cluster(1, ""),
+            revision,
+            entries: Vec::new(),
+            history: History::Continues,
+        };
+        assert!(script.say(Update::State(empty)).await);
+        engine.ready().await;
+        Self {
+            engine,
+            script,
+            metrics,
+            revision,
+            changes: 0,
+            connections: JoinSet::new(),
+        }
+    }
+
+    /// A client of HTTP/2 and nothing else, so that it is certain that nothing drains it.
+    async fn watch(&mut self) -> Watch {
+        let (client, server) = duplex(PIPE);
+        self.engine.serve(server);
+        let (sender, connection) = h2::client::handshake(client).await.unwrap();
+        self.connections.spawn(connection);
+        let request = http::Request::post("http://server/driftless.v1.Config/Watch")
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .body(())
+            .unwrap();
+        let mut sender = sender.ready().await.unwrap();
+        let (response, mut sending) = sender.send_request(request, false).unwrap();
+        let range = KeyRange::prefix("/c/").unwrap();
+        let message = v1::WatchRequest {
+            range: Some((&range).into()),
+            ..Default::default()
+        }
+        .encode_to_vec();
+        let mut framed = vec![0];
+        framed.extend_from_slice(&u32::try_from(message.len()).unwrap().to_be_bytes());
+        framed.extend_from_slice(&message);
+        sending.send_data(framed.into(), true).unwrap();
+        let response = response.await.unwrap();
+        assert_eq!(response.status(), 200);
+        Watch {
+            body: response.into_body(),
+            _sender: sender,
+        }
+    }
+
+    /// Puts values until there were so many changes.
+    async fn change_to(&mut self, changes: usize) {
+        while self.changes < changes {
+            for _ in 0..BURST {
+                self.put().await;
+            }
+            self.settle().await;
+        }
+    }
+
+    async fn put(&mut self) {
+        self.revision = self.revision.next();
+        self.changes += 1;
+        let round = self.changes / KEYS;
+        let put = Edit::Put(Entry {
+            key: Key::new(format!("/c/{}", self.changes % KEYS)).unwrap(),
+            value: vec![b'x'; VALUE].into(),
+            create_revision: Revision::new(1),
+            mod_revision: self.revision,
+            version: i64::try_from(round).unwrap() + 1,
+        });
+        let update = Update::Changes {
+            revision: self.revision,
+            changes: vec![put],
+        };
+        assert!(self.script.say(update).await);
+    }
+
+    /// Waits until the server has heard of everything, and whoever reads as well: the clock moves
+    /// only when nobody has anything to do.
+    async fn settle(&self) {
+        let heard = async {
+            while self.metrics.changes.get() < self.changes as u64 {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(Duration::from_secs(60), heard).await.unwrap();
+        // More than changes are held back for.
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// The bytes on the heap after [`FEW`] and after `many` changes, with so many clients that do not read
+/// and one that does.
+fn measure(stalled: usize, many: usize) -> [usize; 2] {
+    let before = ALLOCATOR.current_usage();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    let measured = runtime.block_on(async {
+        let mut world = World::start().await;
+        let mut reading = world.watch().await;
+        let mut reader = JoinSet::new();
+        reader.spawn(async move {
+            while let Some(data) = reading.body.data().await {
+                let data = data.expect("the connection lives");
+                let flow = reading.body.flow_control();
+                flow.release_capacity(data.len()).unwrap();
+            }
+        });
+        let mut unread = Vec::new();
+        for _ in 0..stalled {
+            unread.push(world.watch().await);
+        }
+        let mut measured = [0; 2];
+        for (measured, changes) in measured.iter_mut().zip([FEW, many]) {
+            world.change_to(changes).await;
+            // What is kept for those who may yet come is let go of.
+            sleep(Duration::from_secs(60)).await;
+            *measured = ALLOCATOR.current_usage() - before;
+        }
+        let metrics = &world.metrics;
+        let (streams, encoded) = (metrics.streams.get(), metrics.frames_encoded.get());
+        assert_eq!(streams, 1 + stalled as i64);
+        assert!(encoded >= many as u64 / 2, "{encoded}: one reads");
+        assert_eq!(metrics.stalled_closed.get(), 0);
+        assert!(reader.try_join_next().is_none() && world.connections.try_join_next().is_none());
+        drop(unread);
+        world.engine.shut_down(Duration::from_secs(5)).await;
+        measured
+    });
+    drop(runtime);
+    measured
+}
+
+#[test]
+fn who_does_not_read_costs_a_connection_and_no_queue() {
+    // What is made once for the process is made.
+    measure(1, FEW);
+    let none = measure(0, MANY);
+    let some = measure(STALLED, MANY);
+    let each = |at: usize| some[at].saturating_sub(none[at]) / STALLED;
+    let (few, many) = (each(0), each(1));
+    eprintln!(
+        "{few} bytes each after {FEW} changes, {many} after {MANY}; without them {none:?} in all"
+    );
+    assert!(many <= few + MAY_GROW, "{few} bytes became {many}");
+    let bound = WINDOW + SEGMENTS + PIPE + SLACK;
+    assert!(many <= bound, "{many} bytes, more than {bound}");
+    // It is not nothing: what lies there unread is counted.
+    assert!(many >= WINDOW, "{many}");
+    let grown = none[1].saturating_sub(none[0]);
+    assert!(grown <= 1024 * 1024, "the log's budget, not {grown}");
+}
