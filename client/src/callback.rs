@@ -28,13 +28,14 @@ impl OnChange {
     ) -> Self {
         let shared = &watcher.handle.shared;
         let range = shared.range().clone();
-        let holding = shared.inventory().hold(Held::Callback(range.to_string()));
+        let (inventory, held) = (
+            shared.inventory().clone(),
+            Held::Callback(range.to_string()),
+        );
         let runtime = shared.runtime().clone();
         let mut updates = watcher.into_stream();
         let named = range.clone();
         let task = async move {
-            // In the task, so that it is held for as long as the task is there.
-            let _holding = holding;
             while let Some(Ok(update)) = poll_fn(|cx| Pin::new(&mut updates).poll_next(cx)).await {
                 // What it leaves half-done is the service's own.
                 if catch_unwind(AssertUnwindSafe(|| call(&update))).is_err() {
@@ -48,7 +49,7 @@ impl OnChange {
         };
         Self {
             range,
-            _task: AbortOnDropHandle::new(runtime.spawn(task)),
+            _task: AbortOnDropHandle::new(runtime.spawn(inventory.note(held, task))),
         }
     }
 }

@@ -19,7 +19,8 @@ use crate::freshness::{Freshness, Moment, Proof};
 /// A value and the state that it was made from.
 pub(crate) struct Versioned<T> {
     value: Shown<T>,
-    revision: Revision,
+    /// What it was made from; an empty one for a default that was taken because no state came in time.
+    state: Entries,
     /// Grows by one with each value of a cell.
     number: u64,
     /// When the state was last known to be etcd's as the value was made.
@@ -30,7 +31,11 @@ pub(crate) struct Versioned<T> {
 
 impl<T> Versioned<T> {
     pub(crate) const fn revision(&self) -> Revision {
-        self.revision
+        self.state.revision()
+    }
+
+    pub(crate) const fn state(&self) -> &Entries {
+        &self.state
     }
 
     pub(crate) const fn number(&self) -> u64 {
@@ -77,13 +82,10 @@ impl fmt::Display for Source {
 }
 
 /// What has happened to a cell.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Version {
-    /// That of the newest value.
+    /// That of the newest value, or of the one before it: the value is replaced first.
     pub(crate) number: u64,
-    /// The state that the newest value was made from; an empty one for a default that was taken
-    /// because no state came in time.
-    pub(crate) state: Entries,
     /// No value will follow.
     pub(crate) closed: Option<Closed>,
 }
@@ -102,16 +104,15 @@ impl<T> Cell<T> {
         proven: Proof,
         freshness: Freshness,
     ) -> Self {
-        let (number, revision) = (0, state.revision());
+        let number = 0;
         let version = Version {
             number,
-            state,
             closed: None,
         };
         Self {
             slot: ArcSwap::from_pointee(Versioned {
                 value,
-                revision,
+                state,
                 number,
                 proven,
                 superseded: Moment::never(),
@@ -124,21 +125,17 @@ impl<T> Cell<T> {
     /// Replaces the value, which was last etcd's at `before`, by one that is at `proven`; then wakes
     /// who waits. Whoever is woken finds the new one, or one that is newer still.
     pub(crate) fn store(&self, value: Shown<T>, state: Entries, before: Proof, proven: Proof) {
-        let revision = state.revision();
         // One task writes, so nobody else counts meanwhile.
         let number = self.version.borrow().number + 1;
         self.supersede(before);
         self.slot.store(Arc::new(Versioned {
             value,
-            revision,
+            state,
             number,
             proven,
             superseded: Moment::never(),
         }));
-        self.version.send_modify(|version| {
-            version.number = number;
-            version.state = state;
-        });
+        self.version.send_modify(|version| version.number = number);
     }
 
     /// The value is etcd's no longer: it last was at `before`.
@@ -172,7 +169,7 @@ impl<T> Cell<T> {
     /// See [`Loaded::age`].
     pub(crate) fn age(&self, value: &Versioned<T>) -> Option<Duration> {
         // A default for want of a state was never proven to be anything.
-        if value.revision == Revision::NONE {
+        if value.revision() == Revision::NONE {
             return None;
         }
         self.freshness.age(value.proven, &value.superseded)
@@ -262,7 +259,7 @@ impl<T> Loaded<'_, T> {
     /// The revision of the state that this value was made from. [`Revision::NONE`] for a default
     /// that was taken because no state came in time.
     pub fn revision(&self) -> Revision {
-        self.guard.revision
+        self.guard.revision()
     }
 
     /// Where this value comes from.

@@ -315,6 +315,9 @@ pub enum GetError {
         /// What went wrong, and with which server.
         message: String,
     },
+    /// The client was shut down.
+    #[error(transparent)]
+    Closed(#[from] Closed),
     /// The answer breaks the contract.
     #[error("the answer cannot be used: {message}")]
     BadAnswer {
@@ -329,7 +332,7 @@ impl GetError {
     pub const fn is_retryable(&self) -> bool {
         match self {
             Self::TimedOut { .. } | Self::Unavailable { .. } => true,
-            Self::Range(_) | Self::Refused(_) | Self::BadAnswer { .. } => false,
+            Self::Range(_) | Self::Refused(_) | Self::Closed(_) | Self::BadAnswer { .. } => false,
         }
     }
 }
@@ -353,7 +356,7 @@ debug! {
     WatchError: Range Refused NoFirstValue Closed;
     NoValue: NotConnected Missing Rejected;
     Closed: Revoked Shutdown Ended;
-    GetError: Range Refused TimedOut Unavailable BadAnswer;
+    GetError: Range Refused TimedOut Unavailable Closed BadAnswer;
 }
 
 impl fmt::Debug for Refused {

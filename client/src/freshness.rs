@@ -16,6 +16,9 @@ pub(crate) struct Proof(i64);
 impl Proof {
     /// It never was. Less than any other.
     pub(crate) const NONE: Self = Self(i64::MIN);
+
+    /// It never was, and will not be.
+    const NEVER: Self = Self(i64::MIN + 1);
 }
 
 /// A moment that comes once, or never.
@@ -29,10 +32,11 @@ impl Moment {
 
     /// The first one stands.
     pub(crate) fn set_once(&self, proof: Proof) {
-        let never = Proof::NONE.0;
+        let unset = Proof::NONE.0;
+        let proof = proof.max(Proof::NEVER);
         let _ = self
             .0
-            .compare_exchange(never, proof.0, Ordering::Relaxed, Ordering::Relaxed);
+            .compare_exchange(unset, proof.0, Ordering::Relaxed, Ordering::Relaxed);
     }
 
     fn get(&self) -> Proof {
@@ -67,15 +71,16 @@ impl Proven {
 
     /// It never goes back.
     pub(crate) fn prove(&self, proof: Proof) {
-        self.last.fetch_max(proof.0, Ordering::Relaxed);
+        self.last.fetch_max(proof.0, Ordering::Release);
     }
 
+    /// Who sees a proof here also sees what was superseded before it was told.
     pub(crate) fn last(&self) -> Proof {
-        Proof(self.last.load(Ordering::Relaxed))
+        Proof(self.last.load(Ordering::Acquire))
     }
 
     fn since(&self, proof: Proof) -> Option<Duration> {
-        if proof == Proof::NONE {
+        if proof <= Proof::NEVER {
             return None;
         }
         let now = self.proof(Instant::now());
@@ -108,8 +113,10 @@ impl Freshness {
     /// How old a value is that was proven when it was made, at `made`, and was last etcd's when it
     /// was `superseded`, if it was.
     pub(crate) fn age(&self, made: Proof, superseded: &Moment) -> Option<Duration> {
+        // In this order, or a value that is superseded meanwhile would pass for what superseded it.
+        let last = self.proven.last();
         let last = match superseded.get() {
-            Proof::NONE => self.proven.last(),
+            Proof::NONE => last,
             superseded => superseded,
         };
         self.proven.since(last.max(made))
@@ -152,5 +159,9 @@ mod tests {
         proven.prove(proven.proof(Instant::now()));
         superseded.set_once(proven.last());
         assert_eq!(freshness.age(Proof::NONE, &superseded), Some(secs(62)));
+        // One that was never proven to be anything, and is not what there is now.
+        let superseded = Moment::never();
+        superseded.set_once(Proof::NONE);
+        assert_eq!(freshness.age(Proof::NONE, &superseded), None);
     }
 }

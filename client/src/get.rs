@@ -12,7 +12,7 @@ use driftless_proto::{KeyRange, RangeError};
 
 use crate::connect::Endpoint;
 use crate::entries::Entries;
-use crate::error::{GetError, Refused, RefusedReason, too_large};
+use crate::error::{Closed, GetError, Refused, RefusedReason, too_large};
 use crate::inventory::Held;
 use crate::replica::{Applied, Replica};
 use crate::transport::{CallError, Transport};
@@ -71,15 +71,19 @@ impl IntoFuture for GetBuilder {
             let after = self.timeout;
             let inventory = self.transport.inventory();
             let _holding = inventory.hold(Held::Get(range.to_string()));
-            tokio::time::timeout(after, get(&self.transport, range.clone(), self.limit))
-                .await
-                .unwrap_or_else(|_| {
-                    Err(GetError::TimedOut {
-                        range,
-                        endpoints: self.transport.endpoints(),
-                        after,
-                    })
-                })
+            let answer = get(&self.transport, range.clone(), self.limit);
+            match tokio::time::timeout(after, answer).await {
+                // However that showed: there is no use in asking again.
+                Ok(Err(_)) | Err(_) if self.transport.is_closed() => {
+                    Err(GetError::Closed(Closed::Shutdown))
+                }
+                Ok(answer) => answer,
+                Err(_) => Err(GetError::TimedOut {
+                    range,
+                    endpoints: self.transport.endpoints(),
+                    after,
+                }),
+            }
         })
     }
 }

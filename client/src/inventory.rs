@@ -6,7 +6,9 @@
 //! nothing is left, and one that is not says what is. It keeps nothing alive and ends nothing.
 
 use std::fmt;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 
 use slab::Slab;
 use tokio::sync::watch;
@@ -76,6 +78,14 @@ impl Inventory {
         }
     }
 
+    /// Notes it for as long as the future lives, and what is in it.
+    pub(crate) fn note<F: Future>(&self, held: Held, future: F) -> Noted<F> {
+        Noted {
+            future: Box::pin(future),
+            _holding: self.hold(held),
+        }
+    }
+
     /// All that is held now.
     pub(crate) fn items(&self) -> Vec<Held> {
         self.lock().iter().map(|(_, held)| held.clone()).collect()
@@ -88,6 +98,22 @@ impl Inventory {
 
     fn lock(&self) -> MutexGuard<'_, Slab<Held>> {
         self.0.items.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A future that is held.
+pub(crate) struct Noted<F> {
+    // First, because fields are dropped in order: what is in it is gone when that is said. What a
+    // future holds on to itself it drops before what it was given.
+    future: Pin<Box<F>>,
+    _holding: Holding,
+}
+
+impl<F: Future> Future for Noted<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        self.future.as_mut().poll(cx)
     }
 }
 
@@ -111,6 +137,34 @@ impl Drop for Holding {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What the future was given, before and after its first poll.
+    #[tokio::test]
+    async fn what_is_in_a_future_is_gone_before_that_is_said() {
+        struct Given(Inventory);
+        impl Drop for Given {
+            fn drop(&mut self) {
+                assert_eq!(self.0.items().len(), 1);
+            }
+        }
+        for polled in [false, true] {
+            let inventory = Inventory::new();
+            let given = Given(inventory.clone());
+            let mut noted = inventory.note(Held::Get("/a".to_owned()), async move {
+                std::future::pending::<()>().await;
+                drop(given);
+            });
+            if polled {
+                let poll = std::future::poll_fn(|cx| {
+                    assert!(Pin::new(&mut noted).poll(cx).is_pending());
+                    Poll::Ready(())
+                });
+                poll.await;
+            }
+            drop(noted);
+            assert_eq!(inventory.items(), []);
+        }
+    }
 
     #[test]
     fn what_is_held_has_a_name_until_it_is_gone() {

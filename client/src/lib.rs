@@ -54,7 +54,7 @@
 //! | code that is not async | [`Watcher::on_change`] | a task, until its guard is dropped |
 //! | a health check | [`Watcher::status`], [`Watcher::watch_status`] | |
 //!
-//! Each keeps the watch going; the last one that is dropped ends it. The pattern for several at once
+//! Each but the status keeps the watch going; the last one that is dropped ends it. The pattern for several at once
 //! is `select!` in a loop: every future of this library may be dropped at any moment and loses
 //! nothing (each says so under "Cancel safety").
 //!

@@ -57,7 +57,9 @@ impl<T, U: PartialEq + ?Sized> Part<T, U> {
         loop {
             // Before waiting: a change may have come before the start, or while nobody polled.
             let now = self.watcher.cell.keep();
-            let differs = (self.of)(&now) != (self.of)(&self.told);
+            // A value may differ from itself, as one with a float that is no number does.
+            let is_new = !Arc::ptr_eq(&now, &self.told);
+            let differs = is_new && (self.of)(&now) != (self.of)(&self.told);
             self.told = now;
             if differs {
                 return Ok(self.told.revision());

@@ -10,18 +10,15 @@ use futures_core::Stream;
 use tokio::sync::watch;
 use tokio_util::sync::ReusableBoxFuture;
 
-use crate::cell::{Version, Versioned};
-use crate::entries::Entries;
+use crate::cell::{Cell, Version, Versioned};
 use crate::error::Closed;
-use crate::status::Status;
-use crate::watcher::Watcher;
+use crate::status::{Status, StatusWatcher};
+use crate::watcher::{Handle, Watcher};
 
 /// A value, and the one that it took the place of. It keeps both in memory.
 pub struct Update<T> {
     old: Arc<Versioned<T>>,
     new: Arc<Versioned<T>>,
-    old_state: Entries,
-    new_state: Entries,
 }
 
 impl<T> Update<T> {
@@ -35,14 +32,14 @@ impl<T> Update<T> {
         &self.new
     }
 
-    /// The revision of the state that the new value was made from.
+    /// The revision of the state that the current value was made from.
     pub fn revision(&self) -> Revision {
         self.new.revision()
     }
 
     /// The keys that differ, as [`Changed::keys`](crate::Changed::keys).
     pub fn keys(&self) -> impl Iterator<Item = &Key> {
-        self.new_state.changed_keys_since(&self.old_state)
+        self.new.state().changed_keys_since(self.old.state())
     }
 }
 
@@ -61,12 +58,13 @@ impl<T> fmt::Debug for Update<T> {
 /// # Cancel safety
 /// Dropping a future that waits for the next item loses nothing. Dropping the stream ends the watch.
 pub struct Updates<T> {
-    watcher: Watcher<T>,
+    cell: Arc<Cell<T>>,
     /// Waits for a value that is newer than what was told.
     news: ReusableBoxFuture<'static, watch::Receiver<Version>>,
     told: Arc<Versioned<T>>,
-    told_state: Entries,
     ended: bool,
+    status: StatusWatcher,
+    handle: Arc<Handle>,
 }
 
 async fn news(mut version: watch::Receiver<Version>, told: u64) -> watch::Receiver<Version> {
@@ -79,21 +77,27 @@ async fn news(mut version: watch::Receiver<Version>, told: u64) -> watch::Receiv
 
 impl<T: Send + Sync + 'static> Updates<T> {
     pub(crate) fn new(watcher: Watcher<T>) -> Self {
-        let told_state = watcher.version.borrow().state.clone();
-        let told = watcher.cell.keep();
-        let version = watcher.version.clone();
+        let Watcher {
+            cell,
+            version,
+            status,
+            handle,
+            ..
+        } = watcher;
+        let told = cell.keep();
         Self {
             news: ReusableBoxFuture::new(news(version, told.number())),
+            cell,
             told,
-            told_state,
             ended: false,
-            watcher,
+            status,
+            handle,
         }
     }
 
     /// How the watcher is doing.
     pub fn status(&self) -> Status {
-        self.watcher.status()
+        self.status.status()
     }
 
     fn next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Update<T>, Closed>>> {
@@ -101,23 +105,16 @@ impl<T: Send + Sync + 'static> Updates<T> {
             return Poll::Ready(None);
         }
         let version = ready!(self.news.poll(cx));
-        let (number, state, closed) = {
-            let version = version.borrow();
-            (version.number, version.state.clone(), version.closed)
-        };
+        let Version { number, closed } = *version.borrow();
         if number <= self.told.number() {
             self.ended = true;
             return Poll::Ready(Some(Err(closed.unwrap_or(Closed::Ended))));
         }
         // Of this version, or of one that is about to be told: then it is told now, and once.
-        let new = self.watcher.cell.keep();
+        let new = self.cell.keep();
         self.news.set(news(version, new.number()));
-        Poll::Ready(Some(Ok(Update {
-            old: std::mem::replace(&mut self.told, Arc::clone(&new)),
-            new,
-            old_state: std::mem::replace(&mut self.told_state, state.clone()),
-            new_state: state,
-        })))
+        let old = std::mem::replace(&mut self.told, Arc::clone(&new));
+        Poll::Ready(Some(Ok(Update { old, new })))
     }
 }
 
@@ -133,7 +130,7 @@ impl<T> fmt::Debug for Updates<T> {
     /// The range and the revision that was told of last, and never a value.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Updates")
-            .field("range", self.watcher.handle.shared.range())
+            .field("range", self.handle.shared.range())
             .field("told", &self.told.revision())
             .finish_non_exhaustive()
     }

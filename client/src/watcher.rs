@@ -180,10 +180,8 @@ impl<T: DeserializeOwned + Send + Sync + 'static> IntoFuture for WatchBuilder<T>
                 return Err(WatchError::Closed(shared.closed()));
             }
             let version = cell.subscribe();
-            let (seen, seen_state) = {
-                let now = version.borrow();
-                (now.number, now.state.clone())
-            };
+            let now = cell.keep();
+            let (seen, seen_state) = (now.number(), now.state().clone());
             Ok(Watcher {
                 cell,
                 version,
@@ -283,15 +281,21 @@ impl fmt::Debug for Changed {
 /// watch the same range: its clones, and what was made of it ([`Reader`], [`Part`], [`Updates`],
 /// [`OnChange`]), each of which keeps the watch going as it does. A clone tells changes by itself,
 /// from where this one is.
+///
+/// It holds the keys and values of the state that [`changed`](Self::changed) told of last (at the
+/// start: the first one), to tell the next change's keys. They share their memory with the current
+/// state as far as they are the same; for a watch that is only ever [loaded](Self::load), in which
+/// every key is replaced in time, that is the range once more. A [`Reader`] does without.
 pub struct Watcher<T> {
     pub(crate) cell: Arc<Cell<T>>,
     pub(crate) version: watch::Receiver<Version>,
     /// The number of the value that was current at the start, or that `changed` told of last.
     seen: u64,
     /// The state that it was made from: what changes are told against. It shares with the current
-    /// one what is the same in them, so it costs what changed since.
+    /// one what is the same in them, so it costs what changed since, and at most as much again as
+    /// the range holds.
     seen_state: Entries,
-    status: StatusWatcher,
+    pub(crate) status: StatusWatcher,
     pub(crate) handle: Arc<Handle>,
 }
 
@@ -316,7 +320,8 @@ impl<T> Clone for Watcher<T> {
 }
 
 impl<T> Watcher<T> {
-    /// The value now. Wait-free: no lock, no allocation, from any thread.
+    /// The value now. Wait-free: no lock, and no allocation but for a few words at a thread's first
+    /// load; from any thread.
     ///
     /// Two loads may see two values. Load once per piece of work, and do not hold it across an
     /// await: see [`Loaded`].
@@ -435,17 +440,19 @@ impl<T> Watcher<T> {
             .wait_for(|version| version.number != seen || version.closed.is_some())
             .await;
         // Cannot fail while the cell is held; if it could, it would mean this.
-        let version = news.map_err(|_| Closed::Ended)?.clone();
-        if version.number != seen {
-            self.seen = version.number;
-            let old = std::mem::replace(&mut self.seen_state, version.state.clone());
-            return Ok(Changed {
-                revision: version.state.revision(),
-                old,
-                new: version.state,
-            });
+        let Version { number, closed } = *news.map_err(|_| Closed::Ended)?;
+        if number <= seen {
+            return Err(closed.unwrap_or(Closed::Ended));
         }
-        Err(version.closed.unwrap_or(Closed::Ended))
+        // Of this version, or of one that is about to be told: then it is told now, and once.
+        let now = self.cell.keep();
+        self.seen = now.number();
+        let old = std::mem::replace(&mut self.seen_state, now.state().clone());
+        Ok(Changed {
+            revision: now.revision(),
+            old,
+            new: now.state().clone(),
+        })
     }
 
     /// How the watcher is doing.

@@ -192,7 +192,7 @@ impl AsyncWrite for StallingIo {
 /// and returns how many operations that let through.
 ///
 /// A round makes a client with [`Stall::over_tcp`], or [`Stall::over`], does its work until that is
-/// done or the [stall has happened](Stall::happened), drops everything, and says whether nothing is
+/// done or the [stall has happened](Stall::happened), drops everything, and fails where something is
 /// left.
 ///
 /// # Panics

@@ -1,8 +1,9 @@
 //! The server as a whole: bind, serve, shut down.
 //!
 //! It owns every task that it causes: one ingest task a prefix, the accept loop, the admin endpoint,
-//! the one that looks at certificates, and one task a connection with one a stream. [`Server::run`] ends when its shutdown token is
-//! cancelled, and then nothing is left of it, at etcd neither.
+//! the one that looks at certificates, and one task a connection, which serves all its streams.
+//! [`Server::run`] ends when its shutdown token is cancelled, and then nothing is left of it, at etcd
+//! neither.
 
 use std::io;
 use std::net::SocketAddr;

@@ -73,7 +73,8 @@ struct End {
 /// Relates the server's clock to ours.
 #[derive(Clone, Copy, Default)]
 struct Clock {
-    /// When the hello arrived, and what the server's clock said in it.
+    /// When the server was asked, and what its clock said in the hello. It said so after that, so that
+    /// what is told of etcd may seem older than it is, and never younger.
     origin: Option<(Instant, u64)>,
     /// The newest contact with etcd that the server told of, on its clock. Counts as proof once the
     /// state is known to be the server's.
@@ -81,9 +82,9 @@ struct Clock {
 }
 
 impl Clock {
-    fn begin(&mut self, hello: &v1::Hello, now: Instant) {
+    fn begin(&mut self, hello: &v1::Hello, asked: Instant) {
         // A server that tells no time leaves both at 0.
-        self.origin = (hello.clock_ms != 0).then_some((now, hello.clock_ms));
+        self.origin = (hello.clock_ms != 0).then_some((asked, hello.clock_ms));
         self.contact = hello.contact_ms;
     }
 
@@ -93,13 +94,13 @@ impl Clock {
 
     /// When, on our clock, etcd was last proven to be there; at most now.
     fn proven(&self, now: Instant) -> Option<Instant> {
-        let (arrived, clock) = self.origin?;
+        let (asked, clock) = self.origin?;
         if self.contact <= clock {
             let before = Duration::from_millis(clock - self.contact);
-            arrived.checked_sub(before)
+            asked.checked_sub(before)
         } else {
             let after = Duration::from_millis(self.contact - clock);
-            arrived.checked_add(after).map(|proven| proven.min(now))
+            asked.checked_add(after).map(|proven| proven.min(now))
         }
     }
 }
@@ -187,6 +188,7 @@ impl Task {
         connection: &Arc<Connection>,
     ) -> Result<std::convert::Infallible, End> {
         let request = self.request();
+        let asked = Instant::now();
         self.step(Event::Asked);
         let frames = &mut match self.limited(connection.watch(request)).await {
             Some(Ok(frames)) => frames,
@@ -200,7 +202,7 @@ impl Task {
             _ => return Err(End::malformed("the first frame is not a hello")),
         };
         self.replica.begin(&hello);
-        self.clock.begin(&hello, Instant::now());
+        self.clock.begin(&hello, asked);
         self.step(Event::Hello {
             progress_interval: Duration::from_millis(hello.progress_interval_ms.into()),
         });
@@ -419,7 +421,8 @@ impl Task {
             status.since = now.into_std();
         }
         if state == State::Live {
-            status.proven = self.clock.proven(now).or(status.proven);
+            // Another server may have heard of etcd less lately.
+            status.proven = self.clock.proven(now).max(status.proven);
             // Over, once a server serves.
             changed |= status.refused.take().is_some();
         }

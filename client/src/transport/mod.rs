@@ -172,6 +172,11 @@ impl Transport {
         self.closing.cancel();
     }
 
+    /// Whether it was [closed](Self::close).
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closing.is_cancelled()
+    }
+
     /// A server says how often it checks connections; zero: it does not say. The next connection
     /// keeps to it: HTTP/2's keepalive is set before a connection's first byte, and hyper has no way
     /// to set it later.

@@ -41,15 +41,15 @@ impl Tasks {
 impl Owned {
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let endpoint = self.endpoint.clone();
-        let held = self.inventory.hold(Held::ConnectionTask(endpoint));
+        let held = Held::ConnectionTask(endpoint);
         let closing = self.closing.clone();
         let mut set: MutexGuard<'_, _> = self.set.lock().unwrap_or_else(PoisonError::into_inner);
         // Those that ended are let go here: there is one spawn per call, so they never pile up.
         while set.try_join_next().is_some() {}
-        set.spawn(async move {
-            let _held = held;
+        let task = async move {
             closing.run_until_cancelled(task).await;
-        });
+        };
+        set.spawn(self.inventory.note(held, task));
     }
 }
 

@@ -157,6 +157,9 @@ impl Connections {
     /// Accepts connections until the shutdown begins; then the listener is closed, so that clients
     /// go elsewhere. While there are as many connections as allowed, the next ones wait in the
     /// listener's backlog.
+    ///
+    /// # Cancel safety
+    /// Dropping it closes the listener; connections that were accepted go on.
     pub async fn accept(&self, listener: TcpListener) {
         // A shutdown waits for this to end: one more connection may come of it.
         let _accepting = self.tasks.token();

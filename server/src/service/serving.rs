@@ -6,15 +6,16 @@
 //! them, so that what they hand over is written at once.
 
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use futures_util::task::AtomicWaker;
+use futures_util::{FutureExt, StreamExt};
 use hyper::rt::Executor;
 use tokio::time::{Sleep, sleep};
 
@@ -38,9 +39,9 @@ impl Begun {
 
 impl<F: Future<Output: Send> + Send + 'static> Executor<F> for Begun {
     fn execute(&self, stream: F) {
-        let stream = async move {
-            stream.await;
-        };
+        // A panic is a bug that costs the stream, which is reset, and not all of the connection's.
+        // The hook has told of it; what the stream leaves half-done goes with it.
+        let stream = AssertUnwindSafe(stream).catch_unwind().map(drop);
         // Only while the connection is polled, whose task looks here right after.
         self.lock().push(Box::pin(stream));
     }
@@ -167,6 +168,15 @@ impl<C: Transport> Serving<C> {
             return false;
         }
         within.as_mut().poll(cx).is_ready()
+    }
+}
+
+impl<C> Drop for Serving<C> {
+    fn drop(&mut self) {
+        // What was begun in the poll that ended the connection, and is with no task: a stream holds
+        // the list that it is on, so that neither would go by itself.
+        let begun = std::mem::take(&mut *self.begun.lock());
+        drop(begun);
     }
 }
 
@@ -331,6 +341,46 @@ mod tests {
             1,
             "nothing is left of the streams"
         );
+    }
+
+    /// hyper's streams hold the executor, which is the list that they are on.
+    #[tokio::test]
+    async fn what_is_begun_as_the_connection_ends_goes_with_it() {
+        let (begun, orders) = (Begun::default(), Arc::default());
+        let held = Arc::new(());
+        let (begin, kept) = (begun.clone(), Arc::clone(&held));
+        let connection = move |_: &mut Context<'_>| {
+            let (list, kept) = (begin.clone(), Arc::clone(&kept));
+            begin.execute(async move {
+                pending::<()>().await;
+                drop((list, kept));
+            });
+            Poll::Ready(())
+        };
+        let (serving, _) = serving(connection, &begun, &orders, true);
+        timeout(SOON, serving).await.unwrap();
+        assert_eq!(Arc::strong_count(&held), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_panics_takes_no_other_with_it() {
+        let (begun, orders) = (Begun::default(), Arc::<Orders>::default());
+        let polled = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&polled);
+        begun.execute(async { panic!("for the test") });
+        begun.execute(async move {
+            for _ in 0..3 {
+                tokio::task::yield_now().await;
+                counted.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        let idle = |_: &mut Context<'_>| Poll::Pending;
+        let (serving, _) = serving(idle, &begun, &orders, true);
+        assert!(
+            timeout(SOON, serving).await.is_err(),
+            "the connection goes on"
+        );
+        assert_eq!(polled.load(Ordering::Relaxed), 3);
     }
 
     #[tokio::test(start_paused = true)]
