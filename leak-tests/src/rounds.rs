@@ -21,6 +21,10 @@ const WARM_UP_PART: u64 = 4;
 /// The fewest rounds that have fifths.
 const FEWEST: u64 = 5;
 
+/// The fewest rounds that say something of growth: in fewer, buffers that are bounded are still being
+/// filled, a connection's table of headers for one.
+pub(crate) const FEWEST_FOR_GROWTH: u64 = 50;
+
 /// How many times the rounds are done again where something grew: a table that doubled once does so
 /// outside of what is compared then, and a leak grows on.
 const AGAIN: u64 = 4;
@@ -139,7 +143,7 @@ impl Rounds {
     ///
     /// What [returns](Rule::Returns) must be back after each round in
     /// [time](Self::patience); the first round after which it is not ends the run.
-    /// What [may not grow](Rule::MayNotGrow) is compared by its lowest values in two fifths of the
+    /// From fifty rounds on, what [may not grow](Rule::MayNotGrow) is compared by its lowest values in two fifths of the
     /// rounds, the second and the last; where it grew, four times as many rounds follow and count
     /// instead.
     ///
@@ -344,8 +348,17 @@ impl Outcome {
         names
     }
 
+    /// Whether there were enough rounds, fifty, for a verdict on growth. With fewer, only what is kept
+    /// after a round is found.
+    pub const fn tells_growth(&self) -> bool {
+        self.rounds >= FEWEST_FOR_GROWTH
+    }
+
     /// What grew in the last series.
     fn growth(&self) -> Vec<Leak> {
+        if !self.tells_growth() {
+            return Vec::new();
+        }
         let grown = self.curves.iter().filter_map(|curve| {
             let Rule::MayNotGrow { slack } = curve.rule else {
                 return None;
@@ -368,6 +381,9 @@ impl fmt::Display for Outcome {
         write!(f, "{}, {} rounds: ", self.name, self.rounds)?;
         if self.leaks.is_empty() {
             f.write_str("nothing leaks")?;
+            if !self.tells_growth() {
+                f.write_str(", as far as so few rounds can tell")?;
+            }
         }
         for (index, leak) in self.leaks.iter().enumerate() {
             let between = if index == 0 { "" } else { "; " };

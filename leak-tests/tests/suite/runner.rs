@@ -21,6 +21,9 @@ const BYTES: &str = "allocated bytes";
 /// How long a scenario may take when all of its allocations are recorded.
 const BRIEFLY: Duration = Duration::from_secs(4);
 
+/// How many rounds are done then: enough for what was found already.
+const PROFILED: u64 = 200;
+
 /// How much of what a failed process said is kept, in bytes from its end.
 const MOST_WORDS: usize = 2000;
 
@@ -63,15 +66,17 @@ pub(crate) fn all(options: &Options) -> ExitCode {
                         return;
                     };
                     let each = options.next(left, start.elapsed());
+                    let begun = Instant::now();
                     let mut record = in_a_process(scenario, options.rounds, each, &[]);
                     let grew = record.noticed_by.iter().any(|name| name == BYTES);
                     if grew && (options.report.is_some() || !record.passed()) {
                         // Once more, slowly, to say where.
                         let profile = [HEAP_PROFILE];
-                        let again = in_a_process(scenario, options.rounds, BRIEFLY, &profile);
+                        let rounds = options.rounds.min(PROFILED);
+                        let again = in_a_process(scenario, rounds, BRIEFLY, &profile);
                         record.stacks = again.stacks;
                     }
-                    tell(&record);
+                    tell(&record, begun.elapsed());
                     done.lock().unwrap().push((index, record));
                 }
             });
@@ -94,11 +99,16 @@ pub(crate) fn all(options: &Options) -> ExitCode {
 }
 
 /// One line for each, and more where it failed.
-fn tell(record: &Record) {
+fn tell(record: &Record, took: Duration) {
     let verdict = if record.passed() { "ok" } else { "FAILED" };
     // Whole lines: several threads tell.
     let mut line = format!("test {} ... {verdict}", record.name);
-    line += &format!(" ({} rounds: {})", record.rounds, record.verdict());
+    let seconds = took.as_secs();
+    line += &format!(
+        " ({} rounds, {seconds} s: {})",
+        record.rounds,
+        record.verdict()
+    );
     for stack in record.stacks.iter().filter(|_| !record.passed()) {
         line += &format!("\n{stack}");
     }

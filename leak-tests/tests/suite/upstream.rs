@@ -31,9 +31,6 @@ const HUGE: usize = 700 * 1024;
 /// How many large values are more than what is sent ahead to a client that does not read.
 const MORE_THAN_A_WINDOW: usize = 24;
 
-/// So many operations later a client holds its first state and stalls.
-const IDLE: u64 = 40;
-
 pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "a value changes",
@@ -281,10 +278,12 @@ async fn write_much(world: &mut Real, round: u64) {
 
 /// A client that holds its first state and reads no more, and what keeps it there.
 async fn stalled(world: &Real) -> (Stall, EntriesWatcher) {
-    let stall = Stall::after(IDLE);
+    let stall = Stall::never();
     let client = world.stalling_client(&stall);
     let watcher = in_time("the first state", client.entries(prefix()).into_future());
-    (stall, watcher.await.unwrap())
+    let watcher = watcher.await.unwrap();
+    stall.begin();
+    (stall, watcher)
 }
 
 async fn does_not_read(rounds: Rounds) -> Outcome {
