@@ -1,7 +1,7 @@
 # Each target sets up what it needs; see .ci/setup for what that may install.
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo bench
+.PHONY: help test demo bench leak-tests soak
 
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,3 +16,14 @@ demo: ## Shows an edit made with etcdctl reach a running service (DEMO_ONCE=1: a
 bench: ## Measures the fan-out beside etcd's (QUICK=1: in five minutes; BENCH='--only small')
 	@.ci/setup etcd etcdctl protoc
 	@cargo bench --locked -p driftless --bench fanout -- run $(if $(QUICK),--quick) $(BENCH)
+
+# In minutes, at most: a slow machine does fewer rounds, and says how many.
+leak-tests: MINUTES ?= $(if $(filter 1000,$(ROUNDS)),5,10)
+leak-tests: ROUNDS ?= 10000
+leak-tests: ## Proves that nothing leaks, and that leaks are found (ROUNDS=1000: in five minutes)
+	@.ci/leak-tests $(ROUNDS) $(MINUTES)
+
+soak: MINUTES ?= 480
+soak: ROUNDS ?= 1000000
+soak: ## The same for a night (ROUNDS=1000000 MINUTES=480)
+	@.ci/leak-tests $(ROUNDS) $(MINUTES)

@@ -26,12 +26,18 @@ const MOST_STACKS: usize = 5;
 /// How many frames of a stack are told.
 const MOST_FRAMES: usize = 24;
 
-/// What the frames of the allocator, of the standard library and of the runtime begin with: they are
+/// Where the sources of the standard library, of the allocator and of the runtime are: their frames are
 /// in every stack, and say nothing.
-const EVERYWHERE: [&str; 12] = [
-    "_rjem_", "prof_", "je_", "__r", "<alloc::", "alloc::", "<core::", "core::", "std::", "<std::",
-    "tokio::", "<tokio::",
+const EVERYWHERE: [&str; 5] = [
+    "/rustc/",
+    "/library/",
+    "jemalloc",
+    "/tokio-1",
+    "/backtrace-",
 ];
+
+/// How many of a file's folders are told: which crate it is of.
+const FOLDERS: usize = 4;
 
 /// What is allocated, by where that was done.
 #[derive(Debug)]
@@ -59,10 +65,11 @@ impl Heap {
         });
         let mut grown: Vec<_> = grown.collect();
         grown.sort_unstable_by(|a, b| b.cmp(a));
-        grown.truncate(MOST_STACKS);
-        let told = grown.into_iter().map(|(more, stack)| {
+        let stacks = grown.into_iter().map(|(more, stack)| (more, frames(stack)));
+        let told = stacks.filter(|(_, frames)| !are_ours(frames));
+        let told = told.take(MOST_STACKS).map(|(more, frames)| {
             let mut text = format!("{more} bytes more, allocated in\n");
-            for frame in frames(stack) {
+            for frame in frames {
                 // Writing to a string does not fail.
                 let _ = writeln!(text, "    {frame}");
             }
@@ -109,25 +116,30 @@ fn parsed(text: &str) -> HashMap<Vec<usize>, i64> {
     heap
 }
 
-/// The functions of a stack, innermost first, with file and line where they are known.
+/// Whether it is this crate that keeps what is compared and plotted.
+fn are_ours(frames: &[String]) -> bool {
+    let ours = ["leak_tests::heap::", "leak_tests::curve::"];
+    let is_ours = |frame: &String| ours.iter().any(|module| frame.contains(module));
+    frames.iter().any(is_ours)
+}
+
+/// The functions of a stack whose sources are known, innermost first, with file and line.
 fn frames(stack: &[usize]) -> Vec<String> {
     let mut frames = Vec::new();
     for address in stack {
         // The call, and not where it returns to.
         let call = address.saturating_sub(1) as *mut std::ffi::c_void;
         backtrace::resolve(call, |symbol| {
-            let Some(name) = symbol.name() else { return };
-            let name = format!("{name:#}");
-            if frames.len() >= MOST_FRAMES || EVERYWHERE.iter().any(|part| name.starts_with(part)) {
+            let (Some(name), Some(file)) = (symbol.name(), symbol.filename()) else {
+                return;
+            };
+            let path = file.to_string_lossy();
+            if frames.len() >= MOST_FRAMES || EVERYWHERE.iter().any(|part| path.contains(part)) {
                 return;
             }
-            frames.push(match (symbol.filename(), symbol.lineno()) {
-                (Some(file), Some(line)) => {
-                    let file = file.file_name().unwrap_or_default().to_string_lossy();
-                    format!("{name} ({file}:{line})")
-                }
-                _ => name,
-            });
+            let parts = path.rsplit('/').take(FOLDERS).collect::<Vec<_>>();
+            let file = parts.into_iter().rev().collect::<Vec<_>>().join("/");
+            frames.push(format!("{file}:{} {name:#}", symbol.lineno().unwrap_or(0)));
         });
     }
     frames

@@ -60,3 +60,8 @@ pub use stall::{Stall, at_every_operation};
 pub use tasks::Tasks;
 pub use threads::Threads;
 pub use witness::{Reading, Rule, Unreadable, Witness, Witnesses, bounded_gauge, gauge};
+
+/// The examples in the README compile.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;

@@ -8,7 +8,7 @@ use std::{fs, io};
 use serde::{Deserialize, Serialize};
 
 use crate::curve::Curve;
-use crate::rounds::Outcome;
+use crate::rounds::{FEWEST_FOR_GROWTH, Outcome};
 use crate::witness::Rule;
 
 /// The page's name in its folder.
@@ -142,6 +142,9 @@ impl Record {
     pub fn verdict(&self) -> String {
         let noticed = self.noticed_by.join(", ");
         match (self.planted_for.is_empty(), self.passed()) {
+            (true, true) if self.rounds < FEWEST_FOR_GROWTH => {
+                "nothing is kept; too few rounds to tell of growth".to_owned()
+            }
             (true, true) => "nothing leaks".to_owned(),
             (true, false) => self.leaks.join("; "),
             (false, true) => format!("noticed by {noticed}"),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
-use crate::baseline::{Baseline, Leaked};
+use crate::baseline::{Baseline, Leaked, RETURN_WITHIN};
 use crate::curve::{Curve, Fifths};
 use crate::heap::Heap;
 use crate::witness::{Rule, Unreadable, Witnesses};
@@ -20,6 +20,10 @@ const WARM_UP_PART: u64 = 4;
 
 /// The fewest rounds that have fifths.
 const FEWEST: u64 = 5;
+
+/// The fewest rounds that say something of growth: in fewer, buffers that are bounded are still being
+/// filled, a connection's table of headers for one.
+pub(crate) const FEWEST_FOR_GROWTH: u64 = 50;
 
 /// How many times the rounds are done again where something grew: a table that doubled once does so
 /// outside of what is compared then, and a leak grows on.
@@ -52,6 +56,7 @@ pub fn rounds(count: u64) -> Rounds {
         count: count.max(FEWEST),
         warm_up: WARM_UP,
         budget: None,
+        patience: RETURN_WITHIN,
         only: None,
         more: Witnesses::new(),
         at_the_end: Witnesses::new(),
@@ -67,6 +72,7 @@ pub struct Rounds {
     count: u64,
     warm_up: u64,
     budget: Option<Duration>,
+    patience: Duration,
     only: Option<Witnesses>,
     more: Witnesses,
     at_the_end: Witnesses,
@@ -96,6 +102,12 @@ impl Rounds {
     /// at least five. Default: no limit.
     pub const fn within(mut self, budget: Duration) -> Self {
         self.budget = Some(budget);
+        self
+    }
+
+    /// How long what returns may take to do so. Default: [`RETURN_WITHIN`].
+    pub const fn patience(mut self, limit: Duration) -> Self {
+        self.patience = limit;
         self
     }
 
@@ -129,9 +141,9 @@ impl Rounds {
     /// Does the rounds: calls `round` with 0, 1, 2, … and afterwards waits for what it made to be
     /// gone.
     ///
-    /// What [returns](Rule::Returns) must be back after each round within
-    /// [`RETURN_WITHIN`](crate::RETURN_WITHIN); the first round after which it is not ends the run.
-    /// What [may not grow](Rule::MayNotGrow) is compared by its lowest values in two fifths of the
+    /// What [returns](Rule::Returns) must be back after each round in
+    /// [time](Self::patience); the first round after which it is not ends the run.
+    /// From fifty rounds on, what [may not grow](Rule::MayNotGrow) is compared by its lowest values in two fifths of the
     /// rounds, the second and the last; where it grew, four times as many rounds follow and count
     /// instead.
     ///
@@ -146,6 +158,7 @@ impl Rounds {
             count,
             warm_up,
             budget,
+            patience,
             only,
             more,
             at_the_end,
@@ -174,6 +187,7 @@ impl Rounds {
             at_the_end,
             warm_up,
             budget,
+            patience,
         };
         if let Err(leak) = plan.measure(&mut outcome, &mut next).await {
             outcome.leaks.push(leak);
@@ -198,6 +212,7 @@ struct Plan {
     at_the_end: Witnesses,
     warm_up: u64,
     budget: Option<Duration>,
+    patience: Duration,
 }
 
 impl Plan {
@@ -224,62 +239,64 @@ impl Plan {
         let end = self.at_the_end.baseline().await?;
         let returning = self.witnesses.that(|rule| rule == Rule::Returns);
         let before = returning.baseline().await?;
-        series(outcome, &self.witnesses, &before, next).await?;
+        self.series(outcome, &before, next).await?;
         if !outcome.growth().is_empty() {
             outcome.repeated = true;
             outcome.rounds = outcome.rounds.saturating_mul(AGAIN);
             let heap = Heap::now();
-            series(outcome, &self.witnesses, &before, next).await?;
+            self.series(outcome, &before, next).await?;
             if let Some((before, after)) = heap.zip(Heap::now()) {
                 outcome.stacks = after.grown_since(&before);
             }
         }
         let growth = outcome.growth();
         outcome.leaks.extend(growth);
-        end.returned().await.map_err(|leaked| Leak::Kept {
-            round: outcome.rounds,
-            leaked,
-        })?;
+        end.returned_within(self.patience)
+            .await
+            .map_err(|leaked| Leak::Kept {
+                round: outcome.rounds,
+                leaked,
+            })?;
         Ok(())
     }
-}
 
-/// All rounds once. What it keeps is allocated before the first of them.
-async fn series(
-    outcome: &mut Outcome,
-    witnesses: &Witnesses,
-    before: &Baseline,
-    next: &mut impl AsyncFnMut() -> Result<(), Leak>,
-) -> Result<(), Leak> {
-    let rounds = outcome.rounds;
-    let curves = witnesses
-        .iter()
-        .map(|witness| Curve::new(witness.name(), witness.rule(), rounds));
-    outcome.curves = curves.collect();
-    let mut fifths: Vec<Fifths> = witnesses.iter().map(|_| Fifths::of(rounds)).collect();
-    let mut times = Vec::with_capacity(usize::try_from(TIMES.min(rounds)).unwrap_or(0));
-    let mut told = None;
-    for round in 0..rounds {
-        next().await?;
-        let back = before.returned().await;
-        for (index, witness) in witnesses.iter().enumerate() {
-            let count = witness.read().await?;
-            outcome.curves[index].add(round, count);
-            fifths[index].add(round, count);
+    /// All rounds once. What it keeps is allocated before the first of them.
+    async fn series(
+        &self,
+        outcome: &mut Outcome,
+        before: &Baseline,
+        next: &mut impl AsyncFnMut() -> Result<(), Leak>,
+    ) -> Result<(), Leak> {
+        let (rounds, witnesses) = (outcome.rounds, &self.witnesses);
+        let curves = witnesses
+            .iter()
+            .map(|witness| Curve::new(witness.name(), witness.rule(), rounds));
+        outcome.curves = curves.collect();
+        let mut fifths: Vec<Fifths> = witnesses.iter().map(|_| Fifths::of(rounds)).collect();
+        let mut times = Vec::with_capacity(usize::try_from(TIMES.min(rounds)).unwrap_or(0));
+        let mut told = None;
+        for round in 0..rounds {
+            next().await?;
+            let back = before.returned_within(self.patience).await;
+            for (index, witness) in witnesses.iter().enumerate() {
+                let count = witness.read().await?;
+                outcome.curves[index].add(round, count);
+                fifths[index].add(round, count);
+            }
+            let took = back.map_err(|leaked| Leak::Kept { round, leaked })?;
+            let slot = round * TIMES.min(rounds) / rounds;
+            if told != Some(slot) {
+                told = Some(slot);
+                times.push(took);
+            }
         }
-        let took = back.map_err(|leaked| Leak::Kept { round, leaked })?;
-        let slot = round * TIMES.min(rounds) / rounds;
-        if told != Some(slot) {
-            told = Some(slot);
-            times.push(took);
+        for (curve, fifths) in outcome.curves.iter_mut().zip(fifths) {
+            curve.compared = fifths.lowest();
         }
+        times.sort_unstable();
+        outcome.median = times.get(times.len() / 2).copied();
+        Ok(())
     }
-    for (curve, fifths) in outcome.curves.iter_mut().zip(fifths) {
-        curve.compared = fifths.lowest();
-    }
-    times.sort_unstable();
-    outcome.median = times.get(times.len() / 2).copied();
-    Ok(())
 }
 
 /// What came of the rounds.
@@ -331,8 +348,17 @@ impl Outcome {
         names
     }
 
+    /// Whether there were enough rounds, fifty, for a verdict on growth. With fewer, only what is kept
+    /// after a round is found.
+    pub const fn tells_growth(&self) -> bool {
+        self.rounds >= FEWEST_FOR_GROWTH
+    }
+
     /// What grew in the last series.
     fn growth(&self) -> Vec<Leak> {
+        if !self.tells_growth() {
+            return Vec::new();
+        }
         let grown = self.curves.iter().filter_map(|curve| {
             let Rule::MayNotGrow { slack } = curve.rule else {
                 return None;
@@ -355,6 +381,9 @@ impl fmt::Display for Outcome {
         write!(f, "{}, {} rounds: ", self.name, self.rounds)?;
         if self.leaks.is_empty() {
             f.write_str("nothing leaks")?;
+            if !self.tells_growth() {
+                f.write_str(", as far as so few rounds can tell")?;
+            }
         }
         for (index, leak) in self.leaks.iter().enumerate() {
             let between = if index == 0 { "" } else { "; " };

@@ -31,7 +31,7 @@ pub struct Stall(Arc<Plan>);
 #[derive(Debug)]
 struct Plan {
     /// How many operations are let through.
-    through: u64,
+    through: AtomicU64,
     done: AtomicU64,
     happened: watch::Sender<bool>,
 }
@@ -40,7 +40,7 @@ impl Stall {
     /// Stalls after `through` operations.
     pub fn after(through: u64) -> Self {
         Self(Arc::new(Plan {
-            through,
+            through: AtomicU64::new(through),
             done: AtomicU64::new(0),
             happened: watch::Sender::new(false),
         }))
@@ -49,6 +49,11 @@ impl Stall {
     /// Never stalls, and counts.
     pub fn never() -> Self {
         Self::after(u64::MAX)
+    }
+
+    /// Stalls from now on.
+    pub fn begin(&self) {
+        self.0.through.store(0, Ordering::Release);
     }
 
     /// How many operations have been completed.
@@ -93,7 +98,7 @@ impl Stall {
 
     /// Whether the operation that is about to begin stalls.
     fn stalls(&self) -> bool {
-        let stalls = self.operations() >= self.0.through;
+        let stalls = self.operations() >= self.0.through.load(Ordering::Acquire);
         if stalls {
             self.0
                 .happened

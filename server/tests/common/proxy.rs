@@ -33,6 +33,8 @@ impl Proxy {
             AbortOnDropHandle::new(tokio::runtime::Handle::current().spawn(async move {
                 let mut connections = tokio::task::JoinSet::new();
                 while let Ok((mut from, _)) = listener.accept().await {
+                    // Those that ended are let go, or they pile up.
+                    while connections.try_join_next().is_some() {}
                     let mut modes = modes.clone();
                     connections.spawn(async move {
                         let mut forwarding = pin!(async {

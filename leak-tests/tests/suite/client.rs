@@ -1,0 +1,367 @@
+//! The client's ways out, against a server over a model of etcd: nothing here writes much.
+
+use std::time::Duration;
+
+use driftless_client::{Client, KeyRange, State};
+use leak_tests::{Outcome, Rounds, Stall, poll_times};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::common::{Server, in_time};
+use crate::scenario::Scenario;
+
+/// Within this a dropped watcher's stream, tasks and socket are gone, by promise.
+const WATCHER: Duration = Duration::from_millis(100);
+
+/// Within this all of a dropped client is gone, by promise.
+const CLIENT: Duration = Duration::from_secs(1);
+
+/// How many polls a first value takes, with some to spare.
+const POLLS: u64 = 12;
+
+/// How many operations on the network it takes, with some to spare.
+const OPERATIONS: u64 = 64;
+
+/// How many clients are a crowd here.
+const CROWD: usize = 8;
+
+/// Long enough to be on the way, and short beside what it waits for.
+const A_MOMENT: Duration = Duration::from_millis(3);
+
+/// How an HTTP/2 connection begins.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+pub(crate) const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "a watcher is dropped",
+        about: "A client watches a value and drops the watcher; the client stays.",
+        takes_long: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(watcher(rounds)),
+    },
+    Scenario {
+        name: "a client is dropped",
+        about: "A new client watches a value and a prefix; then everything is dropped.",
+        takes_long: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(client(rounds)),
+    },
+    Scenario {
+        name: "a range is read once",
+        about: "A client that watches nothing reads a prefix.",
+        takes_long: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(get(rounds)),
+    },
+    Scenario {
+        name: "a watch is dropped at each poll",
+        about: "Watches that are dropped after 0, 1, 2, … polls of their future.",
+        takes_long: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(polls(rounds)),
+    },
+    Scenario {
+        name: "a client is dropped at each operation",
+        about: "Clients whose network stops for ever at its 1st, 2nd, 3rd, … operation: while they \
+                dial, shake hands, wait for the first state, receive it, are idle.",
+        takes_long: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(operations(rounds)),
+    },
+    Scenario {
+        name: "a watch is dropped after a while",
+        about: "Watches that are dropped after up to 12 ms, whatever they are doing by then.",
+        takes_long: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(milliseconds(rounds)),
+    },
+    Scenario {
+        name: "a watch is dropped in its backoff",
+        about: "Nobody listens where the client dials, so it waits between two attempts.",
+        takes_long: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(backoff(rounds)),
+    },
+    Scenario {
+        name: "a watch is dropped in its handshake",
+        about: "The client is connected to somebody who never says a word.",
+        takes_long: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(silence(rounds)),
+    },
+    Scenario {
+        name: "ranges come and go",
+        about: "In each round somebody watches a range that nobody ever watched.",
+        takes_long: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(ranges(rounds)),
+    },
+    Scenario {
+        name: "a subscription is refused",
+        about: "In each round somebody asks for another range that is not served.",
+        takes_long: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(refused(rounds)),
+    },
+    Scenario {
+        name: "a crowd comes and goes",
+        about: "Eight clients at a time, half of them on one range, come and are dropped together.",
+        takes_long: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(crowd(rounds)),
+    },
+    Scenario {
+        name: "a crowd loses its server",
+        about: "Eight clients lose their connections at once, come back, and are dropped.",
+        takes_long: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(storm(rounds)),
+    },
+    Scenario {
+        name: "strangers connect",
+        about: "Connections to the server that end in the middle of the handshake, or after \
+                something that is no HTTP/2.",
+        takes_long: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(strangers(rounds)),
+    },
+    Scenario {
+        name: "a watcher is dropped on another thread",
+        about: "Watchers are dropped on a thread that belongs to no runtime.",
+        takes_long: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(another_thread(rounds)),
+    },
+];
+
+fn prefix() -> KeyRange {
+    KeyRange::prefix("/c/").unwrap()
+}
+
+async fn watcher(rounds: Rounds) -> Outcome {
+    let server = Server::start().await;
+    let client = server.client();
+    let rounds = rounds.and(&server.gauges()).promised(WATCHER);
+    rounds
+        .run(async |_| {
+            let watcher = client.watch::<u32>("/c/a").await.unwrap();
+            assert_eq!(*watcher.load(), 1);
+        })
+        .await
+}
+
+async fn client(rounds: Rounds) -> Outcome {
+    let server = Server::start().await;
+    let rounds = rounds.and(&server.gauges()).promised(CLIENT);
+    rounds
+        .run(async |_| {
+            let client = server.client();
+            let value = client.watch::<u32>("/c/a").into_future();
+            let all = client.entries(prefix()).into_future();
+            let (value, all) = tokio::join!(value, all);
+            assert_eq!((*value.unwrap().load(), all.unwrap().load().len()), (1, 2));
+        })
+        .await
+}
+
+async fn get(rounds: Rounds) -> Outcome {
+    let server = Server::start().await;
+    let client = server.client();
+    let rounds = rounds.and(&server.gauges()).promised(WATCHER);
+    rounds
+        .run(async |_| assert_eq!(client.get(prefix()).await.unwrap().len(), 2))
+        .await
+}
+
+async fn polls(rounds: Rounds) -> Outcome {
+    let server = Server::start().await;
+    let client = server.client();
+    let rounds = rounds.and(&server.gauges()).promised(WATCHER);
+    rounds
+        .run(async |round| {
+            let polls = usize::try_from(round % POLLS).unwrap();
+            let watch = client.watch::<u32>("/c/a").into_future();
+            let watcher = poll_times(polls, watch).await;
+            assert!(watcher.is_none_or(|watcher| *watcher.unwrap().load() == 1));
+        })
+        .await
+}
+
+async fn operations(rounds: Rounds) -> Outcome {
+    let server = Server::start().await;
+    let rounds = rounds.and(&server.gauges()).promised(CLIENT);
+    rounds
+        .run(async |round| {
+            let stall = Stall::after(round % OPERATIONS);
+            let client = server.stalling_client(&stall);
+            let watch = async {
+                let one = client.watch::<u32>("/c/a").into_future();
+                let all = client.entries(prefix()).into_future();
+                let (one, all) = tokio::join!(one, all);
+                (one.unwrap(), all.unwrap())
+            };
+            tokio::select! {
+                () = stall.happened() => {}
+                watchers = in_time("two watchers", watch) => drop(watchers),
+            }
+        })
+        .await
+}
+
+async fn milliseconds(rounds: Rounds) -> Outcome {
+    let server = Server::start().await;
+    let client = server.client();
+    let rounds = rounds.and(&server.gauges()).promised(WATCHER);
+    rounds
+        .run(async |round| {
+            // A key that is not there is waited for.
+            let key = if round % 2 == 0 { "/c/a" } else { "/c/none" };
+            let watch = client.watch::<u32>(key).into_future();
+            let _ = timeout(Duration::from_millis(round % 13), watch).await;
+        })
+        .await
+}
+
+async fn backoff(rounds: Rounds) -> Outcome {
+    // Nobody may listen on port 1.
+    let client = Client::connect("http://127.0.0.1:1").unwrap();
+    rounds
+        .promised(WATCHER)
+        .run(async |_| {
+            let watch = client.watch::<u32>("/c/a").into_future();
+            assert!(timeout(A_MOMENT, watch).await.is_err());
+        })
+        .await
+}
+
+async fn silence(rounds: Rounds) -> Outcome {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let mut silent = JoinSet::new();
+    silent.spawn(async move {
+        let mut connections = JoinSet::new();
+        while let Ok((mut stream, _)) = listener.accept().await {
+            while connections.try_join_next().is_some() {}
+            connections.spawn(async move {
+                let mut nothing = [0; 1024];
+                while stream.read(&mut nothing).await.is_ok_and(|read| read > 0) {}
+            });
+        }
+    });
+    let client = Client::connect(url).unwrap();
+    rounds
+        .promised(WATCHER)
+        .run(async |_| {
+            let watch = client.watch::<u32>("/c/a").into_future();
+            assert!(timeout(A_MOMENT, watch).await.is_err());
+        })
+        .await
+}
+
+async fn ranges(rounds: Rounds) -> Outcome {
+    let server = Server::start().await;
+    let client = server.client();
+    let rounds = rounds.and(&server.gauges()).promised(WATCHER);
+    rounds
+        .run(async |round| {
+            let range = KeyRange::prefix(format!("/c/{round:012}/")).unwrap();
+            assert!(client.entries(range).await.unwrap().load().is_empty());
+        })
+        .await
+}
+
+async fn refused(rounds: Rounds) -> Outcome {
+    let server = Server::start().await;
+    let client = server.client();
+    let rounds = rounds.and(&server.gauges()).promised(WATCHER);
+    rounds
+        .run(async |round| {
+            let range = format!("/elsewhere/{round:012}");
+            client.watch::<u32>(range.as_str()).await.unwrap_err();
+        })
+        .await
+}
+
+async fn watchers(server: &Server) -> Vec<driftless_client::EntriesWatcher> {
+    let mut joining = JoinSet::new();
+    for number in 0..CROWD {
+        let client = server.client();
+        let range = match number % 2 {
+            0 => prefix(),
+            _ => KeyRange::prefix(format!("/c/{number}/")).unwrap(),
+        };
+        joining.spawn(async move { client.entries(range).await.unwrap() });
+    }
+    in_time("a crowd", joining.join_all()).await
+}
+
+async fn crowd(rounds: Rounds) -> Outcome {
+    let server = Server::start().await;
+    let rounds = rounds.and(&server.gauges()).promised(CLIENT);
+    rounds
+        .run(async |_| assert_eq!(watchers(&server).await.len(), CROWD))
+        .await
+}
+
+async fn storm(rounds: Rounds) -> Outcome {
+    let server = Server::start().await;
+    let rounds = rounds.and(&server.gauges()).promised(CLIENT);
+    rounds
+        .run(async |_| {
+            let mut crowd = watchers(&server).await;
+            server.lose_connections();
+            for watcher in &mut crowd {
+                let back = async {
+                    loop {
+                        let status = watcher.status();
+                        if status.reconnects > 0 && status.state == State::Live {
+                            return;
+                        }
+                        watcher.status_changed().await;
+                    }
+                };
+                in_time("a watcher is back", back).await;
+            }
+        })
+        .await
+}
+
+async fn strangers(rounds: Rounds) -> Outcome {
+    let server = Server::start().await;
+    let rounds = rounds.and(&server.gauges()).promised(WATCHER);
+    rounds
+        .run(async |round| {
+            let mut stranger = TcpStream::connect(server.address).await.unwrap();
+            let parts = PREFACE.len() as u64 + 1;
+            let part = usize::try_from(round % parts).unwrap();
+            stranger.write_all(&PREFACE[..part]).await.unwrap();
+            if round % 3 == 0 {
+                stranger.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+                // The server ends it, in whatever way.
+                let mut answer = Vec::new();
+                let ended = stranger.read_to_end(&mut answer);
+                let _ = in_time("the server hangs up", ended).await;
+            }
+        })
+        .await
+}
+
+async fn another_thread(rounds: Rounds) -> Outcome {
+    let server = Server::start().await;
+    let client = server.client();
+    let (send, dropping) = std::sync::mpsc::sync_channel::<driftless_client::Watcher<u32>>(1);
+    let thread = std::thread::spawn(move || dropping.into_iter().for_each(drop));
+    let outcome = rounds
+        .and(&server.gauges())
+        .promised(WATCHER)
+        .run(async |_| {
+            let watcher = client.watch::<u32>("/c/a").await.unwrap();
+            send.send(watcher).unwrap();
+        })
+        .await;
+    drop(send);
+    thread.join().unwrap();
+    outcome
+}

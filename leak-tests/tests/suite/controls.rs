@@ -1,0 +1,227 @@
+//! Leaks that are planted: each has to be noticed by the witness that is there for it. A suite whose
+//! controls pass unnoticed has failed.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::time::Duration;
+
+use driftless_client::Watcher;
+use etcd_client::WatchOptions;
+use leak_tests::{Outcome, Rounds, Witnesses};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+
+use crate::common::Server;
+use crate::etcd::Etcd;
+use crate::scenario::Scenario;
+use crate::world::etcds_watches;
+
+/// How long a control may take: it says what it has to say early, and what grows is done again four
+/// times over.
+const BRIEFLY: Duration = Duration::from_secs(2);
+
+/// How long what was planted is waited for: it does not return.
+const A_MOMENT: Duration = Duration::from_millis(500);
+
+/// A leak that shows in a few dozen rounds, in bytes a round.
+const A_FEW: usize = 256;
+
+pub(crate) const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "control: a forgotten watcher",
+        about: "Every tenth watcher is pushed into a list that nobody looks at.",
+        takes_long: false,
+        planted_for: &["tasks", "descriptors", "streams", "connections"],
+        run: |rounds| Box::pin(watcher(rounds)),
+    },
+    Scenario {
+        name: "control: a detached task",
+        about: "Every tenth task waits for ever.",
+        takes_long: false,
+        planted_for: &["tasks"],
+        run: |rounds| Box::pin(task(rounds)),
+    },
+    Scenario {
+        name: "control: a thread",
+        about: "Every round starts a thread that waits for ever.",
+        takes_long: false,
+        planted_for: &["own threads"],
+        run: |rounds| Box::pin(thread(rounds)),
+    },
+    Scenario {
+        name: "control: a socket",
+        about: "Every tenth connection is kept.",
+        takes_long: false,
+        planted_for: &["descriptors"],
+        run: |rounds| Box::pin(socket(rounds)),
+    },
+    Scenario {
+        name: "control: a watch at etcd that is only half-closed",
+        about: "A watch's responses are dropped, and what it was asked with is kept.",
+        takes_long: false,
+        planted_for: &["etcd_debugging_mvcc_watcher_total"],
+        run: |rounds| Box::pin(half_closed(rounds)),
+    },
+    Scenario {
+        name: "control: a map entry left behind",
+        about: "Every round leaves an entry in a map.",
+        takes_long: false,
+        planted_for: &["allocated bytes"],
+        run: |rounds| Box::pin(map(rounds)),
+    },
+    Scenario {
+        name: "control: an ever-growing buffer",
+        about: "Every round appends to a buffer that nobody empties.",
+        takes_long: false,
+        planted_for: &["allocated bytes"],
+        run: |rounds| Box::pin(buffer(rounds)),
+    },
+    Scenario {
+        name: "control: a metric label per client",
+        about: "Every round counts under a label of its own.",
+        takes_long: false,
+        planted_for: &["allocated bytes"],
+        run: |rounds| Box::pin(label(rounds)),
+    },
+    Scenario {
+        name: "control: a watcher in a table",
+        about: "Every round leaves a small object in a list, beside a watcher that is dropped.",
+        takes_long: false,
+        planted_for: &["allocated bytes"],
+        run: |rounds| Box::pin(beside(rounds)),
+    },
+];
+
+async fn watcher(rounds: Rounds) -> Outcome {
+    let server = Server::start().await;
+    let kept = RefCell::new(Vec::<Watcher<u32>>::with_capacity(16));
+    rounds
+        .within(BRIEFLY)
+        .patience(A_MOMENT)
+        .and(&server.gauges())
+        .run(async |round| {
+            let watcher = server.client().watch::<u32>("/c/a").await.unwrap();
+            if round % 10 == 9 {
+                kept.borrow_mut().push(watcher);
+            }
+        })
+        .await
+}
+
+async fn task(rounds: Rounds) -> Outcome {
+    let kept = RefCell::new(JoinSet::new());
+    rounds
+        .within(BRIEFLY)
+        .patience(A_MOMENT)
+        .run(async |round| {
+            if round % 10 == 9 {
+                kept.borrow_mut().spawn(std::future::pending::<()>());
+            }
+        })
+        .await
+}
+
+async fn thread(rounds: Rounds) -> Outcome {
+    let (ends, end) = std::sync::mpsc::channel::<()>();
+    let end = std::sync::Arc::new(std::sync::Mutex::new(end));
+    let threads = RefCell::new(Vec::new());
+    // Few: the machine has to bear them.
+    let outcome = rounds
+        .at_most(50)
+        .warm_up(5)
+        .run(async |_| {
+            let end = std::sync::Arc::clone(&end);
+            threads.borrow_mut().push(std::thread::spawn(move || {
+                drop(end.lock().map(|end| end.recv()));
+            }));
+        })
+        .await;
+    drop(ends);
+    for thread in threads.into_inner() {
+        thread.join().unwrap();
+    }
+    outcome
+}
+
+async fn socket(rounds: Rounds) -> Outcome {
+    let server = Server::start().await;
+    let kept = RefCell::new(Vec::with_capacity(16));
+    rounds
+        .within(BRIEFLY)
+        .patience(A_MOMENT)
+        .run(async |round| {
+            let stream = TcpStream::connect(server.address).await.unwrap();
+            if round % 10 == 9 {
+                kept.borrow_mut().push(stream);
+            }
+        })
+        .await
+}
+
+async fn half_closed(rounds: Rounds) -> Outcome {
+    let etcd = Etcd::started().await;
+    let client = etcd.client().await;
+    let kept = RefCell::new(Vec::new());
+    rounds
+        .at_most(50)
+        .only(Witnesses::new())
+        .at_the_end(etcds_watches(&etcd))
+        .run(async |_| {
+            let mut client = client.clone();
+            let options = WatchOptions::new().with_prefix();
+            let watch = client.watch("/c/", Some(options)).await.unwrap();
+            let (asks, responses) = watch.split();
+            drop(responses);
+            kept.borrow_mut().push(asks);
+        })
+        .await
+}
+
+async fn map(rounds: Rounds) -> Outcome {
+    let map = RefCell::new(HashMap::new());
+    rounds
+        .within(BRIEFLY)
+        .patience(A_MOMENT)
+        .run(async |round| {
+            map.borrow_mut().insert(round, Box::new([1_u8; A_FEW]));
+        })
+        .await
+}
+
+async fn buffer(rounds: Rounds) -> Outcome {
+    let buffer = RefCell::new(Vec::new());
+    rounds
+        .within(BRIEFLY)
+        .patience(A_MOMENT)
+        .run(async |_| buffer.borrow_mut().extend([1_u8; A_FEW]))
+        .await
+}
+
+async fn label(rounds: Rounds) -> Outcome {
+    let family = Family::<[(String, String); 1], Counter>::default();
+    rounds
+        .within(BRIEFLY)
+        .patience(A_MOMENT)
+        .run(async |round| {
+            let label = [("client".to_owned(), format!("{round:0128}"))];
+            family.get_or_create(&label).inc();
+        })
+        .await
+}
+
+async fn beside(rounds: Rounds) -> Outcome {
+    let server = Server::start().await;
+    let client = server.client();
+    let kept = RefCell::new(Vec::new());
+    rounds
+        .within(BRIEFLY)
+        .patience(A_MOMENT)
+        .and(&server.gauges())
+        .run(async |_| {
+            drop(client.watch::<u32>("/c/a").await.unwrap());
+            kept.borrow_mut().push(Box::new([1_u8; A_FEW]));
+        })
+        .await
+}

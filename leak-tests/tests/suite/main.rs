@@ -1,0 +1,59 @@
+//! The leak suite: every way out, and the leaks that it must find, each in a process of its own.
+//!
+//! Without arguments, as `cargo test` runs it, it does few rounds. `make leak-tests` does many, and
+//! leaves a report. The program runs itself once for each scenario: counts are a whole process's, and
+//! what one scenario has warmed up must not hide what another one leaks.
+#![allow(clippy::unwrap_used, reason = "a panic is how a scenario fails")]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test's own main: its output is the result"
+)]
+
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../../../server/tests/common/etcd.rs"]
+mod etcd;
+#[path = "../../../server/tests/common/proxy.rs"]
+mod proxy;
+
+mod client;
+mod controls;
+mod options;
+mod runner;
+mod scenario;
+mod upstream;
+mod world;
+
+use std::process::ExitCode;
+
+use options::Options;
+use scenario::Scenario;
+
+leak_tests::use_jemalloc!();
+
+/// All of them, in the order of the report.
+fn scenarios() -> impl Iterator<Item = &'static Scenario> {
+    let groups = [client::SCENARIOS, upstream::SCENARIOS, controls::SCENARIOS];
+    groups.into_iter().flatten()
+}
+
+fn main() -> ExitCode {
+    let options = match Options::read(std::env::args().skip(1)) {
+        Ok(options) => options,
+        Err(wrong) => {
+            eprintln!("{wrong}");
+            return ExitCode::from(2);
+        }
+    };
+    match &options.only_here {
+        Some(name) => runner::here(name, &options),
+        None if options.list => {
+            for scenario in scenarios() {
+                println!("{}: test", scenario.name);
+            }
+            ExitCode::SUCCESS
+        }
+        None => runner::all(&options),
+    }
+}

@@ -1,0 +1,123 @@
+//! What the suite is told: how many rounds, how long, and which scenarios.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::scenario::Scenario;
+
+/// Rounds of a run without arguments: what grows by a few hundred bytes a round shows, and it fits
+/// into everybody's tests.
+const FEW_ROUNDS: u64 = 50;
+
+/// From so many on, scenarios that take long to set up are worth it.
+const MANY_ROUNDS: u64 = 500;
+
+/// How long each scenario may take where nobody says.
+const FEW_SECONDS: Duration = Duration::from_secs(1);
+
+/// As many at a time as there are processors, and not more: they measure times as well.
+const MOST_JOBS: usize = 4;
+
+/// How to run.
+pub(crate) struct Options {
+    /// Of each scenario.
+    pub(crate) rounds: u64,
+    /// For all of them together.
+    pub(crate) budget: Budget,
+    /// Scenarios at a time.
+    pub(crate) jobs: usize,
+    /// Those whose name contains one of these; all when empty.
+    pub(crate) filters: Vec<String>,
+    /// Where the report goes; none is written without.
+    pub(crate) report: Option<PathBuf>,
+    /// The names and nothing else.
+    pub(crate) list: bool,
+    /// This one only, in this process.
+    pub(crate) only_here: Option<String>,
+}
+
+/// How long it may take.
+#[derive(Clone, Copy)]
+pub(crate) enum Budget {
+    /// Each scenario.
+    Each(Duration),
+    /// All of them.
+    All(Duration),
+}
+
+impl Options {
+    /// Of the command line.
+    pub(crate) fn read(mut arguments: impl Iterator<Item = String>) -> Result<Self, String> {
+        let jobs = std::thread::available_parallelism().map_or(1, usize::from);
+        let mut options = Self {
+            rounds: FEW_ROUNDS,
+            budget: Budget::Each(FEW_SECONDS),
+            jobs: jobs.min(MOST_JOBS),
+            filters: Vec::new(),
+            report: None,
+            list: false,
+            only_here: None,
+        };
+        while let Some(argument) = arguments.next() {
+            let mut value = || {
+                let value = arguments.next();
+                value.ok_or_else(|| format!("{argument} needs a value"))
+            };
+            match argument.as_str() {
+                "--rounds" => options.rounds = number(&argument, &value()?)?,
+                "--minutes" => {
+                    let minutes: u64 = number(&argument, &value()?)?;
+                    options.budget = Budget::All(Duration::from_secs(60 * minutes));
+                }
+                "--milliseconds-each" => {
+                    let milliseconds = number(&argument, &value()?)?;
+                    options.budget = Budget::Each(Duration::from_millis(milliseconds));
+                }
+                "--jobs" => options.jobs = number(&argument, &value()?)?,
+                "--report" => options.report = Some(value()?.into()),
+                "--here" => options.only_here = Some(value()?),
+                "--list" => options.list = true,
+                // What cargo and its tools say to every test program, and what does not apply.
+                "--exact" | "--nocapture" | "--no-capture" | "--quiet" | "-q" | "--ignored"
+                | "--include-ignored" | "--show-output" => {}
+                "--test-threads" => options.jobs = number(&argument, &value()?)?,
+                _ if argument.starts_with("--format") || argument.starts_with("--color") => {}
+                _ if argument.starts_with('-') => {
+                    return Err(format!(
+                        "{argument} is not known; there are --rounds N, --minutes N, --jobs N, \
+                         --report FOLDER, --list, and parts of scenarios' names"
+                    ));
+                }
+                _ => options.filters.push(argument),
+            }
+        }
+        options.jobs = options.jobs.max(1);
+        Ok(options)
+    }
+
+    /// How long the next one may take, when so many are left after so long.
+    pub(crate) fn next(&self, left: usize, after: Duration) -> Duration {
+        match self.budget {
+            Budget::Each(each) => each,
+            Budget::All(all) => {
+                let waves = u32::try_from(left.div_ceil(self.jobs).max(1)).unwrap_or(u32::MAX);
+                // Starting takes a part of the time, and what grew is done again.
+                let each = all.saturating_sub(after) / 2 / waves;
+                each.max(FEW_SECONDS)
+            }
+        }
+    }
+
+    /// Whether a scenario is wanted.
+    pub(crate) fn wants(&self, scenario: &Scenario) -> bool {
+        let mut filters = self.filters.iter();
+        let named = filters.any(|part| scenario.name.contains(part.as_str()));
+        let worth_it = self.rounds >= MANY_ROUNDS || !scenario.takes_long;
+        named || (self.filters.is_empty() && worth_it)
+    }
+}
+
+fn number<N: std::str::FromStr>(of: &str, text: &str) -> Result<N, String> {
+    text.parse()
+        .map_err(|_| format!("{of} takes a number, and \"{text}\" is none"))
+}

@@ -1,0 +1,182 @@
+//! Runs the scenarios, each in a process of its own, and says what came of them.
+
+use std::collections::VecDeque;
+use std::io::Write as _;
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use leak_tests::{HEAP_PROFILE, Record, rounds, write_report};
+
+use crate::options::{Budget, Options};
+use crate::scenario::Scenario;
+use crate::scenarios;
+
+/// What comes before the record in a process's output.
+const RECORD: &str = "record: ";
+
+/// The witness whose leaks a heap profile explains.
+const BYTES: &str = "allocated bytes";
+
+/// How long a scenario may take when all of its allocations are recorded.
+const BRIEFLY: Duration = Duration::from_secs(4);
+
+/// How many rounds are done then: enough for what was found already.
+const PROFILED: u64 = 200;
+
+/// How much of what a failed process said is kept, in bytes from its end.
+const MOST_WORDS: usize = 2000;
+
+/// Runs one here and prints its record.
+pub(crate) fn here(name: &str, options: &Options) -> ExitCode {
+    let Some(scenario) = scenarios().find(|scenario| scenario.name == name) else {
+        eprintln!("there is no scenario \"{name}\"; --list names them");
+        return ExitCode::from(2);
+    };
+    let Budget::Each(each) = options.budget else {
+        eprintln!("one scenario takes --milliseconds-each, not --minutes");
+        return ExitCode::from(2);
+    };
+    let rounds = rounds(options.rounds).named(name).within(each);
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(2).enable_all().build().unwrap();
+    let outcome = runtime.block_on((scenario.run)(rounds));
+    let record = Record::new(&outcome, scenario.about).planted_for(scenario.planted_for);
+    println!("{RECORD}{}", serde_json::to_string(&record).unwrap());
+    ExitCode::SUCCESS
+}
+
+/// Runs all that are wanted, writes the report, and says how many passed.
+pub(crate) fn all(options: &Options) -> ExitCode {
+    let start = Instant::now();
+    let wanted: Vec<&Scenario> = scenarios().filter(|s| options.wants(s)).collect();
+    println!("\nrunning {} scenarios", wanted.len());
+    let waiting: Mutex<VecDeque<(usize, &Scenario)>> =
+        Mutex::new(wanted.iter().copied().enumerate().collect());
+    let done: Mutex<Vec<(usize, Record)>> = Mutex::default();
+    std::thread::scope(|scope| {
+        for _ in 0..options.jobs {
+            scope.spawn(|| {
+                loop {
+                    let (next, left) = {
+                        let mut waiting = waiting.lock().unwrap();
+                        (waiting.pop_front(), waiting.len() + 1)
+                    };
+                    let Some((index, scenario)) = next else {
+                        return;
+                    };
+                    let each = options.next(left, start.elapsed());
+                    let begun = Instant::now();
+                    let mut record = in_a_process(scenario, options.rounds, each, &[]);
+                    let grew = record.noticed_by.iter().any(|name| name == BYTES);
+                    if grew && (options.report.is_some() || !record.passed()) {
+                        // Once more, slowly, to say where.
+                        let profile = [HEAP_PROFILE];
+                        let rounds = options.rounds.min(PROFILED);
+                        let again = in_a_process(scenario, rounds, BRIEFLY, &profile);
+                        record.stacks = again.stacks;
+                    }
+                    tell(&record, begun.elapsed());
+                    done.lock().unwrap().push((index, record));
+                }
+            });
+        }
+    });
+    let mut done = done.into_inner().unwrap();
+    done.sort_by_key(|(index, _)| *index);
+    let records: Vec<Record> = done.into_iter().map(|(_, record)| record).collect();
+    if let Some(folder) = &options.report {
+        let title = "Driftless: what is dropped is gone";
+        match write_report(folder, title, &records) {
+            Ok(()) => println!("\nreport: {}", folder.join("index.html").display()),
+            Err(error) => {
+                eprintln!("{}: {error}", folder.display());
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    summary(&records, start.elapsed(), options.report.is_some())
+}
+
+/// One line for each, and more where it failed.
+fn tell(record: &Record, took: Duration) {
+    let verdict = if record.passed() { "ok" } else { "FAILED" };
+    // Whole lines: several threads tell.
+    let mut line = format!("test {} ... {verdict}", record.name);
+    let seconds = took.as_secs();
+    line += &format!(
+        " ({} rounds, {seconds} s: {})",
+        record.rounds,
+        record.verdict()
+    );
+    for stack in record.stacks.iter().filter(|_| !record.passed()) {
+        line += &format!("\n{stack}");
+    }
+    line.push('\n');
+    let _ = std::io::stdout().lock().write_all(line.as_bytes());
+}
+
+fn summary(records: &[Record], took: Duration, for_people: bool) -> ExitCode {
+    let failed: Vec<&Record> = records.iter().filter(|record| !record.passed()).collect();
+    if !failed.is_empty() {
+        println!("\nfailures:");
+        for record in &failed {
+            println!("    {}", record.name);
+        }
+    }
+    let passed = records.len() - failed.len();
+    let word = if failed.is_empty() { "ok" } else { "FAILED" };
+    println!(
+        "\ntest result: {word}. {passed} passed; {} failed; 0 ignored; 0 measured; 0 filtered out; \
+         finished in {:.2}s\n",
+        failed.len(),
+        took.as_secs_f64(),
+    );
+    if for_people {
+        println!("{passed} passed, {} failed", failed.len());
+    }
+    if failed.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        // As other test programs do.
+        ExitCode::from(101)
+    }
+}
+
+fn in_a_process(
+    scenario: &Scenario,
+    rounds: u64,
+    each: Duration,
+    variables: &[(&str, &str)],
+) -> Record {
+    let failed = |why: String| {
+        Record::failed(scenario.name, scenario.about, why).planted_for(scenario.planted_for)
+    };
+    let program = match std::env::current_exe() {
+        Ok(program) => program,
+        Err(error) => return failed(format!("this program is not found: {error}")),
+    };
+    let output = Command::new(program)
+        .args(["--here", scenario.name])
+        .args(["--rounds", &rounds.to_string()])
+        .args(["--milliseconds-each", &each.as_millis().to_string()])
+        .envs(variables.iter().copied())
+        .stdin(Stdio::null())
+        .output();
+    let output = match output {
+        Ok(output) => output,
+        Err(error) => return failed(format!("it does not start: {error}")),
+    };
+    let said = String::from_utf8_lossy(&output.stdout);
+    let record = said.lines().find_map(|line| line.strip_prefix(RECORD));
+    match record.and_then(|record| serde_json::from_str(record).ok()) {
+        Some(record) if output.status.success() => record,
+        _ => {
+            let words = String::from_utf8_lossy(&output.stderr);
+            let from = words.len().saturating_sub(MOST_WORDS);
+            let end = words.char_indices().find(|(at, _)| *at >= from);
+            let words = end.map_or("", |(at, _)| &words[at..]);
+            failed(format!("{}: {}", output.status, words.trim()))
+        }
+    }
+}

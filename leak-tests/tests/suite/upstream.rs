@@ -1,0 +1,455 @@
+//! What the server does with a real etcd, and what it keeps: values that change, keys that come and
+//! go, clients that do not read, and etcd's and the network's failures.
+
+use std::time::Duration;
+
+use driftless_client::{Client, EntriesWatcher, KeyRange, Revision, State, Watcher};
+use driftless_server::Server;
+use leak_tests::{Outcome, Rounds, Stall};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::common::in_time;
+use crate::etcd::{Etcd, eventually};
+use crate::proxy::Proxy;
+use crate::scenario::Scenario;
+use crate::world::{FILL_GRAVES, Real, etcds_watches, number, settings};
+
+/// Within this a dropped watcher's stream, tasks and socket are gone, by promise.
+const WATCHER: Duration = Duration::from_millis(100);
+
+/// Within this all of a dropped client is gone, by promise.
+const CLIENT: Duration = Duration::from_secs(1);
+
+/// A value that is large enough for its changes to travel as deltas, in bytes.
+const LARGE: usize = 64 * 1024;
+
+/// A value that fills the change log, so that only the last one is in it, and more than a window, so
+/// that it arrives in parts, in bytes.
+const HUGE: usize = 700 * 1024;
+
+/// How many large values are more than what is sent ahead to a client that does not read.
+const MORE_THAN_A_WINDOW: usize = 24;
+
+pub(crate) const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "a value changes",
+        about: "A key is put, and a watcher that stays sees it.",
+        takes_long: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(value(rounds)),
+    },
+    Scenario {
+        name: "a value is refused",
+        about: "A value that does not decode is put, refused and reported, and a good one follows.",
+        takes_long: true,
+        planted_for: &[],
+        run: |rounds| Box::pin(rejected(rounds)),
+    },
+    Scenario {
+        name: "a large value changes",
+        about: "Some bytes of 64 KiB change: the server computes a delta.",
+        takes_long: true,
+        planted_for: &[],
+        run: |rounds| Box::pin(large(rounds)),
+    },
+    Scenario {
+        name: "keys come and go",
+        about: "In each round 120 keys that nobody had are put and deleted, and a watcher that stays sees it.",
+        takes_long: true,
+        planted_for: &[],
+        run: |rounds| Box::pin(keys(rounds)),
+    },
+    Scenario {
+        name: "a watcher is dropped mid-change",
+        about: "A watcher is dropped while a change is on its way to it.",
+        takes_long: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(mid_change(rounds)),
+    },
+    Scenario {
+        name: "the last watcher leaves etcd's watches alone",
+        about: "Watchers come and go; the server's own watches at etcd stay what they were.",
+        takes_long: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(last_watcher(rounds)),
+    },
+    Scenario {
+        name: "a client that does not read is dropped",
+        about: "A client stalls, more than a window is written for it, and it is dropped.",
+        takes_long: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(does_not_read(rounds)),
+    },
+    Scenario {
+        name: "the server leaves a client that does not read",
+        about: "A client stalls and stays; the server closes its connection.",
+        takes_long: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(is_left(rounds)),
+    },
+    Scenario {
+        name: "the network is cut half-way",
+        about: "Between client and server nothing is forwarded any more, and connections stay open; \
+                the client is dropped.",
+        takes_long: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(cut(rounds)),
+    },
+    Scenario {
+        name: "the network to etcd is cut",
+        about: "Connections between server and etcd are lost, or nothing is forwarded on them; then \
+                all is well again.",
+        takes_long: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(etcd_cut(rounds)),
+    },
+    Scenario {
+        name: "etcd is killed",
+        about: "etcd is killed and started again on its data.",
+        takes_long: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(killed(rounds)),
+    },
+    Scenario {
+        name: "etcd is stopped",
+        about: "etcd is stopped for longer than it may be silent, and goes on.",
+        takes_long: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(stopped(rounds)),
+    },
+    Scenario {
+        name: "the server is shut down",
+        about: "A server is started on a real etcd, clients watch, and it is shut down; half of the \
+                clients are dropped meanwhile, half of them afterwards.",
+        takes_long: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(shut_down(rounds)),
+    },
+];
+
+fn prefix() -> KeyRange {
+    KeyRange::prefix("/c/").unwrap()
+}
+
+/// Waits until a watcher has moved to this revision.
+async fn reaches(watcher: &mut Watcher<u32>, revision: Revision) {
+    let there = async { while watcher.changed().await.unwrap().revision < revision {} };
+    in_time("a change arrives", there).await;
+}
+
+async fn entries_reach(watcher: &mut EntriesWatcher, revision: Revision) {
+    let there = async { while watcher.changed().await.unwrap().revision < revision {} };
+    in_time("a change arrives", there).await;
+}
+
+async fn value(rounds: Rounds) -> Outcome {
+    let mut world = Real::start().await;
+    let mut watcher = world.client().watch::<u32>("/c/a").await.unwrap();
+    world
+        .fill_log("/c/a", async |revision| {
+            reaches(&mut watcher, revision).await
+        })
+        .await;
+    let (gauges, watches) = (world.gauges(), world.etcds_watches());
+    rounds
+        .and(&gauges)
+        .at_the_end(watches)
+        .run(async |round| {
+            let revision = world.keys.put("/c/a", number(round)).await;
+            reaches(&mut watcher, revision).await;
+        })
+        .await
+}
+
+async fn rejected(rounds: Rounds) -> Outcome {
+    let mut world = Real::start().await;
+    let mut watcher = world.client().watch::<u32>("/c/a").await.unwrap();
+    world
+        .fill_log("/c/a", async |revision| {
+            reaches(&mut watcher, revision).await
+        })
+        .await;
+    rounds
+        .and(&world.gauges())
+        .run(async |round| {
+            // As long as a number.
+            let revision = world.keys.put("/c/a", "no number!").await;
+            let refused = async {
+                loop {
+                    let rejection = watcher.status().last_rejection;
+                    if rejection.is_some_and(|rejected| rejected.revision == revision) {
+                        return;
+                    }
+                    watcher.status_changed().await;
+                }
+            };
+            in_time("a value is refused", refused).await;
+            let revision = world.keys.put("/c/a", number(round)).await;
+            reaches(&mut watcher, revision).await;
+        })
+        .await
+}
+
+async fn large(rounds: Rounds) -> Outcome {
+    let mut world = Real::start().await;
+    let mut value = vec![b'x'; LARGE];
+    let mut watcher = world.client().entries("/c/large").await.unwrap();
+    // A scope remembers so many changes, however large.
+    world
+        .fill_log("/c/large", async |revision| {
+            entries_reach(&mut watcher, revision).await
+        })
+        .await;
+    world.keys.put("/c/large", value.clone()).await;
+    rounds
+        .and(&world.gauges())
+        .run(async |round| {
+            let at = usize::try_from(round).unwrap() * 101 % (LARGE - 32);
+            value[at..at + 20].copy_from_slice(format!("{round:020}").as_bytes());
+            let revision = world.keys.put("/c/large", value.clone()).await;
+            entries_reach(&mut watcher, revision).await;
+        })
+        .await
+}
+
+async fn keys(rounds: Rounds) -> Outcome {
+    let mut world = Real::start().await;
+    let mut watcher = world.client().entries(prefix()).await.unwrap();
+    for number in 0..FILL_GRAVES {
+        let revision = world.keys.pass(u64::MAX - number).await;
+        // A watcher that is behind gets a difference of states, and the server keeps the state for a
+        // while, for others who are.
+        entries_reach(&mut watcher, revision).await;
+    }
+    let gauges = world.gauges();
+    rounds
+        .and(&gauges)
+        .run(async |round| {
+            let revision = world.keys.pass(round).await;
+            entries_reach(&mut watcher, revision).await;
+        })
+        .await
+}
+
+async fn mid_change(rounds: Rounds) -> Outcome {
+    let mut world = Real::start().await;
+    let client = world.client();
+    rounds
+        .and(&world.gauges())
+        .promised(WATCHER)
+        .run(async |round| {
+            let watcher = client.entries(prefix()).await.unwrap();
+            let byte = u8::try_from(round % 250).unwrap();
+            world.keys.put("/c/huge", vec![byte; HUGE]).await;
+            drop(watcher);
+        })
+        .await
+}
+
+async fn last_watcher(rounds: Rounds) -> Outcome {
+    let world = Real::start().await;
+    let client = world.client();
+    rounds
+        .and(&world.gauges())
+        .at_the_end(world.etcds_watches())
+        .promised(WATCHER)
+        .run(async |round| {
+            let one = client.watch::<u32>("/c/a").await.unwrap();
+            let range = KeyRange::prefix(format!("/c/{}", round % 7)).unwrap();
+            drop((one, client.entries(range).await.unwrap()));
+        })
+        .await
+}
+
+/// Something for those who do not read: too much to be sent ahead.
+async fn write_much(world: &mut Real, round: u64) {
+    for number in 0..MORE_THAN_A_WINDOW {
+        // Nothing that a delta would make small.
+        let mut seed = round.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ number as u64;
+        let mut byte = || {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (seed >> 56) as u8
+        };
+        let value: Vec<u8> = (0..LARGE).map(|_| byte()).collect();
+        world.keys.put("/c/large", value).await;
+    }
+}
+
+/// A client that holds its first state and reads no more, and what keeps it there.
+async fn stalled(world: &Real) -> (Stall, EntriesWatcher) {
+    let stall = Stall::never();
+    let client = world.stalling_client(&stall);
+    let watcher = in_time("the first state", client.entries(prefix()).into_future());
+    let watcher = watcher.await.unwrap();
+    stall.begin();
+    (stall, watcher)
+}
+
+async fn does_not_read(rounds: Rounds) -> Outcome {
+    let mut world = Real::start().await;
+    rounds
+        .and(&world.gauges())
+        .promised(CLIENT)
+        .run(async |round| {
+            let (stall, watcher) = stalled(&world).await;
+            write_much(&mut world, round).await;
+            in_time("it stalls", stall.happened()).await;
+            drop(watcher);
+        })
+        .await
+}
+
+async fn is_left(rounds: Rounds) -> Outcome {
+    let mut world = Real::start().await;
+    rounds
+        .and(&world.gauges())
+        .promised(CLIENT)
+        .run(async |round| {
+            let (_stall, _watcher) = stalled(&world).await;
+            write_much(&mut world, round).await;
+            let metrics = &world.metrics;
+            eventually("the server leaves it", async || {
+                metrics.connections.get() == 0
+            })
+            .await;
+            assert_eq!((metrics.streams.get(), metrics.scopes.get()), (0, 0));
+        })
+        .await
+}
+
+async fn cut(rounds: Rounds) -> Outcome {
+    let mut world = Real::start().await;
+    let proxy = Proxy::to(world.address.port()).await;
+    let client = Client::connect(proxy.endpoint()).unwrap();
+    rounds
+        .and(&world.gauges())
+        .promised(CLIENT)
+        .run(async |round| {
+            let watcher = client.watch::<u32>("/c/a").await.unwrap();
+            proxy.stall();
+            let byte = u8::try_from(round % 250).unwrap();
+            world.keys.put("/c/huge", vec![byte; HUGE]).await;
+            let waiting = client.entries(prefix()).into_future();
+            let waited = tokio::time::timeout(Duration::from_millis(2), waiting);
+            // Too late, or it had come through before.
+            drop(waited.await);
+            drop(watcher);
+            // The other end learns of it when the network is there again.
+            proxy.heal();
+        })
+        .await
+}
+
+async fn etcd_cut(rounds: Rounds) -> Outcome {
+    let etcd = Etcd::started().await;
+    let proxy = Proxy::to(etcd.port()).await;
+    let mut world = Real::over(etcd, &proxy.endpoint()).await;
+    let mut watcher = world.client().watch::<u32>("/c/a").await.unwrap();
+    world
+        .fill_log("/c/a", async |revision| {
+            reaches(&mut watcher, revision).await
+        })
+        .await;
+    let (gauges, watches) = (world.gauges(), world.etcds_watches());
+    rounds
+        .and(&gauges)
+        .at_the_end(watches)
+        .run(async |round| {
+            let lost = world.metrics.etcd_lost.get();
+            if round % 2 == 0 {
+                proxy.cut();
+            } else {
+                proxy.stall();
+            }
+            let metrics = world.metrics.clone();
+            eventually("etcd is missed", async || metrics.etcd_lost.get() > lost).await;
+            let revision = world.keys.put("/c/a", number(round)).await;
+            proxy.heal();
+            reaches(&mut watcher, revision).await;
+        })
+        .await
+}
+
+async fn killed(rounds: Rounds) -> Outcome {
+    let mut world = Real::start().await;
+    let mut watcher = world.client().watch::<u32>("/c/a").await.unwrap();
+    world
+        .fill_log("/c/a", async |revision| {
+            reaches(&mut watcher, revision).await
+        })
+        .await;
+    let gauges = world.gauges();
+    rounds
+        .and(&gauges)
+        .run(async |round| {
+            world.etcd.kill();
+            world.etcd.start().await;
+            let put = async {
+                // Its client, too, finds out.
+                loop {
+                    if let Some(revision) = world.keys.try_put("/c/a", number(round)).await {
+                        return revision;
+                    }
+                    tokio::task::yield_now().await;
+                }
+            };
+            let revision = in_time("etcd takes a put", put).await;
+            reaches(&mut watcher, revision).await;
+        })
+        .await
+}
+
+async fn stopped(rounds: Rounds) -> Outcome {
+    let mut world = Real::start().await;
+    let mut watcher = world.client().watch::<u32>("/c/a").await.unwrap();
+    world
+        .fill_log("/c/a", async |revision| {
+            reaches(&mut watcher, revision).await
+        })
+        .await;
+    let (gauges, watches) = (world.gauges(), world.etcds_watches());
+    rounds
+        .and(&gauges)
+        .at_the_end(watches)
+        .run(async |round| {
+            let lost = world.metrics.etcd_lost.get();
+            world.etcd.pause();
+            let metrics = world.metrics.clone();
+            eventually("etcd is missed", async || metrics.etcd_lost.get() > lost).await;
+            world.etcd.resume();
+            let revision = world.keys.put("/c/a", number(round)).await;
+            reaches(&mut watcher, revision).await;
+        })
+        .await
+}
+
+async fn shut_down(rounds: Rounds) -> Outcome {
+    let etcd = Etcd::started().await;
+    let settings = settings(&etcd.endpoint());
+    rounds
+        .at_the_end(etcds_watches(&etcd))
+        .promised(CLIENT)
+        .run(async |_| {
+            let server = Server::bind(settings.clone()).await.unwrap();
+            let url = format!("http://{}", server.local_addr());
+            let stop = CancellationToken::new();
+            let mut running = JoinSet::new();
+            running.spawn(server.run(stop.clone()));
+            let client = Client::connect(&url).unwrap();
+            let stays = client.entries(prefix()).await.unwrap();
+            let leaves = Client::connect(&url).unwrap().entries(prefix()).await;
+            let mut leaves = leaves.unwrap();
+            stop.cancel();
+            let leaving = async {
+                while leaves.status().state == State::Live {
+                    leaves.status_changed().await;
+                }
+                drop(leaves);
+            };
+            let (ended, ()) = tokio::join!(running.join_next(), in_time("a goodbye", leaving));
+            ended.unwrap().unwrap().unwrap();
+            drop(stays);
+        })
+        .await
+}

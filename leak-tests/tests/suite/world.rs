@@ -1,0 +1,156 @@
+//! A real etcd, a server of it in this process, and what both count.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use driftless_client::{KeyRange, Revision};
+use driftless_server::metrics::Metrics;
+use driftless_server::source::CatchUp;
+use driftless_server::source::etcd::{EtcdConfig, EtcdSource};
+use driftless_server::{Engine, Settings};
+use etcd_client::{Txn, TxnOp};
+use leak_tests::{Scraped, Witnesses};
+
+use crate::common::Serving;
+use crate::etcd::Etcd;
+
+/// What is served.
+pub(crate) const PREFIX: &str = "/c/";
+
+/// The least that a server takes, in bytes: it is to be full early.
+const LOG: usize = 1024 * 1024;
+
+/// How many small changes fill the change log, with some to spare: each counts for 512 bytes and more.
+const FILL_LOG: u64 = 2_100;
+
+/// How many deleted keys a server remembers, with some to spare.
+const GRAVES: u64 = 70_000;
+
+/// How many times [`Keys::pass`] has to be called until it remembers no more of them.
+pub(crate) const FILL_GRAVES: u64 = GRAVES / TRANSACTION;
+
+/// How many keys come and go in a transaction: not quite the 128 operations that etcd takes.
+const TRANSACTION: u64 = 120;
+
+/// How often etcd is asked for a sign of life: it is to be missed early.
+const CONTACT: Duration = Duration::from_millis(100);
+
+/// How long a client may leave unread what is sent to it: the least that a server takes.
+const STALL: Duration = Duration::from_secs(1);
+
+/// A server over a real etcd.
+pub(crate) struct Real {
+    pub(crate) etcd: Etcd,
+    pub(crate) keys: Keys,
+    serving: Serving,
+}
+
+impl std::ops::Deref for Real {
+    type Target = Serving;
+
+    fn deref(&self) -> &Serving {
+        &self.serving
+    }
+}
+
+impl Real {
+    /// `/c/a` is 1 and `/c/b` is 2.
+    pub(crate) async fn start() -> Self {
+        let etcd = Etcd::started().await;
+        let reached_at = etcd.endpoint();
+        Self::over(etcd, &reached_at).await
+    }
+
+    /// The server reaches etcd at another address.
+    pub(crate) async fn over(etcd: Etcd, reached_at: &str) -> Self {
+        let mut keys = Keys(etcd.client().await);
+        keys.put("/c/a", "1").await;
+        keys.put("/c/b", "2").await;
+        let prefix = KeyRange::prefix(PREFIX).unwrap();
+        let metrics = Metrics::new();
+        let mut config = EtcdConfig::new([reached_at]);
+        config.progress_interval = CONTACT;
+        let (catch_up, questions) = CatchUp::channel();
+        let source = EtcdSource::new(prefix.clone(), config, metrics.clone(), questions).unwrap();
+        let engine = Engine::start(&settings(reached_at), metrics, [(prefix, source, catch_up)]);
+        let serving = Serving::of(engine).await;
+        Self {
+            etcd,
+            keys,
+            serving,
+        }
+    }
+
+    /// What etcd has to say of its watches.
+    pub(crate) fn etcds_watches(&self) -> Witnesses {
+        etcds_watches(&self.etcd)
+    }
+
+    /// Until the server keeps as much of what changed as it ever will, every change adds to it. Who
+    /// watches waits for each: what is kept of one that nobody was told of is less.
+    pub(crate) async fn fill_log(&mut self, key: &str, mut reach: impl AsyncFnMut(Revision)) {
+        for _ in 0..FILL_LOG {
+            let revision = self.keys.put(key, number(0)).await;
+            reach(revision).await;
+        }
+    }
+}
+
+/// What etcd has to say of its watches.
+pub(crate) fn etcds_watches(etcd: &Etcd) -> Witnesses {
+    let address = format!("127.0.0.1:{}", etcd.port());
+    Witnesses::new().and_all(Scraped::of_etcd(&address))
+}
+
+/// Settings whose bounds are reached early.
+pub(crate) fn settings(etcd: &str) -> Settings {
+    Settings::builder()
+        .etcd(etcd)
+        .prefix(PREFIX)
+        .listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
+        .log_bytes(LOG)
+        .stall_timeout(STALL)
+        .audit_interval(None)
+        .build()
+        .unwrap()
+}
+
+/// A value that is as long as those of other rounds: what is kept of one takes the place of another.
+pub(crate) fn number(round: u64) -> String {
+    format!("{}", 1_000_000_000 + round % 1_000_000_000)
+}
+
+/// Writes to etcd as an admin does.
+pub(crate) struct Keys(etcd_client::Client);
+
+impl Keys {
+    /// Returns at which revision.
+    pub(crate) async fn put(&mut self, key: &str, value: impl Into<Vec<u8>>) -> Revision {
+        let answer = self.0.put(key, value, None).await.unwrap();
+        Revision::new(answer.header().unwrap().revision())
+    }
+
+    /// Returns at which revision, if etcd is there.
+    pub(crate) async fn try_put(&mut self, key: &str, value: String) -> Option<Revision> {
+        let answer = self.0.put(key, value, None).await.ok()?;
+        Some(Revision::new(answer.header()?.revision()))
+    }
+
+    /// Keys that nobody had come and go: in one transaction, and in another. Returns when they are
+    /// gone. Their names are as long as those of any other number.
+    pub(crate) async fn pass(&mut self, number: u64) -> Revision {
+        let name = |n| format!("/c/passing/{number:020}/{n:03}");
+        let puts = (0..TRANSACTION).map(|n| TxnOp::put(name(n), "v", None));
+        self.transaction(puts).await;
+        let deletes = (0..TRANSACTION).map(|n| TxnOp::delete(name(n), None));
+        // Who saw neither of the two has something to see all the same.
+        let mark = TxnOp::put("/c/passed", format!("{number:020}"), None);
+        self.transaction(deletes.chain([mark])).await
+    }
+
+    async fn transaction(&mut self, operations: impl IntoIterator<Item = TxnOp>) -> Revision {
+        let operations: Vec<_> = operations.into_iter().collect();
+        let answer = self.0.txn(Txn::new().and_then(operations)).await.unwrap();
+        Revision::new(answer.header().unwrap().revision())
+    }
+}
