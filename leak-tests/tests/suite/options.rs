@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use crate::scenario::Scenario;
 
-/// Rounds of a run without arguments: what grows by a few hundred bytes a round shows, and it fits
-/// into everybody's tests.
-const FEW_ROUNDS: u64 = 50;
+/// Rounds of a run without arguments: the fewest that tell of growth, and they fit into everybody's
+/// tests.
+const FEW_ROUNDS: u64 = 100;
 
 /// From so many on, scenarios that take long to set up are worth it.
 const MANY_ROUNDS: u64 = 500;
