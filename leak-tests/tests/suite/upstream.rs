@@ -281,7 +281,9 @@ async fn write_much(world: &mut Real, round: u64) {
             (seed >> 56) as u8
         };
         let value: Vec<u8> = (0..LARGE).map(|_| byte()).collect();
-        world.keys.put("/c/large", value).await;
+        // Keys of their own: of one key only the last value would be sent.
+        let key = format!("/c/much/{number}");
+        world.keys.put(&key, value).await;
     }
 }
 
