@@ -23,7 +23,7 @@ const FEWEST: u64 = 5;
 
 /// The fewest rounds that say something of growth: in fewer, buffers that are bounded are still being
 /// filled, a connection's table of headers for one.
-pub(crate) const FEWEST_FOR_GROWTH: u64 = 50;
+pub(crate) const FEWEST_FOR_GROWTH: u64 = 100;
 
 /// How many times the rounds are done again where something grew: a table that doubled once does so
 /// outside of what is compared then, and a leak grows on.
@@ -143,7 +143,7 @@ impl Rounds {
     ///
     /// What [returns](Rule::Returns) must be back after each round in
     /// [time](Self::patience); the first round after which it is not ends the run.
-    /// From fifty rounds on, what [may not grow](Rule::MayNotGrow) is compared by its lowest values in two fifths of the
+    /// From a hundred rounds on, what [may not grow](Rule::MayNotGrow) is compared by its lowest values in two fifths of the
     /// rounds, the second and the last; where it grew, four times as many rounds follow and count
     /// instead.
     ///
@@ -348,7 +348,7 @@ impl Outcome {
         names
     }
 
-    /// Whether there were enough rounds, fifty, for a verdict on growth. With fewer, only what is kept
+    /// Whether there were enough rounds, a hundred, for a verdict on growth. With fewer, only what is kept
     /// after a round is found.
     pub const fn tells_growth(&self) -> bool {
         self.rounds >= FEWEST_FOR_GROWTH

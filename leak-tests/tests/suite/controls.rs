@@ -129,7 +129,7 @@ async fn thread(rounds: Rounds) -> Outcome {
     let threads = RefCell::new(Vec::new());
     // Few: the machine has to bear them.
     let outcome = rounds
-        .at_most(50)
+        .at_most(100)
         .warm_up(5)
         .run(async |_| {
             let end = std::sync::Arc::clone(&end);
@@ -216,7 +216,7 @@ async fn beside(rounds: Rounds) -> Outcome {
     let client = server.client();
     let kept = RefCell::new(Vec::new());
     rounds
-        .within(BRIEFLY)
+        .within(4 * BRIEFLY)
         .patience(A_MOMENT)
         .and(&server.gauges())
         .run(async |_| {

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use crate::scenario::Scenario;
 
-/// Rounds of a run without arguments: what grows by a few hundred bytes a round shows, and it fits
-/// into everybody's tests.
-const FEW_ROUNDS: u64 = 50;
+/// Rounds of a run without arguments: the fewest that tell of growth, and they fit into everybody's
+/// tests.
+const FEW_ROUNDS: u64 = 100;
 
 /// From so many on, scenarios that take long to set up are worth it.
 const MANY_ROUNDS: u64 = 500;
@@ -102,7 +102,7 @@ impl Options {
             Budget::All(all) => {
                 let waves = u32::try_from(left.div_ceil(self.jobs).max(1)).unwrap_or(u32::MAX);
                 // Starting takes a part of the time, and what grew is done again.
-                let each = all.saturating_sub(after) / 2 / waves;
+                let each = all.saturating_sub(after) * 2 / 5 / waves;
                 each.max(FEW_SECONDS)
             }
         }

@@ -160,6 +160,8 @@ fn in_a_process(
         .args(["--here", scenario.name])
         .args(["--rounds", &rounds.to_string()])
         .args(["--milliseconds-each", &each.as_millis().to_string()])
+        // What it says last is to be the reason.
+        .env("RUST_BACKTRACE", "0")
         .envs(variables.iter().copied())
         .stdin(Stdio::null())
         .output();

@@ -13,13 +13,16 @@ use crate::common::in_time;
 use crate::etcd::{Etcd, eventually};
 use crate::proxy::Proxy;
 use crate::scenario::Scenario;
-use crate::world::{FILL_GRAVES, Real, etcds_watches, number, settings};
+use crate::world::{FILL_GRAVES, Padded, Real, etcds_watches, padded, settings};
 
 /// Within this a dropped watcher's stream, tasks and socket are gone, by promise.
 const WATCHER: Duration = Duration::from_millis(100);
 
 /// Within this all of a dropped client is gone, by promise.
 const CLIENT: Duration = Duration::from_secs(1);
+
+/// Where values are that are as long as each other.
+const PADDED_KEY: &str = "/c/padded";
 
 /// A value that is large enough for its changes to travel as deltas, in bytes.
 const LARGE: usize = 64 * 1024;
@@ -28,6 +31,9 @@ const LARGE: usize = 64 * 1024;
 /// that it arrives in parts, in bytes.
 const HUGE: usize = 700 * 1024;
 
+/// Where it is.
+const HUGE_KEY: &str = "/c/huge";
+
 /// How many large values are more than what is sent ahead to a client that does not read.
 const MORE_THAN_A_WINDOW: usize = 24;
 
@@ -35,7 +41,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "a value changes",
         about: "A key is put, and a watcher that stays sees it.",
-        takes_long: false,
+        takes_long: true,
         planted_for: &[],
         run: |rounds| Box::pin(value(rounds)),
     },
@@ -63,7 +69,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "a watcher is dropped mid-change",
         about: "A watcher is dropped while a change is on its way to it.",
-        takes_long: false,
+        takes_long: true,
         planted_for: &[],
         run: |rounds| Box::pin(mid_change(rounds)),
     },
@@ -133,7 +139,7 @@ fn prefix() -> KeyRange {
 }
 
 /// Waits until a watcher has moved to this revision.
-async fn reaches(watcher: &mut Watcher<u32>, revision: Revision) {
+async fn reaches(watcher: &mut Watcher<Padded>, revision: Revision) {
     let there = async { while watcher.changed().await.unwrap().revision < revision {} };
     in_time("a change arrives", there).await;
 }
@@ -143,38 +149,40 @@ async fn entries_reach(watcher: &mut EntriesWatcher, revision: Revision) {
     in_time("a change arrives", there).await;
 }
 
+/// A watcher of `/c/padded`, of which the server keeps as much as it ever will.
+async fn padded_watcher(world: &mut Real) -> Watcher<Padded> {
+    world.keys.put(PADDED_KEY, padded("0")).await;
+    let watching = world.client().watch::<Padded>(PADDED_KEY).into_future();
+    let mut watcher = in_time("the first value", watching).await.unwrap();
+    let reach = async |revision| reaches(&mut watcher, revision).await;
+    world.fill_log(PADDED_KEY, reach).await;
+    watcher
+}
+
 async fn value(rounds: Rounds) -> Outcome {
     let mut world = Real::start().await;
-    let mut watcher = world.client().watch::<u32>("/c/a").await.unwrap();
-    world
-        .fill_log("/c/a", async |revision| {
-            reaches(&mut watcher, revision).await
-        })
-        .await;
+    let mut watcher = padded_watcher(&mut world).await;
     let (gauges, watches) = (world.gauges(), world.etcds_watches());
     rounds
         .and(&gauges)
         .at_the_end(watches)
         .run(async |round| {
-            let revision = world.keys.put("/c/a", number(round)).await;
+            let value = padded(&round.to_string());
+            let revision = world.keys.put(PADDED_KEY, value).await;
             reaches(&mut watcher, revision).await;
+            assert_eq!(watcher.load().number, round);
         })
         .await
 }
 
 async fn rejected(rounds: Rounds) -> Outcome {
     let mut world = Real::start().await;
-    let mut watcher = world.client().watch::<u32>("/c/a").await.unwrap();
-    world
-        .fill_log("/c/a", async |revision| {
-            reaches(&mut watcher, revision).await
-        })
-        .await;
+    let mut watcher = padded_watcher(&mut world).await;
+    let gauges = world.gauges();
     rounds
-        .and(&world.gauges())
+        .and(&gauges)
         .run(async |round| {
-            // As long as a number.
-            let revision = world.keys.put("/c/a", "no number!").await;
+            let revision = world.keys.put(PADDED_KEY, padded("\"none\"")).await;
             let refused = async {
                 loop {
                     let rejection = watcher.status().last_rejection;
@@ -185,7 +193,8 @@ async fn rejected(rounds: Rounds) -> Outcome {
                 }
             };
             in_time("a value is refused", refused).await;
-            let revision = world.keys.put("/c/a", number(round)).await;
+            let value = padded(&round.to_string());
+            let revision = world.keys.put(PADDED_KEY, value).await;
             reaches(&mut watcher, revision).await;
         })
         .await
@@ -241,7 +250,7 @@ async fn mid_change(rounds: Rounds) -> Outcome {
         .run(async |round| {
             let watcher = client.entries(prefix()).await.unwrap();
             let byte = u8::try_from(round % 250).unwrap();
-            world.keys.put("/c/huge", vec![byte; HUGE]).await;
+            world.keys.put(HUGE_KEY, vec![byte; HUGE]).await;
             drop(watcher);
         })
         .await
@@ -272,7 +281,9 @@ async fn write_much(world: &mut Real, round: u64) {
             (seed >> 56) as u8
         };
         let value: Vec<u8> = (0..LARGE).map(|_| byte()).collect();
-        world.keys.put("/c/large", value).await;
+        // Keys of their own: of one key only the last value would be sent.
+        let key = format!("/c/much/{number}");
+        world.keys.put(&key, value).await;
     }
 }
 
@@ -310,10 +321,10 @@ async fn is_left(rounds: Rounds) -> Outcome {
             write_much(&mut world, round).await;
             let metrics = &world.metrics;
             eventually("the server leaves it", async || {
-                metrics.connections.get() == 0
+                let held = [&metrics.connections, &metrics.streams, &metrics.scopes];
+                held.iter().all(|gauge| gauge.get() == 0)
             })
             .await;
-            assert_eq!((metrics.streams.get(), metrics.scopes.get()), (0, 0));
         })
         .await
 }
@@ -329,7 +340,7 @@ async fn cut(rounds: Rounds) -> Outcome {
             let watcher = client.watch::<u32>("/c/a").await.unwrap();
             proxy.stall();
             let byte = u8::try_from(round % 250).unwrap();
-            world.keys.put("/c/huge", vec![byte; HUGE]).await;
+            world.keys.put(HUGE_KEY, vec![byte; HUGE]).await;
             let waiting = client.entries(prefix()).into_future();
             let waited = tokio::time::timeout(Duration::from_millis(2), waiting);
             // Too late, or it had come through before.
@@ -341,85 +352,85 @@ async fn cut(rounds: Rounds) -> Outcome {
         .await
 }
 
+/// A value after trouble with etcd, and the watcher that was there before sees it. The server keeps
+/// nothing of the rounds before: the watcher's range goes with it, and the value fills the log.
+async fn seen_after(world: &mut Real, mut watcher: EntriesWatcher, round: u64) {
+    let value = vec![u8::try_from(round % 250).unwrap(); HUGE];
+    let put = async {
+        // The client of etcd, too, has to find out that all is well again.
+        loop {
+            if let Some(revision) = world.keys.try_put(HUGE_KEY, value.clone()).await {
+                return revision;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let revision = in_time("etcd takes a put", put).await;
+    entries_reach(&mut watcher, revision).await;
+}
+
+async fn huge_watcher(world: &Real) -> EntriesWatcher {
+    let watching = world.client().entries(HUGE_KEY).into_future();
+    in_time("the first state", watching).await.unwrap()
+}
+
+/// Waits until the server notices that etcd is gone.
+async fn missed(world: &Real, lost_before: u64) {
+    let metrics = &world.metrics;
+    eventually("etcd is missed", async || {
+        metrics.etcd_lost.get() > lost_before
+    })
+    .await;
+}
+
 async fn etcd_cut(rounds: Rounds) -> Outcome {
     let etcd = Etcd::started().await;
     let proxy = Proxy::to(etcd.port()).await;
     let mut world = Real::over(etcd, &proxy.endpoint()).await;
-    let mut watcher = world.client().watch::<u32>("/c/a").await.unwrap();
-    world
-        .fill_log("/c/a", async |revision| {
-            reaches(&mut watcher, revision).await
-        })
-        .await;
     let (gauges, watches) = (world.gauges(), world.etcds_watches());
     rounds
         .and(&gauges)
         .at_the_end(watches)
         .run(async |round| {
-            let lost = world.metrics.etcd_lost.get();
+            let (watcher, lost) = (huge_watcher(&world).await, world.metrics.etcd_lost.get());
             if round % 2 == 0 {
                 proxy.cut();
             } else {
                 proxy.stall();
             }
-            let metrics = world.metrics.clone();
-            eventually("etcd is missed", async || metrics.etcd_lost.get() > lost).await;
-            let revision = world.keys.put("/c/a", number(round)).await;
+            missed(&world, lost).await;
             proxy.heal();
-            reaches(&mut watcher, revision).await;
+            seen_after(&mut world, watcher, round).await;
         })
         .await
 }
 
 async fn killed(rounds: Rounds) -> Outcome {
     let mut world = Real::start().await;
-    let mut watcher = world.client().watch::<u32>("/c/a").await.unwrap();
-    world
-        .fill_log("/c/a", async |revision| {
-            reaches(&mut watcher, revision).await
-        })
-        .await;
     let gauges = world.gauges();
     rounds
         .and(&gauges)
         .run(async |round| {
+            let watcher = huge_watcher(&world).await;
             world.etcd.kill();
             world.etcd.start().await;
-            let put = async {
-                // Its client, too, finds out.
-                loop {
-                    if let Some(revision) = world.keys.try_put("/c/a", number(round)).await {
-                        return revision;
-                    }
-                    tokio::task::yield_now().await;
-                }
-            };
-            let revision = in_time("etcd takes a put", put).await;
-            reaches(&mut watcher, revision).await;
+            seen_after(&mut world, watcher, round).await;
         })
         .await
 }
 
 async fn stopped(rounds: Rounds) -> Outcome {
     let mut world = Real::start().await;
-    let mut watcher = world.client().watch::<u32>("/c/a").await.unwrap();
-    world
-        .fill_log("/c/a", async |revision| {
-            reaches(&mut watcher, revision).await
-        })
-        .await;
     let (gauges, watches) = (world.gauges(), world.etcds_watches());
     rounds
         .and(&gauges)
         .at_the_end(watches)
         .run(async |round| {
-            let lost = world.metrics.etcd_lost.get();
+            let (watcher, lost) = (huge_watcher(&world).await, world.metrics.etcd_lost.get());
             world.etcd.pause();
-            let metrics = world.metrics.clone();
-            eventually("etcd is missed", async || metrics.etcd_lost.get() > lost).await;
+            missed(&world, lost).await;
             world.etcd.resume();
-            let revision = world.keys.put("/c/a", number(round)).await;
-            reaches(&mut watcher, revision).await;
+            seen_after(&mut world, watcher, round).await;
         })
         .await
 }

@@ -20,8 +20,13 @@ pub(crate) const PREFIX: &str = "/c/";
 /// The least that a server takes, in bytes: it is to be full early.
 const LOG: usize = 1024 * 1024;
 
-/// How many small changes fill the change log, with some to spare: each counts for 512 bytes and more.
-const FILL_LOG: u64 = 2_100;
+/// How many changes fill what a watched range remembers of them, with some to spare. With values as
+/// long as [`padded`] makes them, they fill the change log as well. More take long: changes of one
+/// range are paced.
+const FILL_LOG: u64 = 1_100;
+
+/// How long such a value is, in bytes.
+const PADDED: usize = 512;
 
 /// How many deleted keys a server remembers, with some to spare.
 const GRAVES: u64 = 70_000;
@@ -90,7 +95,7 @@ impl Real {
     /// watches waits for each: what is kept of one that nobody was told of is less.
     pub(crate) async fn fill_log(&mut self, key: &str, mut reach: impl AsyncFnMut(Revision)) {
         for _ in 0..FILL_LOG {
-            let revision = self.keys.put(key, number(0)).await;
+            let revision = self.keys.put(key, padded("0")).await;
             reach(revision).await;
         }
     }
@@ -115,9 +120,18 @@ pub(crate) fn settings(etcd: &str) -> Settings {
         .unwrap()
 }
 
-/// A value that is as long as those of other rounds: what is kept of one takes the place of another.
-pub(crate) fn number(round: u64) -> String {
-    format!("{}", 1_000_000_000 + round % 1_000_000_000)
+/// A [`Padded`] whose number is this text, as long as any other: what is kept of one takes the place
+/// of another.
+pub(crate) fn padded(number: &str) -> String {
+    let start = format!("{{\"number\":{number},\"pad\":\"");
+    let pad = PADDED - start.len() - 2;
+    format!("{start}{:pad$}\"}}", "")
+}
+
+/// A value, as a service has it.
+#[derive(serde::Deserialize)]
+pub(crate) struct Padded {
+    pub(crate) number: u64,
 }
 
 /// Writes to etcd as an admin does.
@@ -131,7 +145,7 @@ impl Keys {
     }
 
     /// Returns at which revision, if etcd is there.
-    pub(crate) async fn try_put(&mut self, key: &str, value: String) -> Option<Revision> {
+    pub(crate) async fn try_put(&mut self, key: &str, value: Vec<u8>) -> Option<Revision> {
         let answer = self.0.put(key, value, None).await.ok()?;
         Some(Revision::new(answer.header()?.revision()))
     }
