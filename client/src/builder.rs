@@ -312,6 +312,22 @@ mod tests {
     }
 
     #[test]
+    #[cfg(feature = "tls")]
+    fn options_of_tls_without_an_endpoint_for_them_are_refused() {
+        let plain = || ClientBuilder::new().endpoint("http://config.example");
+        for given in [
+            plain().tls_ca_file("/ca.pem"),
+            plain().tls_client_files("/cert.pem", "/key.pem"),
+            plain().tls_server_name("config.example"),
+        ] {
+            assert_eq!(given.build().err(), Some(BuildError::TlsUnused));
+        }
+        // For some of them is enough.
+        let mixed = plain().endpoint("https://config.example");
+        assert!(mixed.tls_ca_file("/ca.pem").build().is_ok());
+    }
+
+    #[test]
     fn building_needs_no_runtime() {
         assert!(tokio::runtime::Handle::try_current().is_err());
         assert!(builder().build().is_ok());

@@ -55,6 +55,12 @@ pub enum BuildError {
         /// The endpoint.
         url: String,
     },
+    /// There is a CA, a client's certificate or a server's name for TLS, and no endpoint that speaks
+    /// it: everything would travel in clear text.
+    #[error(
+        "options of TLS are given, and no endpoint starts with https://; write that, or leave them out"
+    )]
+    TlsUnused,
     /// The instance id is empty or longer than the contract allows.
     #[error("the instance id is {len} bytes long; 1 to {max} are allowed")]
     Instance {
@@ -352,7 +358,7 @@ macro_rules! debug {
 }
 
 debug! {
-    BuildError: NoEndpoint Endpoint TlsUnsupported ServerName TokenInClear Instance TooManyLabels Label;
+    BuildError: NoEndpoint Endpoint TlsUnsupported ServerName TokenInClear TlsUnused Instance TooManyLabels Label;
     WatchError: Range Refused NoFirstValue Closed;
     NoValue: NotConnected Missing Rejected;
     Closed: Revoked Shutdown Ended;

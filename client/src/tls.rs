@@ -55,13 +55,19 @@ impl Tls {
     /// Checks names; reads nothing.
     ///
     /// # Errors
-    /// When the name that a certificate has to be for can be in none.
+    /// When the name that a certificate has to be for can be in none, or there are options and no
+    /// endpoint that they are for.
     pub(crate) fn new(
         options: Options,
         endpoints: &[Endpoint],
         files: Files,
         inventory: Inventory,
     ) -> Result<Self, BuildError> {
+        let given =
+            options.ca.is_some() || options.identity.is_some() || options.server_name.is_some();
+        if given && !endpoints.iter().any(Endpoint::is_tls) {
+            return Err(BuildError::TlsUnused);
+        }
         let server_name = options.server_name.as_deref().map(parse_name).transpose()?;
         if server_name.is_none() {
             let secure = endpoints.iter().filter(|endpoint| endpoint.is_tls());

@@ -94,6 +94,10 @@ fn targets(place: &Place, name: &str) -> Vec<Row> {
             "/config/a --server https://127.0.0.1:7400 --server-name 'two words'",
         ),
         (
+            "a CA for servers without TLS",
+            "/config/a --server http://127.0.0.1:7400 --ca ca.pem",
+        ),
+        (
             "a token that would be sent in clear text",
             "/config/a --server http://192.0.2.1:7400 --token-file token",
         ),
