@@ -19,6 +19,7 @@ mod proxy;
 
 mod client;
 mod controls;
+mod handles;
 mod options;
 mod runner;
 mod scenario;
@@ -34,7 +35,12 @@ leak_tests::use_jemalloc!();
 
 /// All of them, in the order of the report.
 fn scenarios() -> impl Iterator<Item = &'static Scenario> {
-    let groups = [client::SCENARIOS, upstream::SCENARIOS, controls::SCENARIOS];
+    let groups = [
+        client::SCENARIOS,
+        handles::SCENARIOS,
+        upstream::SCENARIOS,
+        controls::SCENARIOS,
+    ];
     groups.into_iter().flatten()
 }
 

@@ -28,6 +28,8 @@ pub(crate) struct Options {
     pub(crate) jobs: usize,
     /// Those whose name contains one of these; all when empty.
     pub(crate) filters: Vec<String>,
+    /// Those whose name is one of these.
+    pub(crate) exact: bool,
     /// Where the report goes; none is written without.
     pub(crate) report: Option<PathBuf>,
     /// The names and nothing else.
@@ -54,6 +56,7 @@ impl Options {
             budget: Budget::Each(FEW_SECONDS),
             jobs: jobs.min(MOST_JOBS),
             filters: Vec::new(),
+            exact: false,
             report: None,
             list: false,
             only_here: None,
@@ -77,8 +80,9 @@ impl Options {
                 "--report" => options.report = Some(value()?.into()),
                 "--here" => options.only_here = Some(value()?),
                 "--list" => options.list = true,
+                "--exact" => options.exact = true,
                 // What cargo and its tools say to every test program, and what does not apply.
-                "--exact" | "--nocapture" | "--no-capture" | "--quiet" | "-q" | "--ignored"
+                "--nocapture" | "--no-capture" | "--quiet" | "-q" | "--ignored"
                 | "--include-ignored" | "--show-output" => {}
                 "--test-threads" => options.jobs = number(&argument, &value()?)?,
                 _ if argument.starts_with("--format") || argument.starts_with("--color") => {}
@@ -111,7 +115,10 @@ impl Options {
     /// Whether a scenario is wanted.
     pub(crate) fn wants(&self, scenario: &Scenario) -> bool {
         let mut filters = self.filters.iter();
-        let named = filters.any(|part| scenario.name.contains(part.as_str()));
+        let named = filters.any(|part| match self.exact {
+            true => scenario.name == part,
+            false => scenario.name.contains(part.as_str()),
+        });
         let worth_it = self.rounds >= MANY_ROUNDS || !scenario.takes_long;
         named || (self.filters.is_empty() && worth_it)
     }

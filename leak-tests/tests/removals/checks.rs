@@ -1,0 +1,186 @@
+//! That the list can be done, forgets nothing, and is what the README shows.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::process::ExitCode;
+
+use crate::targets::{Target, read};
+use crate::{removals, workspace};
+
+/// Where clean-up code is looked for.
+const SOURCES: [&str; 2] = ["client/src", "server/src"];
+
+/// What is in there for tests only.
+const FOR_TESTS: [&str; 4] = ["/tests/", "/tests.rs", "/scripted.rs", "/testing.rs"];
+
+/// What clean-up code looks like, at the least.
+const CLEANS_UP: [&str; 3] = [" Drop for ", "AbortOnDropHandle::new(", ".abort()"];
+
+/// Clean-up code that no removal takes out: the file, a part of the line, and why.
+const EXEMPT: &[(&str, &str, &str)] = &[];
+
+/// A name, and what finds all that is wrong.
+type Check = (&'static str, fn() -> Vec<String>);
+
+const CHECKS: &[Check] = &[
+    ("each_piece_of_code_is_there_exactly_once", each_is_there),
+    ("what_should_notice_exists", what_notices_exists),
+    ("no_clean_up_code_escapes_the_list", nothing_escapes),
+    ("the_table_in_the_readme_is_the_list", readme_has_the_table),
+];
+
+/// Prints as libtest does.
+pub(crate) fn all(only_list: bool, wanted: impl Fn(&str) -> bool) -> ExitCode {
+    let checks: Vec<&Check> = CHECKS.iter().filter(|(name, _)| wanted(name)).collect();
+    if only_list {
+        for (name, _) in &checks {
+            println!("{name}: test");
+        }
+        return ExitCode::SUCCESS;
+    }
+    println!("\nrunning {} tests", checks.len());
+    let mut failed = Vec::new();
+    for (name, check) in &checks {
+        let problems = check();
+        let verdict = if problems.is_empty() { "ok" } else { "FAILED" };
+        println!("test {name} ... {verdict}");
+        if !problems.is_empty() {
+            failed.push((name, problems));
+        }
+    }
+    if !failed.is_empty() {
+        println!("\nfailures:");
+        for (name, problems) in &failed {
+            println!("\n---- {name} ----\n{}", problems.join("\n"));
+        }
+        println!("\nfailures:");
+        for (name, _) in &failed {
+            println!("    {name}");
+        }
+    }
+    let passed = checks.len() - failed.len();
+    let word = if failed.is_empty() { "ok" } else { "FAILED" };
+    println!(
+        "\ntest result: {word}. {passed} passed; {} failed; 0 ignored; 0 measured; {} filtered out\n",
+        failed.len(),
+        CHECKS.len() - checks.len(),
+    );
+    match failed.is_empty() {
+        true => ExitCode::SUCCESS,
+        // As other test programs do.
+        false => ExitCode::from(101),
+    }
+}
+
+fn each_is_there() -> Vec<String> {
+    let mut problems = Vec::new();
+    for (index, removal) in removals().enumerate() {
+        let text = fs::read_to_string(workspace().join(removal.file)).unwrap_or_default();
+        let times = text.matches(removal.code).count();
+        if times != 1 {
+            let (file, code) = (removal.file, removal.code);
+            problems.push(format!(
+                "\"{}\": {file} has this code {times} times, and not once: {code}",
+                removal.what
+            ));
+        }
+        if removal.code == removal.instead {
+            problems.push(format!("\"{}\" takes nothing out", removal.what));
+        }
+        if removals()
+            .take(index)
+            .any(|other| other.what == removal.what)
+        {
+            problems.push(format!("\"{}\" is there twice", removal.what));
+        }
+    }
+    problems
+}
+
+fn what_notices_exists() -> Vec<String> {
+    let missing = removals().filter(|removal| {
+        let (target, test) = removal.caught_by;
+        !Target::named(target).is_some_and(|target| target.has(test))
+    });
+    missing
+        .map(|removal| {
+            let (target, test) = removal.caught_by;
+            format!("\"{}\": {target} has no test \"{test}\"", removal.what)
+        })
+        .collect()
+}
+
+/// Each `Drop`, and each task that is aborted, has a removal whose code touches it.
+fn nothing_escapes() -> Vec<String> {
+    let mut problems = Vec::new();
+    let mut unused: Vec<_> = EXEMPT.iter().collect();
+    let mut sources = Vec::new();
+    for folder in SOURCES {
+        read(&workspace().join(folder), &mut sources);
+    }
+    sources.retain(|(file, _)| !FOR_TESTS.iter().any(|part| file.contains(part)));
+    assert!(!sources.is_empty(), "there are no sources");
+    for (file, text) in &sources {
+        let end = text.find("#[cfg(test)]\nmod tests").unwrap_or(text.len());
+        let code = &text[..end];
+        let mut at = 0;
+        for line in code.split_inclusive('\n') {
+            let start = at;
+            at += line.len();
+            let is_code = !line.trim_start().starts_with("//");
+            if !is_code || !CLEANS_UP.iter().any(|sign| line.contains(sign)) {
+                continue;
+            }
+            // An implementation ends at the margin.
+            let end = match line.contains(CLEANS_UP[0]) {
+                true => code[start..].find("\n}").map_or(end, |end| start + end),
+                false => at,
+            };
+            let is_exempt =
+                |exempt: &&(&str, &str, &str)| exempt.0 == file.as_str() && line.contains(exempt.1);
+            let exempt = EXEMPT.iter().any(|exempt| is_exempt(&exempt));
+            unused.retain(|exempt| !is_exempt(exempt));
+            let taken_out = removals().any(|removal| {
+                let found = text.find(removal.code).filter(|_| removal.file == file);
+                found.is_some_and(|found| found < end && start < found + removal.code.len())
+            });
+            if !taken_out && !exempt {
+                problems.push(format!(
+                    "{file}:{}: nobody takes this out: {}; add a removal to leak-tests/tests/removals, \
+                     or a reason to EXEMPT there",
+                    code[..start].matches('\n').count() + 1,
+                    line.trim(),
+                ));
+            }
+        }
+    }
+    let unused = unused.iter();
+    problems
+        .extend(unused.map(|(file, line, _)| format!("EXEMPT has {line} in {file}: not there")));
+    problems
+}
+
+/// What the README has to show.
+pub(crate) fn table() -> String {
+    let mut table = "| what is taken out | where | caught by |\n| --- | --- | --- |\n".to_owned();
+    for removal in removals() {
+        let (target, test) = removal.caught_by;
+        let (what, file) = (removal.what, removal.file);
+        writeln!(table, "| {what} | `{file}` | {target}: {test} |").unwrap();
+    }
+    table
+}
+
+fn readme_has_the_table() -> Vec<String> {
+    let readme = workspace().join("leak-tests/README.md");
+    let readme = fs::read_to_string(readme).unwrap();
+    // With an empty line behind it: nothing follows in the same table.
+    match readme.contains(&format!("{}\n", table())) {
+        true => Vec::new(),
+        false => vec![
+            "paste what `cargo test -p driftless-leak-tests --test removals -- --table` prints into \
+             leak-tests/README.md"
+                .to_owned(),
+        ],
+    }
+}

@@ -1,0 +1,192 @@
+//! The client's handles beside others that stay, and ends that leave them in somebody's hands.
+
+use std::cell::RefCell;
+use std::time::Duration;
+
+use driftless_client::{
+    Client, Closed, Connecting, Endpoint, GetError, KeyRange, State, WatchError, Watcher,
+};
+use leak_tests::{Outcome, Rounds, Stall};
+use tokio::net::TcpListener;
+
+use crate::common::{Server, in_time};
+use crate::scenario::Scenario;
+
+/// Within this a dropped watcher's stream, tasks and socket are gone, by promise.
+const WATCHER: Duration = Duration::from_millis(100);
+
+/// Within this all of a dropped client is gone, by promise.
+const CLIENT: Duration = Duration::from_secs(1);
+
+/// Long enough to be on the way, and short beside what it waits for.
+const A_MOMENT: Duration = Duration::from_millis(3);
+
+pub(crate) const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "handles beside a watcher that stays",
+        about: "Of a range that somebody watches: another watcher, a reader, a part, a stream, a \
+                callback; and another range and a read on the same connection.",
+        takes_long: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(beside(rounds)),
+    },
+    Scenario {
+        name: "a client is shut down",
+        about: "A client is shut down while a watcher of it is live and kept, and while a read \
+                waits: for a connection, for the server's first word, for an answer.",
+        takes_long: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(shut_down(rounds)),
+    },
+    Scenario {
+        name: "a read takes too long",
+        about: "Reads that are given up: of somebody who never says a word, and of a server that is \
+                cut off.",
+        takes_long: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(too_long(rounds)),
+    },
+    Scenario {
+        name: "a watcher outlives its runtime",
+        about: "A watcher's runtime ends; who waits for a change elsewhere is told so.",
+        takes_long: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(outlives(rounds)),
+    },
+];
+
+async fn beside(rounds: Rounds) -> Outcome {
+    let server = Server::start().await;
+    let client = server.client();
+    let stays = client.watch::<u32>("/c/a").await.unwrap();
+    let rounds = rounds.and(&server.gauges()).promised(WATCHER);
+    rounds
+        .run(async |_| {
+            let watcher = client.watch::<u32>("/c/a").await.unwrap();
+            let mut reader = watcher.reader();
+            let part = watcher.map(|value| value);
+            let calls = watcher.on_change(|_| ());
+            let updates = watcher.into_stream();
+            let other = client.watch::<u32>("/c/b").await.unwrap();
+            let read = client.get("/c/b").await.unwrap();
+            assert_eq!((*reader.load(), *part.load(), *other.load()), (1, 1, 2));
+            drop((reader, part, calls, updates, other, read));
+            assert_eq!(*stays.load(), 1);
+        })
+        .await
+}
+
+async fn shut_down(rounds: Rounds) -> Outcome {
+    let server = Server::start().await;
+    // Accepts, by way of its backlog, and never says a word.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let silent = format!("http://{}", listener.local_addr().unwrap());
+    // In somebody's hands until the next round: all else is gone.
+    let kept = RefCell::new(None::<Watcher<u32>>);
+    let rounds = rounds.and(&server.gauges()).promised(CLIENT);
+    rounds
+        .run(async |round| {
+            let stall = Stall::never();
+            let client = match round % 4 {
+                0 => server.client(),
+                1 => Client::connect(&silent).unwrap(),
+                2 => unconnected(),
+                _ => server.stalling_client(&stall),
+            };
+            match round % 4 {
+                0 => {
+                    let watcher = client.watch::<u32>("/c/a").await.unwrap();
+                    *kept.borrow_mut() = Some(watcher);
+                    ended(&client).await;
+                }
+                state => {
+                    if state == 3 {
+                        // A connection there is, and nothing comes through it any more.
+                        let watcher = client.watch::<u32>("/c/a").await.unwrap();
+                        stall.begin();
+                        *kept.borrow_mut() = Some(watcher);
+                    }
+                    let read = client.get("/c/a").into_future();
+                    let (read, ()) = tokio::join!(in_time("a read ends", read), async {
+                        tokio::time::sleep(A_MOMENT).await;
+                        ended(&client).await;
+                    });
+                    let closed = matches!(read, Err(GetError::Closed(Closed::Shutdown)));
+                    assert!(closed, "{read:?}");
+                }
+            }
+            let late = client.watch::<u32>("/c/a").await;
+            assert!(matches!(late, Err(WatchError::Closed(_))), "{late:?}");
+        })
+        .await
+}
+
+async fn too_long(rounds: Rounds) -> Outcome {
+    let server = Server::start().await;
+    // Accepts, by way of its backlog, and never says a word.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let silent = format!("http://{}", listener.local_addr().unwrap());
+    let rounds = rounds.and(&server.gauges()).promised(CLIENT);
+    rounds
+        .run(async |round| {
+            let stall = Stall::never();
+            let (client, _watcher) = match round % 2 {
+                0 => (Client::connect(&silent).unwrap(), None),
+                _ => {
+                    let client = server.stalling_client(&stall);
+                    let watcher = client.watch::<u32>("/c/a").await.unwrap();
+                    stall.begin();
+                    (client, Some(watcher))
+                }
+            };
+            let read = client.get("/c/a").timeout(A_MOMENT).into_future();
+            let read = in_time("a read is given up", read).await;
+            assert!(matches!(read, Err(GetError::TimedOut { .. })), "{read:?}");
+        })
+        .await
+}
+
+/// Shuts it down; nothing is left that could not be ended at once.
+async fn ended(client: &Client) {
+    let done = client.shutdown().await;
+    assert_eq!(done, Ok(()));
+    assert!(client.quiescence().is_reached());
+}
+
+/// A client whose attempts to connect come to nothing, and do not fail.
+fn unconnected() -> Client {
+    let builder = Client::builder().endpoint("http://127.0.0.1:1");
+    let connector = |_: &Endpoint| -> Connecting { Box::pin(std::future::pending()) };
+    builder.connector(connector).build().unwrap()
+}
+
+async fn outlives(rounds: Rounds) -> Outcome {
+    let server = Server::start().await;
+    let rounds = rounds.and(&server.gauges()).promised(CLIENT);
+    rounds
+        .run(async |round| {
+            let client = server.client();
+            let elsewhere = std::thread::spawn(move || {
+                let mut runtime = tokio::runtime::Builder::new_current_thread();
+                let runtime = runtime.enable_all().build().unwrap();
+                let all = KeyRange::prefix("/c/");
+                runtime.block_on(async {
+                    let value = client.watch::<u32>("/c/a").into_future();
+                    let (value, all) = tokio::join!(value, client.entries(all));
+                    (value.unwrap(), all.unwrap())
+                })
+            });
+            let (mut value, mut all) = elsewhere.join().unwrap();
+            let end = in_time("a watcher is told", value.changed()).await;
+            assert_eq!(end.unwrap_err(), Closed::Ended);
+            let end = in_time("a watcher is told", all.changed()).await;
+            assert_eq!(end.unwrap_err(), Closed::Ended);
+            assert_eq!(
+                (*value.load(), all.load().len()),
+                (1, 2),
+                "in round {round}"
+            );
+            assert_eq!(value.status().state, State::Closed);
+        })
+        .await
+}
