@@ -236,7 +236,8 @@ async fn backoff(rounds: Rounds) -> Outcome {
         .await
 }
 
-async fn silence(rounds: Rounds) -> Outcome {
+/// Somebody who takes connections and never says a word: where, and the task that does.
+pub(crate) async fn silent() -> (String, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let mut silent = JoinSet::new();
@@ -250,6 +251,11 @@ async fn silence(rounds: Rounds) -> Outcome {
             });
         }
     });
+    (url, silent)
+}
+
+async fn silence(rounds: Rounds) -> Outcome {
+    let (url, _silent) = silent().await;
     let client = Client::connect(url).unwrap();
     rounds
         .promised(WATCHER)

@@ -7,8 +7,8 @@ use driftless_client::{
     Client, Closed, Connecting, Endpoint, GetError, KeyRange, State, WatchError, Watcher,
 };
 use leak_tests::{Outcome, Rounds, Stall};
-use tokio::net::TcpListener;
 
+use crate::client::silent;
 use crate::common::{Server, in_time};
 use crate::scenario::Scenario;
 
@@ -78,9 +78,7 @@ async fn beside(rounds: Rounds) -> Outcome {
 
 async fn shut_down(rounds: Rounds) -> Outcome {
     let server = Server::start().await;
-    // Accepts, by way of its backlog, and never says a word.
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let silent = format!("http://{}", listener.local_addr().unwrap());
+    let (silent, _silent) = silent().await;
     // In somebody's hands until the next round: all else is gone.
     let kept = RefCell::new(None::<Watcher<u32>>);
     let rounds = rounds.and(&server.gauges()).promised(CLIENT);
@@ -123,9 +121,7 @@ async fn shut_down(rounds: Rounds) -> Outcome {
 
 async fn too_long(rounds: Rounds) -> Outcome {
     let server = Server::start().await;
-    // Accepts, by way of its backlog, and never says a word.
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let silent = format!("http://{}", listener.local_addr().unwrap());
+    let (silent, _silent) = silent().await;
     let rounds = rounds.and(&server.gauges()).promised(CLIENT);
     rounds
         .run(async |round| {
