@@ -184,6 +184,35 @@ impl World {
         assert!(self.script.say(update).await);
     }
 
+    /// A key that nobody had comes and goes.
+    async fn pass(&mut self, number: usize) {
+        let key = Key::new(format!("/c/passing/{number:020}")).unwrap();
+        self.revision = self.revision.next();
+        let put = Edit::Put(Entry {
+            key: key.clone(),
+            value: vec![b'x'; self.value].into(),
+            create_revision: self.revision,
+            mod_revision: self.revision,
+            version: 1,
+        });
+        let update = Update::Changes {
+            revision: self.revision,
+            changes: vec![put],
+        };
+        assert!(self.script.say(update).await);
+        self.revision = self.revision.next();
+        let delete = Edit::Delete {
+            key,
+            mod_revision: self.revision,
+        };
+        let update = Update::Changes {
+            revision: self.revision,
+            changes: vec![delete],
+        };
+        assert!(self.script.say(update).await);
+        self.changes += 2;
+    }
+
     /// Waits until the server has heard of everything, and whoever reads as well: the clock moves
     /// only when nobody has anything to do.
     async fn settle(&self) {
@@ -262,6 +291,7 @@ fn who_does_not_read_costs_a_connection_and_no_queue() {
     let grown = none[1].saturating_sub(none[0]);
     assert!(grown <= LOG, "the log's budget, not {grown}");
     the_log_holds_what_it_says();
+    a_deleted_key_costs_what_is_said();
 }
 
 /// Where changes are tiny, what is around them is nearly all of it. In the same test: another would
@@ -273,4 +303,43 @@ fn the_log_holds_what_it_says() {
     let (held, said) = (large.saturating_sub(small), LARGE_LOG - LOG);
     eprintln!("{said} bytes of log, by its own estimate, are {held}");
     assert!((said / 2..=said).contains(&held), "{held} of {said}");
+}
+
+/// How many deleted keys are remembered of a prefix, and what `store/writer.rs` says of them.
+const TOMBSTONES: usize = 65_536;
+const TOMBSTONE: usize = 320;
+
+/// And no more of them, whatever comes and goes.
+fn a_deleted_key_costs_what_is_said() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    let (few, full, over) = runtime.block_on(async {
+        let mut world = World::start(TINY, LOG).await;
+        let mut passed = 0;
+        let mut pass_to = async |keys| {
+            while passed < keys {
+                world.pass(passed).await;
+                passed += 1;
+            }
+            world.settle().await;
+            sleep(Duration::from_secs(60)).await;
+            ALLOCATOR.current_usage()
+        };
+        // The log, too, is full then.
+        let few = pass_to(TOMBSTONES / 4).await;
+        let full = pass_to(TOMBSTONES).await;
+        // Trees from which the oldest are taken are less dense.
+        let half_over = pass_to(TOMBSTONES * 3 / 2).await;
+        let over = pass_to(TOMBSTONES * 3).await;
+        world.engine.shut_down(Duration::from_secs(5)).await;
+        (few, full, [half_over, over])
+    });
+    let each = full.saturating_sub(few) / (TOMBSTONES - TOMBSTONES / 4);
+    eprintln!("{each} bytes a deleted key; {few}, {full}, {over:?} in all");
+    assert!((TOMBSTONE / 2..=TOMBSTONE).contains(&each), "{each}");
+    assert!(over[1] <= over[0] + MAY_GROW, "{over:?}");
+    assert!(over[1] <= full + full / 4, "{full} became {over:?}");
 }
