@@ -236,15 +236,17 @@ impl Plan {
         let before = returning.baseline().await?;
         let asked = outcome.rounds;
         let deadline = self.budget.map(|budget| start + budget);
+        let mut heap = Heap::now();
         self.series(outcome, asked, deadline, &before, next).await?;
         if !outcome.growth().is_empty() {
             outcome.repeated = true;
             let again = outcome.rounds.saturating_mul(AGAIN);
-            let heap = Heap::now();
+            heap = Heap::now();
             self.series(outcome, again, None, &before, next).await?;
-            if let Some((before, after)) = heap.zip(Heap::now()) {
-                outcome.stacks = after.grown_since(&before);
-            }
+        }
+        // Also where there were too few rounds for a verdict: somebody asked.
+        if let Some((before, after)) = heap.zip(Heap::now()) {
+            outcome.stacks = after.grown_since(&before);
         }
         let growth = outcome.growth();
         outcome.leaks.extend(growth);
@@ -352,8 +354,8 @@ pub struct Outcome {
     pub promised: Option<Duration>,
     /// What leaked.
     pub leaks: Vec<Leak>,
-    /// Where memory was allocated that had grown, the most first; empty unless the program was
-    /// started with [`HEAP_PROFILE`](crate::HEAP_PROFILE).
+    /// Where memory was allocated of which there was more after the rounds than before, the most
+    /// first; empty unless the program was started with [`HEAP_PROFILE`](crate::HEAP_PROFILE).
     pub stacks: Vec<String>,
 }
 
