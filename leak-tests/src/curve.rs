@@ -1,11 +1,10 @@
 //! What a witness counted over many rounds, in bounded room: for plots, and for the test for growth.
 
-use std::ops::Range;
-
 use crate::witness::Rule;
 
-/// How many points a curve has at most: as many as a plot has room for.
-const POINTS: u64 = 400;
+/// How many points a curve has at most: as many as a plot has room for. Even, as they are joined in
+/// pairs.
+const POINTS: usize = 400;
 
 /// What a witness counted, round after round.
 #[derive(Clone, Debug)]
@@ -19,7 +18,8 @@ pub struct Curve {
     pub points: Vec<Point>,
     /// Its lowest values in the second and in the last fifth of the rounds, once all are over.
     pub compared: Option<(i64, i64)>,
-    rounds: u64,
+    /// How many rounds share a point.
+    each: u64,
 }
 
 /// What was counted after some rounds in a row.
@@ -34,68 +34,60 @@ pub struct Point {
     pub high: i64,
 }
 
+impl Point {
+    fn and(self, next: Self) -> Self {
+        Self {
+            round: self.round,
+            low: self.low.min(next.low),
+            high: self.high.max(next.high),
+        }
+    }
+}
+
 impl Curve {
-    /// Empty, with room for all that so many rounds will need.
-    pub(crate) fn new(witness: &str, rule: Rule, rounds: u64) -> Self {
+    /// Empty, with room for all that any number of rounds will need: what it keeps must not be counted
+    /// as something that grows.
+    pub(crate) fn new(witness: &str, rule: Rule) -> Self {
         Self {
             witness: witness.to_owned(),
             rule,
-            points: Vec::with_capacity(usize::try_from(POINTS.min(rounds)).unwrap_or(0)),
+            points: Vec::with_capacity(POINTS),
             compared: None,
-            rounds,
+            each: 1,
         }
     }
 
-    /// Rounds come in order.
+    /// Rounds come in order, from 0 on, and nobody knows how many there will be: where there are too
+    /// many points, each two become one.
     pub(crate) fn add(&mut self, round: u64, count: i64) {
-        let points = POINTS.min(self.rounds);
-        let slot = |round: u64| u128::from(round) * u128::from(points) / u128::from(self.rounds);
+        if round >= self.each * POINTS as u64 {
+            for pair in 0..POINTS / 2 {
+                self.points[pair] = self.points[2 * pair].and(self.points[2 * pair + 1]);
+            }
+            self.points.truncate(POINTS / 2);
+            self.each *= 2;
+        }
+        let point = Point {
+            round,
+            low: count,
+            high: count,
+        };
         match self.points.last_mut() {
-            Some(point) if slot(point.round) == slot(round) => {
-                point.low = point.low.min(count);
-                point.high = point.high.max(count);
-            }
-            _ => self.points.push(Point {
-                round,
-                low: count,
-                high: count,
-            }),
+            Some(last) if round - last.round < self.each => *last = last.and(point),
+            _ => self.points.push(point),
         }
     }
-}
 
-/// The lowest counts of the two fifths that are compared. A lowest value is blind to what comes and
-/// goes, and a whole fifth apart from the start, so to what is still being set up.
-#[derive(Clone, Debug)]
-pub(crate) struct Fifths {
-    second: Range<u64>,
-    last: Range<u64>,
-    from: Option<i64>,
-    to: Option<i64>,
-}
-
-impl Fifths {
-    pub(crate) const fn of(rounds: u64) -> Self {
+    /// Compares, once so many rounds are over. A lowest value is blind to what comes and goes, and the
+    /// first fifth, in which things are still being set up, does not count. What shares a point is on
+    /// one side or the other as a whole.
+    pub(crate) fn compare(&mut self, rounds: u64) {
         let fifth = rounds / 5;
-        Self {
-            second: fifth..2 * fifth,
-            last: rounds - fifth..rounds,
-            from: None,
-            to: None,
-        }
-    }
-
-    pub(crate) fn add(&mut self, round: u64, count: i64) {
-        for (fifth, lowest) in [(&self.second, &mut self.from), (&self.last, &mut self.to)] {
-            if fifth.contains(&round) {
-                *lowest = Some(lowest.map_or(count, |lowest| lowest.min(count)));
-            }
-        }
-    }
-
-    /// Of the second fifth, and of the last one.
-    pub(crate) fn lowest(&self) -> Option<(i64, i64)> {
-        self.from.zip(self.to)
+        let lowest = |from: u64, to: u64| {
+            let within = self.points.iter().filter(|p| (from..to).contains(&p.round));
+            within.map(|point| point.low).min()
+        };
+        self.compared = lowest(fifth, 2 * fifth).zip(lowest(rounds - fifth, rounds));
     }
 }
 
@@ -105,21 +97,22 @@ mod tests {
 
     #[test]
     fn a_curve_keeps_the_extremes_in_bounded_room() {
-        let mut curve = Curve::new("c", Rule::Returns, 1_000_000);
+        let mut curve = Curve::new("c", Rule::Returns);
         let room = curve.points.capacity();
         for round in 0..1_000_000 {
             curve.add(round, if round == 777_777 { 9 } else { 1 });
         }
-        assert_eq!(curve.points.len(), 400);
+        assert!((POINTS / 2..=POINTS).contains(&curve.points.len()));
         assert_eq!(curve.points.capacity(), room);
         let high: Vec<_> = curve.points.iter().filter(|p| p.high == 9).collect();
         assert_eq!(high.len(), 1);
-        assert!((775_000..=777_777).contains(&high[0].round));
+        assert!((high[0].round..high[0].round + curve.each).contains(&777_777));
+        assert!(curve.points.iter().all(|p| p.round % curve.each == 0));
     }
 
     #[test]
     fn few_rounds_have_a_point_each() {
-        let mut curve = Curve::new("c", Rule::Returns, 7);
+        let mut curve = Curve::new("c", Rule::Returns);
         for round in 0..7 {
             curve.add(round, 1);
         }
@@ -128,10 +121,28 @@ mod tests {
 
     #[test]
     fn the_second_fifth_is_compared_with_the_last() {
-        let mut fifths = Fifths::of(10);
+        let mut curve = Curve::new("c", Rule::Returns);
         for (round, count) in (0..).zip([0, 0, 5, 4, 1, 1, 1, 1, 8, 9]) {
-            fifths.add(round, count);
+            curve.add(round, count);
         }
-        assert_eq!(fifths.lowest(), Some((4, 8)));
+        curve.compare(10);
+        assert_eq!(curve.compared, Some((4, 8)));
+    }
+
+    #[test]
+    fn joined_points_are_compared_as_their_rounds_would_be() {
+        let mut curve = Curve::new("c", Rule::Returns);
+        // No multiple of anything.
+        const ROUNDS: u64 = 123_457;
+        for round in 0..ROUNDS {
+            curve.add(round, i64::try_from(round).unwrap());
+        }
+        curve.compare(ROUNDS);
+        let (from, to) = curve.compared.unwrap();
+        let each = i64::try_from(curve.each).unwrap();
+        for (found, exact) in [(from, ROUNDS / 5), (to, ROUNDS - ROUNDS / 5)] {
+            let off = found - i64::try_from(exact).unwrap();
+            assert!((0..each).contains(&off), "{off} of {each}");
+        }
     }
 }

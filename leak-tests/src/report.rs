@@ -17,6 +17,9 @@ const PAGE: &str = "index.html";
 /// The name of what machines read.
 const JSON: &str = "report.json";
 
+/// The same without the points of the plots: small enough to be kept beside a program's sources.
+const SUMMARY: &str = "summary.json";
+
 /// How wide a plot is, in CSS pixels.
 const WIDTH: u32 = 260;
 /// And its height.
@@ -32,7 +35,7 @@ pub struct Record {
     pub about: String,
     /// How many rounds the verdict is about.
     pub rounds: u64,
-    /// Something had grown, so they are four times as many as were asked for.
+    /// Something had grown, so they are four times as many as were done at first.
     pub repeated: bool,
     /// What each witness counted.
     pub plots: Vec<Plot>,
@@ -173,13 +176,68 @@ impl Record {
     }
 }
 
-/// Writes the page and the JSON into a folder, which is made if it is not there.
+/// A [`Record`] without the points of its plots.
+#[derive(Serialize)]
+struct Summary<'a> {
+    name: &'a str,
+    rounds: u64,
+    repeated: bool,
+    passed: bool,
+    verdict: String,
+    median_us: Option<u64>,
+    promised_us: Option<u64>,
+    counts: Vec<Counts<'a>>,
+}
+
+/// The extremes of a [`Plot`].
+#[derive(Serialize)]
+struct Counts<'a> {
+    witness: &'a str,
+    lowest: Option<i64>,
+    highest: Option<i64>,
+    /// In the second and in the last fifth, where it may not grow.
+    lowest_in_fifths: Option<(i64, i64)>,
+}
+
+impl<'a> From<&'a Record> for Summary<'a> {
+    fn from(record: &'a Record) -> Self {
+        let counts = record.plots.iter().map(|plot| Counts {
+            witness: &plot.witness,
+            lowest: plot.points.iter().map(|point| point.1).min(),
+            highest: plot.points.iter().map(|point| point.2).max(),
+            lowest_in_fifths: plot.compared.filter(|_| plot.slack.is_some()),
+        });
+        Self {
+            name: &record.name,
+            rounds: record.rounds,
+            repeated: record.repeated,
+            passed: record.passed(),
+            verdict: record.verdict(),
+            median_us: record.median_us,
+            promised_us: record.promised_us,
+            counts: counts.collect(),
+        }
+    }
+}
+
+/// A line for each record, so that two of them can be compared by a person.
+fn summary(records: &[Record]) -> io::Result<String> {
+    let lines: Result<Vec<String>, _> = records
+        .iter()
+        .map(|record| serde_json::to_string(&Summary::from(record)))
+        .collect();
+    Ok(format!("[\n{}\n]\n", lines?.join(",\n")))
+}
+
+/// Writes the page (`index.html`), all counts (`report.json`), and the same without the points of the
+/// plots (`summary.json`) into a folder, which is made if it is not there.
 ///
 /// # Errors
 /// When the folder or the files cannot be written.
 pub fn write_report(folder: &Path, title: &str, records: &[Record]) -> io::Result<()> {
     fs::create_dir_all(folder)?;
-    fs::write(folder.join(JSON), serde_json::to_vec_pretty(records)?)?;
+    fs::write(folder.join(JSON), serde_json::to_vec(records)?)?;
+    fs::write(folder.join(SUMMARY), summary(records)?)?;
     fs::write(folder.join(PAGE), page(title, records))
 }
 
@@ -398,11 +456,16 @@ mod tests {
         write_report(&folder, "Title", &records).unwrap();
         let page = fs::read_to_string(folder.join(PAGE)).unwrap();
         let json = fs::read(folder.join(JSON)).unwrap();
+        let summary = fs::read_to_string(folder.join(SUMMARY)).unwrap();
         fs::remove_dir_all(&folder).unwrap();
         assert_eq!(
             serde_json::from_slice::<Vec<Record>>(&json).unwrap(),
             records
         );
+        let summed: serde_json::Value = serde_json::from_str(&summary).unwrap();
+        assert_eq!(summed[1]["verdict"], "noticed by bytes");
+        assert_eq!(summed[1]["counts"][0]["highest"], 7);
+        assert_eq!(summary.lines().count(), 4);
         assert!(page.contains("a &lt;name&gt;") && !page.contains("<name>"));
         assert!(page.contains("2 passed, 0 failed") && page.contains("<polygon points='"));
         for outside in ["http:", "https:", "src=", "<script"] {

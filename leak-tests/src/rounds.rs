@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
 use crate::baseline::{Baseline, Leaked, RETURN_WITHIN};
-use crate::curve::{Curve, Fifths};
+use crate::curve::Curve;
 use crate::heap::Heap;
 use crate::witness::{Rule, Unreadable, Witnesses};
 use crate::{Allocated, Threads};
@@ -15,8 +15,8 @@ use crate::{Allocated, Threads};
 /// in the first ones.
 const WARM_UP: u64 = 50;
 
-/// Of few rounds that fit into a budget, the warm-up is this part.
-const WARM_UP_PART: u64 = 4;
+/// Of a budget, the warm-up takes this part at most.
+const WARM_UP_PART: u32 = 4;
 
 /// The fewest rounds that have fifths.
 const FEWEST: u64 = 5;
@@ -29,8 +29,9 @@ pub(crate) const FEWEST_FOR_GROWTH: u64 = 100;
 /// outside of what is compared then, and a leak grows on.
 const AGAIN: u64 = 4;
 
-/// How many rounds' times are kept, spread over all of them.
-const TIMES: u64 = 200;
+/// How many rounds' times are kept at least, spread over all of them, and half of those that are kept
+/// at most.
+const TIMES: usize = 200;
 
 /// How long a round may take. Generous on purpose: it is there so that a round that hangs is told
 /// by its number.
@@ -98,8 +99,8 @@ impl Rounds {
         self
     }
 
-    /// Does fewer rounds where all of them would take longer than this, by the pace of the warm-up:
-    /// at least five. Default: no limit.
+    /// Does no more rounds when this is over, counted from the start of [`run`](Self::run): at least
+    /// five. What grew is done again all the same, four times over. Default: no limit.
     pub const fn within(mut self, budget: Duration) -> Self {
         self.budget = Some(budget);
         self
@@ -222,32 +223,30 @@ impl Plan {
         outcome: &mut Outcome,
         next: &mut impl AsyncFnMut() -> Result<(), Leak>,
     ) -> Result<(), Leak> {
-        let (start, asked) = (Instant::now(), outcome.rounds);
-        for done in 1..=self.warm_up {
+        let start = Instant::now();
+        for _ in 0..self.warm_up {
             next().await?;
-            if let Some(budget) = self.budget {
-                let each = start.elapsed() / u32::try_from(done).unwrap_or(u32::MAX);
-                let fit = budget.as_nanos() / each.as_nanos().max(1);
-                let fit = u64::try_from(fit).unwrap_or(u64::MAX);
-                outcome.rounds = asked.min(fit).max(FEWEST);
-                // Where few fit, few make it warm.
-                if done >= outcome.rounds.div_ceil(WARM_UP_PART) {
-                    break;
-                }
+            let takes_long = |budget| start.elapsed() >= budget / WARM_UP_PART;
+            if self.budget.is_some_and(takes_long) {
+                break;
             }
         }
         let end = self.at_the_end.baseline().await?;
         let returning = self.witnesses.that(|rule| rule == Rule::Returns);
         let before = returning.baseline().await?;
-        self.series(outcome, &before, next).await?;
+        let asked = outcome.rounds;
+        let deadline = self.budget.map(|budget| start + budget);
+        let mut heap = Heap::now();
+        self.series(outcome, asked, deadline, &before, next).await?;
         if !outcome.growth().is_empty() {
             outcome.repeated = true;
-            outcome.rounds = outcome.rounds.saturating_mul(AGAIN);
-            let heap = Heap::now();
-            self.series(outcome, &before, next).await?;
-            if let Some((before, after)) = heap.zip(Heap::now()) {
-                outcome.stacks = after.grown_since(&before);
-            }
+            let again = outcome.rounds.saturating_mul(AGAIN);
+            heap = Heap::now();
+            self.series(outcome, again, None, &before, next).await?;
+        }
+        // Also where there were too few rounds for a verdict: somebody asked.
+        if let Some((before, after)) = heap.zip(Heap::now()) {
+            outcome.stacks = after.grown_since(&before);
         }
         let growth = outcome.growth();
         outcome.leaks.extend(growth);
@@ -260,42 +259,78 @@ impl Plan {
         Ok(())
     }
 
-    /// All rounds once. What it keeps is allocated before the first of them.
+    /// All rounds once, or as many as there is time for. What it keeps is allocated before the first
+    /// of them.
     async fn series(
         &self,
         outcome: &mut Outcome,
+        most: u64,
+        deadline: Option<Instant>,
         before: &Baseline,
         next: &mut impl AsyncFnMut() -> Result<(), Leak>,
     ) -> Result<(), Leak> {
-        let (rounds, witnesses) = (outcome.rounds, &self.witnesses);
+        let witnesses = &self.witnesses;
         let curves = witnesses
             .iter()
-            .map(|witness| Curve::new(witness.name(), witness.rule(), rounds));
+            .map(|witness| Curve::new(witness.name(), witness.rule()));
         outcome.curves = curves.collect();
-        let mut fifths: Vec<Fifths> = witnesses.iter().map(|_| Fifths::of(rounds)).collect();
-        let mut times = Vec::with_capacity(usize::try_from(TIMES.min(rounds)).unwrap_or(0));
-        let mut told = None;
-        for round in 0..rounds {
+        outcome.rounds = 0;
+        let mut times = Times::new();
+        while outcome.rounds < most {
+            let round = outcome.rounds;
+            let is_over = deadline.is_some_and(|deadline| Instant::now() >= deadline);
+            if is_over && round >= FEWEST {
+                break;
+            }
             next().await?;
             let back = before.returned_within(self.patience).await;
-            for (index, witness) in witnesses.iter().enumerate() {
-                let count = witness.read().await?;
-                outcome.curves[index].add(round, count);
-                fifths[index].add(round, count);
+            for (witness, curve) in witnesses.iter().zip(&mut outcome.curves) {
+                curve.add(round, witness.read().await?);
             }
-            let took = back.map_err(|leaked| Leak::Kept { round, leaked })?;
-            let slot = round * TIMES.min(rounds) / rounds;
-            if told != Some(slot) {
-                told = Some(slot);
-                times.push(took);
-            }
+            outcome.rounds += 1;
+            times.add(round, back.map_err(|leaked| Leak::Kept { round, leaked })?);
         }
-        for (curve, fifths) in outcome.curves.iter_mut().zip(fifths) {
-            curve.compared = fifths.lowest();
+        for curve in &mut outcome.curves {
+            curve.compare(outcome.rounds);
         }
-        times.sort_unstable();
-        outcome.median = times.get(times.len() / 2).copied();
+        outcome.median = times.median();
         Ok(())
+    }
+}
+
+/// How long some of the rounds took to be back, however many there are: in bounded room.
+struct Times {
+    kept: Vec<Duration>,
+    /// Which ones are kept: each so manieth.
+    every: u64,
+}
+
+impl Times {
+    fn new() -> Self {
+        Self {
+            kept: Vec::with_capacity(2 * TIMES),
+            every: 1,
+        }
+    }
+
+    fn add(&mut self, round: u64, took: Duration) {
+        if !round.is_multiple_of(self.every) {
+            return;
+        }
+        if self.kept.len() == 2 * TIMES {
+            let mut index = 0;
+            self.kept.retain(|_| {
+                index += 1;
+                index % 2 == 1
+            });
+            self.every *= 2;
+        }
+        self.kept.push(took);
+    }
+
+    fn median(mut self) -> Option<Duration> {
+        self.kept.sort_unstable();
+        self.kept.get(self.kept.len() / 2).copied()
     }
 }
 
@@ -308,19 +343,19 @@ pub struct Outcome {
     pub name: String,
     /// How many rounds the verdict is about.
     pub rounds: u64,
-    /// Something had grown, so they are four times as many as were asked for.
+    /// Something had grown, so they are four times as many as were done at first.
     pub repeated: bool,
     /// What each witness counted after the rounds, for plots.
     pub curves: Vec<Curve>,
-    /// How long it took after a round until everything was back: the median of 200 rounds, spread over
-    /// all of them. `None` when they did not come to an end.
+    /// How long it took after a round until everything was back: the median of 200 rounds or more,
+    /// spread over all of them. `None` when they did not come to an end.
     pub median: Option<Duration>,
     /// How long it should take.
     pub promised: Option<Duration>,
     /// What leaked.
     pub leaks: Vec<Leak>,
-    /// Where memory was allocated that had grown, the most first; empty unless the program was
-    /// started with [`HEAP_PROFILE`](crate::HEAP_PROFILE).
+    /// Where memory was allocated of which there was more after the rounds than before, the most
+    /// first; empty unless the program was started with [`HEAP_PROFILE`](crate::HEAP_PROFILE).
     pub stacks: Vec<String>,
 }
 

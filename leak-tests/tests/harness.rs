@@ -68,6 +68,10 @@ fn less_than_before_is_a_difference_too() {
         let before = Witnesses::new().and(Tasks::here());
         let before = before.baseline().await.unwrap();
         tasks.shutdown().await;
+        // Who waits for a task is told before the runtime counts it out.
+        while Tasks::here().read().await.unwrap() > 0 {
+            tokio::task::yield_now().await;
+        }
         let leaked = before.returned_within(SHORT).await.unwrap_err();
         assert_eq!(
             leaked.to_string(),
@@ -254,7 +258,7 @@ fn a_round_that_keeps_something_ends_the_run() {
         // After fifty rounds of warm-up.
         assert!(matches!(outcome.leaks[..], [Leak::Kept { round: 10, .. }]));
         let said = outcome.to_string();
-        assert!(said.starts_with("forgetful, 1000 rounds: after round 10, not back after 5s: "));
+        assert!(said.starts_with("forgetful, 11 rounds: after round 10, not back after 5s: "));
     });
 }
 
@@ -286,8 +290,25 @@ fn rounds_take_times_and_keep_few_points() {
         outcome.assert_no_leak();
         assert!(outcome.median.is_some());
         for curve in &outcome.curves {
-            assert_eq!(curve.points.len(), 400, "{}", curve.witness);
+            let points = curve.points.len();
+            assert!((200..=400).contains(&points), "{}: {points}", curve.witness);
         }
+    });
+}
+
+#[test]
+fn rounds_end_when_their_time_is_over() {
+    alone(async {
+        let slow = async |_| tokio::time::sleep(Duration::from_millis(5)).await;
+        let outcome = rounds(1_000_000)
+            .within(Duration::from_millis(500))
+            .run(slow)
+            .await;
+        outcome.assert_no_leak();
+        assert!((5..100).contains(&outcome.rounds), "{}", outcome.rounds);
+
+        let never_mind = rounds(1_000_000).within(Duration::ZERO).run(slow).await;
+        assert_eq!(never_mind.rounds, 5);
     });
 }
 

@@ -2,6 +2,8 @@
 //! address of its own; never a value.
 
 use std::fmt::Write;
+use std::pin::pin;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -9,10 +11,29 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use axum::routing::get;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
 
 use crate::metrics::Metrics;
-use crate::service::Service;
+use crate::service::{Accepting, Service};
+
+/// How many connections there may be at a time: more than there are probes and scrapers. The next ones
+/// wait in the listener's backlog.
+const CONNECTIONS: usize = 64;
+
+/// How long a request's head may take, and a connection may do nothing between two requests: longer
+/// than probes and scrapers usually wait, so that they need not connect anew.
+const HEAD_WITHIN: Duration = Duration::from_secs(30);
+
+/// How long a connection may live, so that who does not read an answer does not keep its place. What is
+/// being answered then has a little longer.
+const LIFETIME: Duration = Duration::from_secs(300);
+const LAST_ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 /// `/healthz`, `/readyz` and `/metrics`.
 pub(crate) fn router(service: Service, metrics: Metrics) -> Router {
@@ -22,10 +43,37 @@ pub(crate) fn router(service: Service, metrics: Metrics) -> Router {
         .route("/metrics", get(scrape).with_state(metrics))
 }
 
-/// Serves until it is dropped.
+/// Serves until it is dropped, and with it all connections.
+///
+/// Not through `axum::serve`, which leaves its connections to themselves and lets them be silent for
+/// as long as they like.
 pub(crate) async fn serve(listener: TcpListener, app: Router) {
-    // `axum::serve` sleeps through errors of `accept` by itself and never returns.
-    let _ = axum::serve(listener, app).await;
+    let mut accepting = Accepting::new(listener);
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            (stream, _) = accepting.next(), if connections.len() < CONNECTIONS => {
+                connections.spawn(connection(stream, app.clone()));
+            }
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+async fn connection(io: impl AsyncRead + AsyncWrite + Unpin, app: Router) {
+    let service = TowerToHyperService::new(app);
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_WITHIN);
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(io), service));
+    // How it ended is the other side's affair.
+    tokio::select! {
+        _ = connection.as_mut() => return,
+        () = sleep(LIFETIME) => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    let _ = timeout(LAST_ANSWER_WITHIN, connection).await;
 }
 
 /// 200 once every prefix has its first state, and until the server shuts down: with etcd gone, what
@@ -92,9 +140,9 @@ async fn scrape(State(metrics): State<Metrics>) -> impl IntoResponse {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use driftless_proto::{Epoch, KeyRange, Revision};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
     use tokio::time::Instant;
 
     use super::*;
@@ -154,6 +202,63 @@ mod tests {
         let (status, text) = readiness(&service).await;
         assert_eq!(status, unready);
         assert!(text.starts_with("shutting down\n"), "{text}");
+    }
+
+    /// Answers are never read, or questions never end; with another connection open to ask on.
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_does_nothing_ends() {
+        let app = Router::new().route("/healthz", get(async || vec![b'.'; 1024 * 1024]));
+        for (said, within) in [
+            ("", HEAD_WITHIN),
+            ("GET /healthz HTT", HEAD_WITHIN),
+            ("GET /none HTTP/1.1\r\n\r\n", HEAD_WITHIN),
+            (
+                "GET /healthz HTTP/1.1\r\n\r\n",
+                LIFETIME + LAST_ANSWER_WITHIN,
+            ),
+        ] {
+            let (mut peer, io) = tokio::io::duplex(1024);
+            peer.write_all(said.as_bytes()).await.unwrap();
+            let start = Instant::now();
+            connection(io, app.clone()).await;
+            let took = start.elapsed();
+            assert!(
+                took.abs_diff(within) < Duration::from_secs(1),
+                "{said}: {took:?}"
+            );
+            drop(peer);
+        }
+    }
+
+    #[tokio::test]
+    async fn there_are_so_many_connections_and_they_go_with_the_server() {
+        let service = service().0;
+        let app = router(service, Metrics::new());
+        let listener = crate::service::listen(([127, 0, 0, 1], 0).into()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut serving = JoinSet::new();
+        serving.spawn(serve(listener, app));
+        let mut silent = Vec::new();
+        for _ in 0..CONNECTIONS {
+            silent.push(TcpStream::connect(address).await.unwrap());
+        }
+        let mut asking = TcpStream::connect(address).await.unwrap();
+        let ask = b"GET /healthz HTTP/1.0\r\n\r\n";
+        asking.write_all(ask).await.unwrap();
+        // One leaves, and the next is served.
+        let mut answer = Vec::new();
+        let moment = Duration::from_millis(50);
+        let early = timeout(moment, asking.read_to_end(&mut answer)).await;
+        assert!(early.is_err(), "{answer:?}");
+        silent.pop();
+        asking.read_to_end(&mut answer).await.unwrap();
+        assert!(answer.starts_with(b"HTTP/1.0 200 OK"));
+        silent[0].write_all(b"GET /he").await.unwrap();
+        serving.shutdown().await;
+        for mut silent in silent {
+            // The end, in whatever way.
+            let _ = silent.read(&mut [0]).await;
+        }
     }
 
     #[tokio::test]

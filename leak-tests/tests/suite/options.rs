@@ -105,8 +105,8 @@ impl Options {
             Budget::Each(each) => each,
             Budget::All(all) => {
                 let waves = u32::try_from(left.div_ceil(self.jobs).max(1)).unwrap_or(u32::MAX);
-                // Starting takes a part of the time, and what grew is done again.
-                let each = all.saturating_sub(after) * 2 / 5 / waves;
+                // Setting up takes a part of the time, and what grew is done again.
+                let each = all.saturating_sub(after) * 3 / 5 / waves;
                 each.max(FEW_SECONDS)
             }
         }

@@ -43,6 +43,15 @@ const KEYS: usize = 10;
 /// Of a value, in bytes: [`FEW`] of them are far more than a connection takes.
 const VALUE: usize = 500;
 
+/// Of a value beside which everything else that a change costs is much, in bytes.
+const TINY: usize = 4;
+
+/// What the change log may hold, by its own estimate, in bytes: the least that a server takes.
+const LOG: usize = 1024 * 1024;
+
+/// And more, for the difference.
+const LARGE_LOG: usize = 4 * LOG;
+
 /// What a client allows the server to send before it reads, in bytes: HTTP/2's own default.
 const WINDOW: usize = 65_535;
 
@@ -66,6 +75,8 @@ struct World {
     metrics: Metrics,
     revision: Revision,
     changes: usize,
+    /// How long the values are that are put, in bytes.
+    value: usize,
     /// The clients' ends of the connections.
     connections: JoinSet<Result<(), h2::Error>>,
 }
@@ -77,12 +88,12 @@ struct Watch {
 }
 
 impl World {
-    async fn start() -> Self {
+    async fn start(value: usize, log: usize) -> Self {
         let prefix = KeyRange::prefix("/c/").unwrap();
         let settings = Settings::builder()
             .etcd("http://127.0.0.1:2379")
             .prefix("/c/")
-            .log_bytes(1024 * 1024)
+            .log_bytes(log)
             .audit_interval(None)
             // Those who do not read are put up with.
             .stall_timeout(Duration::from_secs(24 * 3600));
@@ -109,6 +120,7 @@ impl World {
             metrics,
             revision,
             changes: 0,
+            value,
             connections: JoinSet::new(),
         }
     }
@@ -160,7 +172,7 @@ impl World {
         let round = self.changes / KEYS;
         let put = Edit::Put(Entry {
             key: Key::new(format!("/c/{}", self.changes % KEYS)).unwrap(),
-            value: vec![b'x'; VALUE].into(),
+            value: vec![b'x'; self.value].into(),
             create_revision: Revision::new(1),
             mod_revision: self.revision,
             version: i64::try_from(round).unwrap() + 1,
@@ -170,6 +182,35 @@ impl World {
             changes: vec![put],
         };
         assert!(self.script.say(update).await);
+    }
+
+    /// A key that nobody had comes and goes.
+    async fn pass(&mut self, number: usize) {
+        let key = Key::new(format!("/c/passing/{number:020}")).unwrap();
+        self.revision = self.revision.next();
+        let put = Edit::Put(Entry {
+            key: key.clone(),
+            value: vec![b'x'; self.value].into(),
+            create_revision: self.revision,
+            mod_revision: self.revision,
+            version: 1,
+        });
+        let update = Update::Changes {
+            revision: self.revision,
+            changes: vec![put],
+        };
+        assert!(self.script.say(update).await);
+        self.revision = self.revision.next();
+        let delete = Edit::Delete {
+            key,
+            mod_revision: self.revision,
+        };
+        let update = Update::Changes {
+            revision: self.revision,
+            changes: vec![delete],
+        };
+        assert!(self.script.say(update).await);
+        self.changes += 2;
     }
 
     /// Waits until the server has heard of everything, and whoever reads as well: the clock moves
@@ -188,7 +229,7 @@ impl World {
 
 /// The bytes on the heap after [`FEW`] and after `many` changes, with so many clients that do not read
 /// and one that does.
-fn measure(stalled: usize, many: usize) -> [usize; 2] {
+fn measure(stalled: usize, many: usize, value: usize, log: usize) -> [usize; 2] {
     let before = ALLOCATOR.current_usage();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -196,7 +237,7 @@ fn measure(stalled: usize, many: usize) -> [usize; 2] {
         .build()
         .unwrap();
     let measured = runtime.block_on(async {
-        let mut world = World::start().await;
+        let mut world = World::start(value, log).await;
         let mut reading = world.watch().await;
         let mut reader = JoinSet::new();
         reader.spawn(async move {
@@ -234,9 +275,9 @@ fn measure(stalled: usize, many: usize) -> [usize; 2] {
 #[test]
 fn who_does_not_read_costs_a_connection_and_no_queue() {
     // What is made once for the process is made.
-    measure(1, FEW);
-    let none = measure(0, MANY);
-    let some = measure(STALLED, MANY);
+    measure(1, FEW, VALUE, LOG);
+    let none = measure(0, MANY, VALUE, LOG);
+    let some = measure(STALLED, MANY, VALUE, LOG);
     let each = |at: usize| some[at].saturating_sub(none[at]) / STALLED;
     let (few, many) = (each(0), each(1));
     eprintln!(
@@ -248,5 +289,57 @@ fn who_does_not_read_costs_a_connection_and_no_queue() {
     // It is not nothing: what lies there unread is counted.
     assert!(many >= WINDOW, "{many}");
     let grown = none[1].saturating_sub(none[0]);
-    assert!(grown <= 1024 * 1024, "the log's budget, not {grown}");
+    assert!(grown <= LOG, "the log's budget, not {grown}");
+    the_log_holds_what_it_says();
+    a_deleted_key_costs_what_is_said();
+}
+
+/// Where changes are tiny, what is around them is nearly all of it. In the same test: another would
+/// run beside it and be counted.
+fn the_log_holds_what_it_says() {
+    // Enough to fill the larger log.
+    let held = |log| measure(0, MANY / 5, TINY, log)[1];
+    let (small, large) = (held(LOG), held(LARGE_LOG));
+    let (held, said) = (large.saturating_sub(small), LARGE_LOG - LOG);
+    eprintln!("{said} bytes of log, by its own estimate, are {held}");
+    assert!((said / 2..=said).contains(&held), "{held} of {said}");
+}
+
+/// How many deleted keys are remembered of a prefix, and what `store/writer.rs` says of them.
+const TOMBSTONES: usize = 65_536;
+const TOMBSTONE: usize = 320;
+
+/// And no more of them, whatever comes and goes.
+fn a_deleted_key_costs_what_is_said() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    let (few, full, over) = runtime.block_on(async {
+        let mut world = World::start(TINY, LOG).await;
+        let mut passed = 0;
+        let mut pass_to = async |keys| {
+            while passed < keys {
+                world.pass(passed).await;
+                passed += 1;
+            }
+            world.settle().await;
+            sleep(Duration::from_secs(60)).await;
+            ALLOCATOR.current_usage()
+        };
+        // The log, too, is full then.
+        let few = pass_to(TOMBSTONES / 4).await;
+        let full = pass_to(TOMBSTONES).await;
+        // Trees from which the oldest are taken are less dense.
+        let half_over = pass_to(TOMBSTONES * 3 / 2).await;
+        let over = pass_to(TOMBSTONES * 3).await;
+        world.engine.shut_down(Duration::from_secs(5)).await;
+        (few, full, [half_over, over])
+    });
+    let each = full.saturating_sub(few) / (TOMBSTONES - TOMBSTONES / 4);
+    eprintln!("{each} bytes a deleted key; {few}, {full}, {over:?} in all");
+    assert!((TOMBSTONE / 2..=TOMBSTONE).contains(&each), "{each}");
+    assert!(over[1] <= over[0] + MAY_GROW, "{over:?}");
+    assert!(over[1] <= full + full / 4, "{full} became {over:?}");
 }

@@ -28,7 +28,8 @@ use crate::store::{Batch, Past, Snapshot};
 /// stream that is further behind gets one conflated diff, which is cheaper for both ends.
 const HEADS: usize = 1024;
 
-/// A stream that has more than this many changes to catch up with gets one conflated diff.
+/// A stream that has more than this many changes to catch up with gets one conflated diff. So many of
+/// a scope's latest changes keep their frames, which are no part of the log's budget.
 const REPLAY_CHANGES: usize = 256;
 
 /// A stream that is behind gets its pending changes joined until a piece has this many bytes: a
@@ -332,10 +333,15 @@ impl Scope {
         let head = Head::new(inner.last, before, inner.since_base, batch);
         inner.last = batch.to;
         inner.heads.push_back(head);
+        // Nobody gets an earlier one by itself any more.
+        if let Some(at) = inner.heads.len().checked_sub(REPLAY_CHANGES + 1) {
+            inner.heads[at].forget(self.id);
+        }
         if inner.heads.len() > HEADS
             && let Some(oldest) = inner.heads.pop_front()
         {
             inner.floor = oldest.to;
+            // A stream that was about to take it may have had it made anew.
             oldest.forget(self.id);
         }
         // While some are held back, the next ones join them.

@@ -743,7 +743,7 @@ async fn a_client_that_comes_back_again_and_again_does_not_fill_the_log_with_its
         prefix_c.publisher.flush();
         stream.drain();
     }
-    assert!(prefix_c.frames_kept() <= 1024, "{}", prefix_c.frames_kept());
+    assert!(prefix_c.frames_kept() <= 256, "{}", prefix_c.frames_kept());
 }
 
 /// The client was sent an empty conflated diff after the changes that it had missed, made from a

@@ -15,7 +15,7 @@ use hyper::server::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use slab::Slab;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -67,6 +67,49 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
+}
+
+/// A listener that outlives bad luck.
+#[derive(Debug)]
+pub(crate) struct Accepting {
+    listener: TcpListener,
+    /// Said once for as long as it lasts, and not ten times a second.
+    failing: bool,
+}
+
+impl Accepting {
+    pub(crate) const fn new(listener: TcpListener) -> Self {
+        Self {
+            listener,
+            failing: false,
+        }
+    }
+
+    /// The next connection, and whose it is.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe: no connection is lost.
+    pub(crate) async fn next(&mut self) -> (TcpStream, SocketAddr) {
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, peer)) => {
+                    if std::mem::take(&mut self.failing) {
+                        tracing::info!("connections are accepted again");
+                    }
+                    // Small messages must not wait for each other.
+                    let _ = stream.set_nodelay(true);
+                    return (stream, peer);
+                }
+                Err(error) if is_of_one_connection(&error) => {}
+                Err(error) => {
+                    if !std::mem::replace(&mut self.failing, true) {
+                        tracing::warn!(%error, "connections cannot be accepted; trying on");
+                    }
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
 }
 
 /// All connections of one server. Cheap to clone.
@@ -164,37 +207,16 @@ impl Connections {
         // A shutdown waits for this to end: one more connection may come of it.
         let _accepting = self.tasks.token();
         self.drain
-            .run_until_cancelled(self.accept_all(&listener))
+            .run_until_cancelled(self.accept_all(listener))
             .await;
     }
 
-    async fn accept_all(&self, listener: &TcpListener) {
-        // Said once for as long as it lasts, and not ten times a second.
-        let mut failing = false;
-        loop {
-            // The semaphore is never closed.
-            let Ok(place) = Arc::clone(&self.places).acquire_owned().await else {
-                return;
-            };
-            match listener.accept().await {
-                Ok((stream, peer)) => {
-                    if std::mem::take(&mut failing) {
-                        tracing::info!("connections are accepted again");
-                    }
-                    // Small messages must not wait for each other.
-                    let _ = stream.set_nodelay(true);
-                    self.serve_holding(Joining(stream), Some(peer), place);
-                }
-                Err(error) => {
-                    if is_of_one_connection(&error) {
-                        continue;
-                    }
-                    if !std::mem::replace(&mut failing, true) {
-                        tracing::warn!(%error, "connections cannot be accepted; trying on");
-                    }
-                    sleep(ACCEPT_PAUSE).await;
-                }
-            }
+    async fn accept_all(&self, listener: TcpListener) {
+        let mut accepting = Accepting::new(listener);
+        // The semaphore is never closed.
+        while let Ok(place) = Arc::clone(&self.places).acquire_owned().await {
+            let (stream, peer) = accepting.next().await;
+            self.serve_holding(Joining(stream), Some(peer), place);
         }
     }
 

@@ -23,6 +23,11 @@ use crate::source::Span;
 /// around them, so that a million deletes do not count as nothing.
 const CHANGE_OVERHEAD: usize = 256;
 
+/// What a batch costs the log besides its changes, in bytes: measured with one small change in each,
+/// which are some 770 bytes together on a 64-bit machine (`heap.rs` among the server's tests asks
+/// whether that still holds).
+const BATCH_OVERHEAD: usize = 256;
+
 /// How many revisions before the state at the start are asked for at most, whatever client presents:
 /// etcd reads all of them into memory, those of other prefixes too, and takes some 10 s for as many
 /// that are of this one.
@@ -194,7 +199,10 @@ impl Batch {
     pub fn forget(&self, scope: u64) {
         let gone = {
             let mut frames = self.frames();
-            Variant::ALL.map(|variant| frames.remove(&(scope, variant)))
+            let gone = Variant::ALL.map(|variant| frames.remove(&(scope, variant)));
+            // Most batches outlive their last frame by far, and a table keeps its room.
+            let table = frames.is_empty().then(|| std::mem::take(&mut *frames));
+            (gone, table)
         };
         drop(gone);
     }
@@ -210,10 +218,10 @@ impl Batch {
     }
 
     fn bytes(&self) -> usize {
-        // Twice: the entries and patches, and the encoded frames that may come to hold copies of
-        // small ones.
+        // Twice: the entries and patches, and their encodings, which hold copies of small ones. The
+        // frames are the scopes', which bound them.
         let changes = self.changes.iter().map(Change::bytes).sum::<usize>();
-        2 * (changes + self.patches.load(Ordering::Acquire))
+        BATCH_OVERHEAD + 2 * (changes + self.patches.load(Ordering::Acquire))
     }
 }
 

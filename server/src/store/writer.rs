@@ -13,8 +13,8 @@ use crate::delta;
 use crate::source::{History, State};
 
 /// How many deleted keys are remembered, so that a client that was away can be told of them in a
-/// diff. At about 200 bytes each that is some 12 MiB a prefix at most; a client that was away for
-/// longer gets a snapshot.
+/// diff. At about 320 bytes each, a key of 30 included, that is some 20 MiB a prefix at most; a client
+/// that was away for longer gets a snapshot.
 const TOMBSTONES: usize = 65_536;
 
 /// What taking over a whole state came to.
