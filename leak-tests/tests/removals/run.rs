@@ -18,7 +18,7 @@ const BUILD_WITHIN: Duration = Duration::from_secs(30 * 60);
 
 /// How long the test that should notice may take, and all tests of a target. What was taken out may
 /// make one wait for ever; a round of a scenario that does so ends after a minute.
-const TEST_WITHIN: Duration = Duration::from_secs(3 * 60);
+const TEST_WITHIN: Duration = Duration::from_secs(5 * 60);
 const ALL_WITHIN: Duration = Duration::from_secs(20 * 60);
 
 /// How much of what a test said is repeated, in bytes.
@@ -260,20 +260,20 @@ impl Copy {
     fn first_failure(&self) -> String {
         let said = self.said();
         let mut lines = said.lines();
-        let mut found = None;
         while let Some(line) = lines.next() {
-            let verdict = line.contains(" ... FAILED (");
-            found = match line.contains("panicked at ") && !verdict {
+            let words = if line.contains("panicked at ") {
                 // What it says follows.
-                true => lines.next(),
-                false => (verdict || line.starts_with("error")).then_some(line),
+                lines.next().unwrap_or_default()
+            } else if let Some((_, verdict)) = line.split_once(" ... FAILED (") {
+                verdict
+            } else if line.starts_with("error") {
+                line
+            } else {
+                continue;
             };
-            if found.is_some() {
-                break;
-            }
+            return words.chars().take(MOST_WORDS).collect();
         }
-        let words = found.or_else(|| said.lines().last()).unwrap_or_default();
-        words.chars().take(MOST_WORDS).collect()
+        "it says nothing".to_owned()
     }
 
     /// The names of all tests that failed.

@@ -19,11 +19,11 @@ pub(crate) struct Target {
 /// The suite, which has scenarios for tests, and arguments of its own.
 const SUITE: &str = "suite";
 
-/// Rounds of a scenario: twice the fewest that tell of growth.
-const ROUNDS: &str = "200";
+/// Rounds of a scenario: enough for the growth of little, and for what has room for 256 to be full.
+const ROUNDS: &str = "300";
 
 /// How long a scenario may take, in milliseconds: what is restarted in each round gets some rounds.
-const EACH: &str = "10000";
+const EACH: &str = "15000";
 
 /// How long each may take where all of them are run.
 const EACH_OF_ALL: &str = "2000";

@@ -143,13 +143,16 @@ fn prefix() -> KeyRange {
 async fn watcher(rounds: Rounds) -> Outcome {
     let server = Server::start().await;
     let client = server.client();
+    let watch = async || {
+        let watcher = client.watch::<u32>("/c/a").await.unwrap();
+        assert_eq!(*watcher.load(), 1);
+    };
+    // What the first one leaves behind the others would find.
+    let before = server.baseline().await;
+    watch().await;
+    before.returned().await.unwrap();
     let rounds = rounds.and(&server.gauges()).promised(WATCHER);
-    rounds
-        .run(async |_| {
-            let watcher = client.watch::<u32>("/c/a").await.unwrap();
-            assert_eq!(*watcher.load(), 1);
-        })
-        .await
+    rounds.run(async |_| watch().await).await
 }
 
 async fn client(rounds: Rounds) -> Outcome {

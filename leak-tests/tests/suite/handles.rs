@@ -7,6 +7,7 @@ use driftless_client::{
     Client, Closed, Connecting, Endpoint, GetError, KeyRange, State, WatchError, Watcher,
 };
 use leak_tests::{Outcome, Rounds, Stall};
+use tokio::task::JoinSet;
 
 use crate::client::silent;
 use crate::common::{Server, in_time};
@@ -21,11 +22,18 @@ const CLIENT: Duration = Duration::from_secs(1);
 /// Long enough to be on the way, and short beside what it waits for.
 const A_MOMENT: Duration = Duration::from_millis(3);
 
+/// How long a long name is, in bytes: nearly as long as one may be.
+const LONG: usize = 4_000;
+
+/// How many are read at a time.
+const LONG_READS: usize = 6;
+
 pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "handles beside a watcher that stays",
         about: "Of a range that somebody watches: another watcher, a reader, a part, a stream, a \
-                callback; and another range and a read on the same connection.",
+                callback, and another client's watcher; and on the same connection another range, and \
+                reads of ranges with long names.",
         takes_long: false,
         planted_for: &[],
         run: |rounds| Box::pin(beside(rounds)),
@@ -70,10 +78,24 @@ async fn beside(rounds: Rounds) -> Outcome {
             let other = client.watch::<u32>("/c/b").await.unwrap();
             let read = client.get("/c/b").await.unwrap();
             assert_eq!((*reader.load(), *part.load(), *other.load()), (1, 1, 2));
-            drop((reader, part, calls, updates, other, read));
+            // Those of a server's other clients, of the same range.
+            let others = server.client().watch::<u32>("/c/a").await.unwrap();
+            let mut reading = JoinSet::new();
+            for number in 0..LONG_READS {
+                reading.spawn(client.get(long_name(number)).into_future());
+            }
+            let reads = reading.join_all().await.into_iter();
+            assert!(reads.map(Result::unwrap).all(|read| read.is_empty()));
+            drop((reader, part, calls, updates, other, others, read));
             assert_eq!(*stays.load(), 1);
         })
         .await
+}
+
+/// As long as a key may be, so that a few hundred requests are more than what one connection may ask
+/// for at a time.
+fn long_name(number: usize) -> String {
+    format!("/c/long/{number}/{}", "x".repeat(LONG))
 }
 
 async fn shut_down(rounds: Rounds) -> Outcome {

@@ -23,6 +23,7 @@ mod handles;
 mod options;
 mod runner;
 mod scenario;
+mod server;
 mod upstream;
 mod world;
 
@@ -40,6 +41,7 @@ fn scenarios() -> impl Iterator<Item = &'static Scenario> {
         controls::SCENARIOS,
         client::SCENARIOS,
         handles::SCENARIOS,
+        server::SCENARIOS,
         upstream::SCENARIOS,
     ];
     groups.into_iter().flatten()

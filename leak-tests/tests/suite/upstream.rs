@@ -31,6 +31,14 @@ const LARGE: usize = 64 * 1024;
 /// that it arrives in parts, in bytes.
 const HUGE: usize = 700 * 1024;
 
+/// How long etcd may be silent until it is missed: by far longer than three signs of life, and shorter
+/// than HTTP/2's own check takes, which would notice as well.
+const MISSED_WITHIN: Duration = Duration::from_secs(10);
+
+/// How many deltas a busy machine may be too late for, and a twentieth of all. A server waits for 256 of
+/// them at a time at most: one that goes on waiting for those is found out soon after as many.
+const DELTAS_MISSED: u64 = 8;
+
 /// Where it is.
 const HUGE_KEY: &str = "/c/huge";
 
@@ -163,6 +171,7 @@ async fn value(rounds: Rounds) -> Outcome {
     let mut world = Real::start().await;
     let mut watcher = padded_watcher(&mut world).await;
     let (gauges, watches) = (world.gauges(), world.etcds_watches());
+    let conflated = world.metrics.conflated.get();
     rounds
         .and(&gauges)
         .at_the_end(watches)
@@ -171,6 +180,8 @@ async fn value(rounds: Rounds) -> Outcome {
             let revision = world.keys.put(PADDED_KEY, value).await;
             reaches(&mut watcher, revision).await;
             assert_eq!(watcher.load().number, round);
+            // A log that miscounts itself drops everything.
+            assert_eq!(world.metrics.conflated.get(), conflated);
         })
         .await
 }
@@ -211,6 +222,7 @@ async fn large(rounds: Rounds) -> Outcome {
         })
         .await;
     world.keys.put("/c/large", value.clone()).await;
+    let computed = world.metrics.deltas_computed.get();
     rounds
         .and(&world.gauges())
         .run(async |round| {
@@ -218,6 +230,10 @@ async fn large(rounds: Rounds) -> Outcome {
             value[at..at + 20].copy_from_slice(format!("{round:020}").as_bytes());
             let revision = world.keys.put("/c/large", value.clone()).await;
             entries_reach(&mut watcher, revision).await;
+            // There is always room for one more that waits for its delta.
+            let news = world.metrics.deltas_computed.get() - computed;
+            let missed = DELTAS_MISSED + round / 20;
+            assert!(news + missed > round, "{news} deltas in {round} rounds");
         })
         .await
 }
@@ -377,10 +393,14 @@ async fn huge_watcher(world: &Real) -> EntriesWatcher {
 /// Waits until the server notices that etcd is gone.
 async fn missed(world: &Real, lost_before: u64) {
     let metrics = &world.metrics;
-    eventually("etcd is missed", async || {
+    let missed = eventually("etcd is missed", async || {
         metrics.etcd_lost.get() > lost_before
-    })
-    .await;
+    });
+    let missed = tokio::time::timeout(MISSED_WITHIN, missed).await;
+    assert!(
+        missed.is_ok(),
+        "etcd is not missed within {MISSED_WITHIN:?}"
+    );
 }
 
 async fn etcd_cut(rounds: Rounds) -> Outcome {

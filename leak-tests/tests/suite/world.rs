@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use driftless_client::{KeyRange, Revision};
 use driftless_server::metrics::Metrics;
+use driftless_server::settings::SettingsBuilder;
 use driftless_server::source::CatchUp;
 use driftless_server::source::etcd::{EtcdConfig, EtcdSource};
 use driftless_server::{Engine, Settings};
 use etcd_client::{Txn, TxnOp};
 use leak_tests::{Scraped, Witnesses};
+use tokio::task::JoinSet;
 
 use crate::common::Serving;
 use crate::etcd::Etcd;
@@ -68,7 +70,7 @@ impl Real {
 
     /// The server reaches etcd at another address.
     pub(crate) async fn over(etcd: Etcd, reached_at: &str) -> Self {
-        let mut keys = Keys(etcd.client().await);
+        let mut keys = Keys::of(&etcd).await;
         keys.put("/c/a", "1").await;
         keys.put("/c/b", "2").await;
         let prefix = KeyRange::prefix(PREFIX).unwrap();
@@ -109,6 +111,11 @@ pub(crate) fn etcds_watches(etcd: &Etcd) -> Witnesses {
 
 /// Settings whose bounds are reached early.
 pub(crate) fn settings(etcd: &str) -> Settings {
+    options(etcd).build().unwrap()
+}
+
+/// The same, for those who want more of them.
+pub(crate) fn options(etcd: &str) -> SettingsBuilder {
     Settings::builder()
         .etcd(etcd)
         .prefix(PREFIX)
@@ -116,8 +123,6 @@ pub(crate) fn settings(etcd: &str) -> Settings {
         .log_bytes(LOG)
         .stall_timeout(STALL)
         .audit_interval(None)
-        .build()
-        .unwrap()
 }
 
 /// A [`Padded`] whose number is this text, as long as any other: what is kept of one takes the place
@@ -138,6 +143,10 @@ pub(crate) struct Padded {
 pub(crate) struct Keys(etcd_client::Client);
 
 impl Keys {
+    pub(crate) async fn of(etcd: &Etcd) -> Self {
+        Self(etcd.client().await)
+    }
+
     /// Returns at which revision.
     pub(crate) async fn put(&mut self, key: &str, value: impl Into<Vec<u8>>) -> Revision {
         let answer = self.0.put(key, value, None).await.unwrap();
@@ -160,6 +169,19 @@ impl Keys {
         // Who saw neither of the two has something to see all the same.
         let mark = TxnOp::put("/c/passed", format!("{number:020}"), None);
         self.transaction(deletes.chain([mark])).await
+    }
+
+    /// So many small changes at once, each by itself.
+    pub(crate) async fn burst(&self, changes: usize) {
+        let mut putting = JoinSet::new();
+        for number in 0..changes {
+            let mut client = self.0.clone();
+            putting.spawn(async move {
+                let key = format!("/c/burst/{number:03}");
+                client.put(key, "v", None).await.unwrap();
+            });
+        }
+        putting.join_all().await;
     }
 
     async fn transaction(&mut self, operations: impl IntoIterator<Item = TxnOp>) -> Revision {

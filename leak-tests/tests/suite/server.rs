@@ -1,0 +1,322 @@
+//! What the server keeps of ranges, changes and answers, and for those who are slow: all of it goes.
+
+use std::pin::Pin;
+use std::task::{Context, Waker};
+use std::time::Duration;
+
+use driftless_client::{Client, Entries, GetError, KeyRange, Revision};
+use driftless_server::{ServeError, Server as RealServer};
+use leak_tests::{Outcome, Rounds, Stall, gauge};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::common::{Server, in_time};
+use crate::etcd::{Etcd, eventually};
+use crate::scenario::Scenario;
+use crate::world::{Keys, Real, etcds_watches, options};
+
+/// Within this a dropped watcher's stream, tasks and socket are gone, by promise.
+const WATCHER: Duration = Duration::from_millis(100);
+
+/// Within this all of a dropped client is gone, by promise.
+const CLIENT: Duration = Duration::from_secs(1);
+
+/// Prefixes of so many lengths are watched: nearly as many as there can be.
+const LENGTHS: u64 = 4_000;
+
+/// A number that has no divisor in common with that, so that no length comes again before all others
+/// did.
+const SCATTERED: u64 = 1_237;
+
+/// A value that takes the place of all else in the change log, in bytes.
+const HUGE: usize = 700 * 1024;
+
+/// How many rounds fill the log a little; the next one empties it.
+const EMPTIES: u64 = 8;
+
+/// How many changes are more than those that go out one by one, and the next ones are held back.
+const MORE_THAN_A_BURST: usize = 80;
+
+/// How many reads are more than those that have their turn at first.
+const MORE_THAN_TURNS: usize = 100;
+
+/// How many reads have all the turns there are at first.
+const ALL_TURNS: usize = 20;
+
+/// How many have their turn at once at first, at least.
+const FIRST_TURNS: i64 = 8;
+
+/// How many connections a server of few takes.
+const FEW: usize = 4;
+
+/// How long a server waits for those who do not read, when it is shut down: the least that it takes.
+const DRAIN: Duration = Duration::from_millis(100);
+
+pub(crate) const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "prefixes of every length come and go",
+        about: "In each round somebody watches a prefix of a length that nobody watched lately.",
+        takes_long: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(lengths(rounds)),
+    },
+    Scenario {
+        name: "etcd's history is replaced",
+        about: "A key is put, and etcd goes back to what it was before, as from a backup; the server \
+                begins anew, and a watcher with it.",
+        takes_long: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(replaced(rounds)),
+    },
+    Scenario {
+        name: "a crowd is dropped while it waits for its turn",
+        about: "A hundred large reads begin and stop reading: most never had their turn.",
+        takes_long: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(waits(rounds)),
+    },
+    Scenario {
+        name: "a crowd that does not read holds up nobody",
+        about: "Large reads have all the turns and stop reading; another client reads all the same.",
+        takes_long: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(holds_up_nobody(rounds)),
+    },
+    Scenario {
+        name: "the same keys come and go",
+        about: "In each round the same 120 keys are put and deleted.",
+        takes_long: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(same_keys(rounds)),
+    },
+    Scenario {
+        name: "a watcher is dropped while changes are held back",
+        about: "More changes than go out one by one, and the watcher is dropped after the first.",
+        takes_long: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(held_back(rounds)),
+    },
+    Scenario {
+        name: "a server of few connections",
+        about: "Clients come and go at a server that takes four connections at a time.",
+        takes_long: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(few(rounds)),
+    },
+    Scenario {
+        name: "the server is shut down while a client does not read",
+        about: "A client stalls, more than a window is written for it, and the server is shut down: \
+                it is cut off in time.",
+        takes_long: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(cut_off(rounds)),
+    },
+];
+
+fn prefix() -> KeyRange {
+    KeyRange::prefix("/c/").unwrap()
+}
+
+async fn lengths(rounds: Rounds) -> Outcome {
+    let server = Server::start().await;
+    let client = server.client();
+    let rounds = rounds.and(&server.gauges()).promised(WATCHER);
+    rounds
+        .run(async |round| {
+            let length = usize::try_from(round * SCATTERED % LENGTHS).unwrap();
+            let range = KeyRange::prefix(format!("/c/{}", "x".repeat(length))).unwrap();
+            drop(client.entries(range).await.unwrap());
+        })
+        .await
+}
+
+async fn replaced(rounds: Rounds) -> Outcome {
+    let server = Server::start().await;
+    let metrics = server.metrics.clone();
+    let log = gauge("log_bytes", move || metrics.log_bytes.get());
+    let client = server.client();
+    rounds
+        .and(&server.gauges().and(log))
+        .promised(WATCHER)
+        .run(async |_| {
+            let mut watcher = client.watch::<u32>("/c/a").await.unwrap();
+            let before = server.etcd.revision();
+            server.etcd.put("/c/a", "3");
+            let moves = async |watcher: &mut driftless_client::Watcher<u32>, to| {
+                while *watcher.load() != to {
+                    watcher.changed().await.unwrap();
+                }
+            };
+            in_time("a value arrives", moves(&mut watcher, 3)).await;
+            server.etcd.restore(before);
+            in_time("the value of before is back", moves(&mut watcher, 1)).await;
+        })
+        .await
+}
+
+type Read = Pin<Box<dyn Future<Output = Result<Entries, GetError>> + Send>>;
+
+/// Large reads of a client that is connected, begun and then left alone: what they are sent is not
+/// taken. Returns when so many have their turn.
+async fn begun(server: &Server, client: &Client, reads: usize, turns: i64) -> Vec<Read> {
+    let begin = |_| {
+        let mut read = Box::pin(client.get("/c/huge").into_future()) as Read;
+        let mut nobody = Context::from_waker(Waker::noop());
+        assert!(read.as_mut().poll(&mut nobody).is_pending());
+        read
+    };
+    let reads: Vec<Read> = (0..reads).map(begin).collect();
+    eventually("reads have their turn", async || {
+        server.metrics.answers_reading.get() >= turns
+    })
+    .await;
+    reads
+}
+
+async fn waits(rounds: Rounds) -> Outcome {
+    let server = Server::start().await;
+    server.etcd.put("/c/huge", vec![b'x'; HUGE]);
+    let metrics = server.metrics.clone();
+    let reading = gauge("answers_reading", move || metrics.answers_reading.get());
+    let client = server.client();
+    rounds
+        .and(&server.gauges().and(reading))
+        .promised(WATCHER)
+        .run(async |_| {
+            let _connected = client.watch::<u32>("/c/a").await.unwrap();
+            drop(begun(&server, &client, MORE_THAN_TURNS, FIRST_TURNS).await);
+        })
+        .await
+}
+
+async fn holds_up_nobody(rounds: Rounds) -> Outcome {
+    rounds
+        .promised(CLIENT)
+        .run(async |_| {
+            // A new one has few turns; they become more where reads are quick.
+            let server = Server::start().await;
+            server.etcd.put("/c/huge", vec![b'x'; HUGE]);
+            let client = server.client();
+            let _connected = client.watch::<u32>("/c/a").await.unwrap();
+            let reads = begun(&server, &client, ALL_TURNS, FIRST_TURNS).await;
+            let other = server.client().get("/c/huge").into_future();
+            let other = in_time("another client has its turn", other).await;
+            assert_eq!(other.unwrap().len(), 1);
+            drop(reads);
+        })
+        .await
+}
+
+/// Puts a value that takes the place of all else in the log.
+async fn empty_log(keys: &mut Keys, round: u64) -> Revision {
+    let value = vec![u8::try_from(round % 250).unwrap(); HUGE];
+    keys.put("/c/huge", value).await
+}
+
+async fn same_keys(rounds: Rounds) -> Outcome {
+    let mut world = Real::start().await;
+    let client = world.client();
+    let gauges = world.gauges();
+    rounds
+        .and(&gauges)
+        .promised(WATCHER)
+        .run(async |round| {
+            let mut watcher = client.entries(prefix()).await.unwrap();
+            let mut revision = world.keys.pass(0).await;
+            if round % EMPTIES == 0 {
+                revision = empty_log(&mut world.keys, round).await;
+            }
+            let there = async { while watcher.changed().await.unwrap().revision < revision {} };
+            in_time("a change arrives", there).await;
+        })
+        .await
+}
+
+async fn held_back(rounds: Rounds) -> Outcome {
+    let mut world = Real::start().await;
+    let client = world.client();
+    let gauges = world.gauges();
+    rounds
+        .and(&gauges)
+        .promised(WATCHER)
+        .run(async |round| {
+            let mut watcher = client.entries(prefix()).await.unwrap();
+            let (burst, first) = tokio::join!(
+                world.keys.burst(MORE_THAN_A_BURST),
+                in_time("a change arrives", watcher.changed())
+            );
+            ((), _) = (burst, first.unwrap());
+            drop(watcher);
+            empty_log(&mut world.keys, round).await;
+        })
+        .await
+}
+
+/// A server that runs until it is told otherwise.
+struct Running {
+    url: String,
+    stop: CancellationToken,
+    running: JoinSet<Result<(), ServeError>>,
+}
+
+impl Running {
+    async fn start(settings: driftless_server::Settings) -> Self {
+        let server = RealServer::bind(settings).await.unwrap();
+        let url = format!("http://{}", server.local_addr());
+        let stop = CancellationToken::new();
+        let mut running = JoinSet::new();
+        running.spawn(server.run(stop.clone()));
+        Self { url, stop, running }
+    }
+
+    async fn stop(mut self) -> Result<(), ServeError> {
+        self.stop.cancel();
+        let ended = in_time("the server ends", self.running.join_next()).await;
+        ended.unwrap().unwrap()
+    }
+}
+
+async fn few(rounds: Rounds) -> Outcome {
+    let etcd = Etcd::started().await;
+    let settings = options(&etcd.endpoint()).max_connections(FEW);
+    let server = Running::start(settings.build().unwrap()).await;
+    let outcome = rounds
+        .promised(CLIENT)
+        .run(async |_| {
+            let client = Client::connect(&server.url).unwrap();
+            let watching = client.entries(prefix()).into_future();
+            drop(in_time("there is a place", watching).await.unwrap());
+        })
+        .await;
+    server.stop().await.unwrap();
+    outcome
+}
+
+async fn cut_off(rounds: Rounds) -> Outcome {
+    let etcd = Etcd::started().await;
+    let settings = options(&etcd.endpoint()).drain_timeout(DRAIN);
+    let settings = settings.build().unwrap();
+    let mut keys = Keys::of(&etcd).await;
+    rounds
+        .at_the_end(etcds_watches(&etcd))
+        .promised(CLIENT)
+        .run(async |round| {
+            let server = Running::start(settings.clone()).await;
+            let stall = Stall::never();
+            let client = Client::builder().endpoint(&server.url);
+            let client = client.connector(stall.over_tcp()).build().unwrap();
+            let watching = client.entries(prefix()).into_future();
+            let _watcher = in_time("the first state", watching).await.unwrap();
+            stall.begin();
+            // More than is sent ahead, and than the kernel takes of a connection.
+            for _ in 0..4 {
+                empty_log(&mut keys, round).await;
+            }
+            let ended = server.stop().await;
+            assert!(
+                matches!(ended, Err(ServeError::CutOff { connections: 1 })),
+                "{ended:?}"
+            );
+        })
+        .await
+}
