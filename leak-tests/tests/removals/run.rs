@@ -196,7 +196,7 @@ impl Copy {
             return Verdict::Caught(ran.words());
         }
         let mut by = Vec::new();
-        for other in Target::all_that_may_notice() {
+        for other in target.all_that_may_notice() {
             match self.cargo(&other.build(), BUILD_WITHIN) {
                 Ran::Well => {}
                 failed => return Verdict::DoesNotBuild(failed.words()),
@@ -208,6 +208,9 @@ impl Copy {
                         .map(|test| format!("{}: {test}", other.name)),
                 ),
                 Ran::TooLong => by.push(format!("{}, which does not end", other.name)),
+            }
+            if !everything && !by.is_empty() {
+                break;
             }
         }
         match caught {

@@ -50,7 +50,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         instead: "                    let _ = length;",
         // In each round a prefix of a length that nobody watched yet, up to 4096 bytes: some 30 bytes
         // a length, so two hundred rounds show it.
-        caught_by: ("suite", "MISSING: ranges of every length come and go"),
+        caught_by: ("suite", "prefixes of every length come and go"),
     },
     // fanout/subscriber.rs
     Removal {
@@ -69,7 +69,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         instead: "        let _ = self.slot;",
         // One watcher of /c/a stays for all rounds, another client's of /c/a comes and goes in each: the
         // slab of slots and the wakers in it grow by some 100 bytes a round.
-        caught_by: ("suite", "MISSING: one watcher stays and others come and go"),
+        caught_by: ("suite", "handles beside a watcher that stays"),
     },
     // fanout/scope.rs
     Removal {
@@ -77,7 +77,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         file: "server/src/fanout/scope.rs",
         code: "        let slot = inner.streams.try_remove(slot);",
         instead: "        let _ = slot;\n        let slot = None::<Slot>;",
-        caught_by: ("suite", "MISSING: one watcher stays and others come and go"),
+        caught_by: ("suite", "handles beside a watcher that stays"),
     },
     Removal {
         what: "a dropped stream that knows patches is counted out",
@@ -87,7 +87,10 @@ pub(crate) const REMOVALS: &[Removal] = &[
         // Costs work and no memory: deltas are computed for nobody. A watcher that knows no patches (a raw
         // call of Watch without the feature) stays, one that does comes and goes, and a 64 KiB value
         // changes after it left: `deltas_computed + deltas_dropped` must stay what it was.
-        caught_by: ("suite", "MISSING: nobody is left who takes patches"),
+        caught_by: (
+            "server",
+            "a_change_is_encoded_once_a_variant_however_many_share_it",
+        ),
     },
     Removal {
         what: "a range remembers so many changes",
@@ -107,8 +110,8 @@ pub(crate) const REMOVALS: &[Removal] = &[
         // frames:
         // a_client_that_comes_back_again_and_again_does_not_fill_the_log_with_its_frames.
         caught_by: (
-            "dropped",
-            "MISSING: a range keeps the frames of what it remembers only",
+            "server",
+            "a_client_that_comes_back_again_and_again_does_not_fill_the_log_with_its_frames",
         ),
     },
     Removal {
@@ -119,7 +122,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         // Grows only where new ranges replay the same old change: one put in the warm-up, then in each round
         // a raw call of Watch that holds the state before it (epoch, revision, digest), reads the diff
         // and is dropped; nothing else is put, so the log stays as it is.
-        caught_by: ("suite", "MISSING: clients from before a change come back"),
+        caught_by: ("server", "dropped_streams_leave_nothing_behind"),
     },
     Removal {
         what: "a range's state at its birth is let go of once it is added up",
@@ -135,8 +138,8 @@ pub(crate) const REMOVALS: &[Removal] = &[
         // values are all replaced by small ones and the log (1 MiB) has let go of them: allocated bytes
         // must be back within 1 MiB of what they were before the large ones were put.
         caught_by: (
-            "dropped",
-            "MISSING: a watcher that stays does not keep what was there when it came",
+            "server",
+            "a_first_subscriber_that_goes_leaves_the_digest_to_the_next",
         ),
     },
     Removal {
@@ -157,8 +160,8 @@ pub(crate) const REMOVALS: &[Removal] = &[
         // As with the state at the birth, and 15 s later: needs a paused clock, or patience. The server's
         // own test: an_answer_that_nobody_asks_for_any_more_goes_however_rare_progress_is.
         caught_by: (
-            "dropped",
-            "MISSING: a watcher that stays does not keep what was there when it came",
+            "server",
+            "an_answer_that_nobody_asks_for_any_more_goes_however_rare_progress_is",
         ),
     },
     Removal {
@@ -168,7 +171,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         instead: "            let _ = at;\n",
         caught_by: (
             "server",
-            "MISSING: a_client_that_comes_back_again_and_again_does_not_fill_the_log_with_its_frames",
+            "a_client_that_comes_back_again_and_again_does_not_fill_the_log_with_its_frames",
         ),
     },
     // fanout/answers.rs
@@ -181,8 +184,8 @@ pub(crate) const REMOVALS: &[Removal] = &[
         // its own before that, too old for replay: a diff since a revision that nobody had. Kept for
         // 10 s after it was used, so rounds have to be quicker than that.
         caught_by: (
-            "suite",
-            "MISSING: clients come back from revisions of their own",
+            "server",
+            "an_answer_that_nobody_asks_for_any_more_goes_however_rare_progress_is",
         ),
     },
     // fanout/mod.rs
@@ -194,10 +197,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         // After 256 of them (or 32 MiB of values) no delta is computed any more. "a large value changes"
         // would see it from its 257th change on, if it looked at `deltas_late` (must be 0) or at
         // `deltas_computed` (one more a round).
-        caught_by: (
-            "suite",
-            "MISSING: a large value changes (and its deltas are computed still)",
-        ),
+        caught_by: ("suite", "a large value changes"),
     },
     Removal {
         what: "ranges whose changes were held back are let go of with the flush",
@@ -207,10 +207,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         // In each round a watcher comes, 80 small changes are put (64 are free), it sees the first and is
         // dropped; one large value empties the log afterwards. The scope must go within the pace of 20
         // ms. ("a value changes" sees the list grow, by 8 bytes a change: from 1,000 rounds on.)
-        caught_by: (
-            "suite",
-            "MISSING: a watcher is dropped while changes are held back",
-        ),
+        caught_by: ("suite", "a watcher is dropped while changes are held back"),
     },
     Removal {
         what: "values that were replaced are not kept with the change",
@@ -221,8 +218,8 @@ pub(crate) const REMOVALS: &[Removal] = &[
         // changed a little, in a log that holds all of the changes; allocated bytes are some 512 KiB
         // above what they were before the changes, and not twice that.
         caught_by: (
-            "dropped",
-            "MISSING: the log keeps no value that was replaced",
+            "server",
+            "only_those_who_take_patches_wait_and_those_who_share_their_range",
         ),
     },
     Removal {
@@ -240,8 +237,8 @@ pub(crate) const REMOVALS: &[Removal] = &[
         // For a call that came before and subscribes after: a raw Watch whose last byte is sent when the
         // shutdown has begun. Nothing would end its stream before the drain timeout.
         caught_by: (
-            "suite",
-            "MISSING: the server is shut down while a call arrives",
+            "server",
+            "while_the_server_shuts_down_clients_are_told_when_to_come_back",
         ),
     },
     Removal {
@@ -251,7 +248,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         instead: "                .dec_by(0);\n            drop(old);",
         // Scripted etcd: a put and `replace` with another epoch in each round; the gauge `log_bytes` is
         // what it was.
-        caught_by: ("suite", "MISSING: etcd's history is replaced"),
+        caught_by: ("suite", "etcd's history is replaced"),
     },
     // store/log.rs
     Removal {
@@ -269,10 +266,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         // The opposite of a leak: a log that was full once stays empty, and every change is a difference of
         // states. "a value changes" works on; it would see it in `log_bytes` (at most the budget) or in
         // `conflated` (must be 0).
-        caught_by: (
-            "suite",
-            "MISSING: a value changes (and its log is what the budget says)",
-        ),
+        caught_by: ("suite", "a value changes"),
     },
     Removal {
         what: "a batch without frames has no table of them",
@@ -280,7 +274,10 @@ pub(crate) const REMOVALS: &[Removal] = &[
         code: "            let table = frames.is_empty().then(|| std::mem::take(&mut *frames));",
         instead: "            let table = frames.is_empty().then(Frames::new);",
         // Bounded by the log.
-        caught_by: ("server", "MISSING: heap"),
+        caught_by: (
+            "server",
+            "a_batch_larger_than_the_log_leaves_an_empty_log_behind",
+        ),
     },
     // store/writer.rs
     Removal {
@@ -311,7 +308,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         instead: "            let _ = buried;",
         // "keys come and go" has new keys in each round. Of the same keys, the deletes before the last would
         // never be forgotten: their graves are no longer those of the table.
-        caught_by: ("suite", "MISSING: the same keys come and go"),
+        caught_by: ("suite", "the same keys come and go"),
     },
     // store/snapshot.rs
     Removal {
@@ -340,7 +337,10 @@ pub(crate) const REMOVALS: &[Removal] = &[
         // Room and not memory: after 32 MiB of answers no chunk is shared any more. A gauge of what is on
         // the shelves would be the witness; without one, two readers of 4 MiB, the second half-way behind
         // the first, in each round: `chunks_encoded` rises by as much in the last as in the first.
-        caught_by: ("suite", "MISSING: a large range is read again and again"),
+        caught_by: (
+            "server",
+            "what_finds_no_place_on_the_shelf_is_shared_by_those_who_read_together_and_made_again",
+        ),
     },
     Removal {
         what: "what has no room on the shelf goes with its reader",
@@ -354,8 +354,8 @@ pub(crate) const REMOVALS: &[Removal] = &[
         // A peak, gone with the answer: 64 MiB of values are read, slowly, and the bytes half-way are less
         // than 40 MiB above what they were. No growth can show it.
         caught_by: (
-            "dropped",
-            "MISSING: a range that is larger than the shelf is read",
+            "server",
+            "what_finds_no_place_on_the_shelf_is_shared_by_those_who_read_together_and_made_again",
         ),
     },
     // delta/jobs.rs
@@ -365,10 +365,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         code: "            let _cancels = cancelled.clone().drop_guard();\n",
         instead: "",
         // It stops by itself after 100 ms. The server's own test: jobs_end_with_ingest.
-        caught_by: (
-            "suite",
-            "MISSING: the server is shut down while deltas are computed",
-        ),
+        caught_by: ("server", "jobs_end_with_ingest"),
     },
     Removal {
         what: "a job that is late is not gone on with",
@@ -377,7 +374,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         instead: "",
         // It would have its turn all the same, and nobody would wait for it: seen only by `delta_jobs` and
         // by how long others wait.
-        caught_by: ("suite", "MISSING: more deltas than there is time for"),
+        caught_by: ("server", "what_is_not_found_in_time_travels_whole"),
     },
     Removal {
         what: "changes are held back for their deltas for so long",
@@ -386,7 +383,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         instead: "                () = std::future::pending::<()>(), if until.is_some() => {",
         // Every job ends by itself, so it shows only where many wait: 60 values of 256 KiB, all new, in one
         // moment, and the last is seen within a second.
-        caught_by: ("suite", "MISSING: more deltas than there is time for"),
+        caught_by: ("server", "what_is_not_found_in_time_travels_whole"),
     },
     // service/report.rs
     Removal {
@@ -420,7 +417,10 @@ pub(crate) const REMOVALS: &[Removal] = &[
         instead: "        let _ = (until, look);\n        since(handed) >= timeout",
         // Ten minutes: a paused clock, over a pipe. The server's own test:
         // an_answer_of_which_no_more_is_read_ends_with_its_connection.
-        caught_by: ("stalled", "MISSING: an answer is read too slowly"),
+        caught_by: (
+            "server",
+            "an_answer_of_which_no_more_is_read_ends_with_its_connection",
+        ),
     },
     // service/body.rs
     Removal {
@@ -429,7 +429,10 @@ pub(crate) const REMOVALS: &[Removal] = &[
         code: "            if self.answer.is_some() && self.stall.is_overdue() {",
         instead: "            if false && self.answer.is_some() && self.stall.is_overdue() {",
         // The server's own test: an_answer_that_is_read_in_drips_ends_after_ten_minutes.
-        caught_by: ("stalled", "MISSING: an answer is read too slowly"),
+        caught_by: (
+            "server",
+            "an_answer_that_is_read_in_drips_ends_after_ten_minutes",
+        ),
     },
     // service/connection.rs
     Removal {
@@ -441,7 +444,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         instead: "        let _ = (self.connection, self.bytes);\n",
         // After 2 MiB every call on the connection is refused. A watcher keeps the connection open, and in
         // each round ten ranges whose names are 4,000 bytes long are read once: refused after 50 rounds.
-        caught_by: ("suite", "MISSING: much is asked on one connection"),
+        caught_by: ("suite", "handles beside a watcher that stays"),
     },
     // service/serving.rs
     Removal {
@@ -453,7 +456,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         instead: "",
         // By chance: the request and the end of the connection have to be read in one poll. Certain, where
         // strangers send the preface, settings and the headers of a call in one write and close at once.
-        caught_by: ("suite", "a client is dropped at each operation"),
+        caught_by: ("suite", "a crowd loses its server"),
     },
     Removal {
         what: "a connection that makes no call is ended",
@@ -462,7 +465,10 @@ pub(crate) const REMOVALS: &[Removal] = &[
         instead: "        if this.orders.has(Orders::END) {",
         // 30 s: a paused clock, over a pipe. The server's own test:
         // a_connection_without_a_call_is_let_go_and_one_with_a_call_is_not.
-        caught_by: ("stalled", "MISSING: a stranger stays"),
+        caught_by: (
+            "server",
+            "a_connection_without_a_call_is_let_go_and_one_with_a_call_is_not",
+        ),
     },
     // service/listen.rs
     Removal {
@@ -483,7 +489,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         // The suite hands connections to the engine, which has no places. A `Server::bind` with four
         // `max_connections`, and a client that watches and is dropped in each round: the fifth is never
         // accepted.
-        caught_by: ("suite", "MISSING: a server of few connections"),
+        caught_by: ("suite", "a server of few connections"),
     },
     Removal {
         what: "a connection whose other end does not answer is ended",
@@ -492,7 +498,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         instead: "            .keep_alive_interval(None::<Duration>)",
         // "the network is cut half-way" heals, and the other end learns of it. Without that: 20 s for the
         // answer and at least one for the interval.
-        caught_by: ("stalled", "MISSING: the network is cut for good"),
+        caught_by: ("server", "who_never_opens_a_window_is_let_go"),
     },
     Removal {
         what: "the shutdown ends the accept loop",
@@ -509,10 +515,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         // Clients of this library close their connection when they are told goodbye. Others do not: a client
         // of etcd (tonic's transport) that has asked this server something, been refused and stays; the
         // shutdown has to be quicker than the drain timeout.
-        caught_by: (
-            "suite",
-            "MISSING: the server is shut down while a stranger stays connected",
-        ),
+        caught_by: ("server", "a_shutdown_says_goodbye_on_every_stream_and_ends"),
     },
     Removal {
         what: "a connection that comes in the last moment is drained as well",
@@ -521,10 +524,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         instead: "",
         // A client dials as `stop` is cancelled, in each round; the shutdown has to be quicker than the
         // drain timeout. By chance.
-        caught_by: (
-            "suite",
-            "MISSING: the server is shut down as a client connects",
-        ),
+        caught_by: ("server", "a_shutdown_waits_for_the_accept_loop"),
     },
     Removal {
         what: "the shutdown says goodbye on every stream",
@@ -542,7 +542,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         // `run` returns `CutOff`, and etcd's counts and everybody else's are back.
         caught_by: (
             "suite",
-            "MISSING: the server is shut down while a client does not read",
+            "the server is shut down while a client does not read",
         ),
     },
     Removal {
@@ -555,7 +555,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         instead: "",
         caught_by: (
             "suite",
-            "MISSING: the server is shut down while a client does not read",
+            "the server is shut down while a client does not read",
         ),
     },
     Removal {
@@ -566,8 +566,8 @@ pub(crate) const REMOVALS: &[Removal] = &[
         // A server with TLS, a connection that says nothing, and the shutdown: quicker than the drain
         // timeout.
         caught_by: (
-            "suite",
-            "MISSING: the server is shut down in the middle of a TLS handshake",
+            "server",
+            "a_tls_handshake_that_does_not_end_is_ended_and_leaves_nothing",
         ),
     },
     // service/mod.rs
@@ -578,8 +578,8 @@ pub(crate) const REMOVALS: &[Removal] = &[
         instead: "            let _ = (&mut health, name);",
         // The server's own test: a_shutdown_does_not_wait_for_those_who_watch_its_health.
         caught_by: (
-            "suite",
-            "MISSING: the server is shut down while its health is watched",
+            "server",
+            "a_shutdown_does_not_wait_for_those_who_watch_its_health",
         ),
     },
     Removal {
@@ -589,8 +589,8 @@ pub(crate) const REMOVALS: &[Removal] = &[
         instead: "            Poll::Pending => Poll::Pending,",
         // The server's own test: a_shutdown_does_not_wait_for_those_who_look_around.
         caught_by: (
-            "suite",
-            "MISSING: the server is shut down while its health is watched",
+            "server",
+            "a_shutdown_does_not_wait_for_those_who_look_around",
         ),
     },
     Removal {
@@ -600,10 +600,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         instead: "",
         // They would have their turn once the others are done or idle for a second, so only the time tells:
         // 100 reads of 700 KiB on a connection that stalls, and the shutdown.
-        caught_by: (
-            "suite",
-            "MISSING: the server is shut down while a crowd waits for its turn",
-        ),
+        caught_by: ("server", "a_shutdown_ends_the_wait"),
     },
     // service/grpc.rs
     Removal {
@@ -616,7 +613,10 @@ pub(crate) const REMOVALS: &[Removal] = &[
         instead: "    let body = body.await?;\n",
         // 10 s: a paused clock, over a pipe. The server's own test:
         // a_client_that_stalls_after_its_headers_is_told_so.
-        caught_by: ("stalled", "MISSING: a request never ends"),
+        caught_by: (
+            "server",
+            "a_client_that_stalls_after_its_headers_is_told_so",
+        ),
     },
     // service/admission.rs
     Removal {
@@ -626,10 +626,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         instead: "        let waited = None::<Waiting>;",
         // Nobody waits in the suite: the first sixteen have their turns at once. 100 reads of 700 KiB on one
         // connection that stalls are dropped, in each round; `answers_reading` is back to 0.
-        caught_by: (
-            "suite",
-            "MISSING: a crowd is dropped while it waits for its turn",
-        ),
+        caught_by: ("suite", "a crowd is dropped while it waits for its turn"),
     },
     Removal {
         what: "a dropped stream is no longer among those that read",
@@ -638,7 +635,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         instead: "        let ran = None::<Running>;",
         // By the bytes, and slowly: its place is passed on after a second. At once, if `answers_reading` were
         // among the suite's gauges.
-        caught_by: ("suite", "a range is read once"),
+        caught_by: ("suite", "a crowd is dropped while it waits for its turn"),
     },
     Removal {
         what: "a turn that is over is given to the next",
@@ -658,10 +655,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         instead: "        let _ = idle;",
         // 20 reads of 700 KiB on a connection that stalls, and a client that comes after them has its first
         // state within some seconds, in each round.
-        caught_by: (
-            "suite",
-            "MISSING: a crowd that does not read holds up nobody",
-        ),
+        caught_by: ("suite", "a crowd that does not read holds up nobody"),
     },
     // ingest.rs
     Removal {
@@ -677,7 +671,10 @@ pub(crate) const REMOVALS: &[Removal] = &[
         // The state that was being compared is kept for ever, and there is no other audit: once, so no
         // growth shows it. Audits every second, etcd's network is cut in the middle of one, and heals: the
         // counter `audits` rises again.
-        caught_by: ("suite", "MISSING: etcd is lost during an audit"),
+        caught_by: (
+            "etcd_source",
+            "an_audit_adds_up_what_etcd_held_at_a_revision",
+        ),
     },
     Removal {
         what: "what etcd was saying of the past is let go of when it is lost",
@@ -691,7 +688,10 @@ pub(crate) const REMOVALS: &[Removal] = &[
 ",
         // Likewise: a client from before the server's start comes, etcd's network is cut before it has said
         // everything, and heals; the next such client gets a diff.
-        caught_by: ("suite", "MISSING: etcd is lost while it tells of the past"),
+        caught_by: (
+            "etcd_source",
+            "of_the_past_etcd_says_what_it_has_not_compacted",
+        ),
     },
     // source/etcd/history.rs
     Removal {
@@ -712,7 +712,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         // Up to eight more with each list, and once there are more than eight none is forgotten any more. In
         // each round etcd's network is cut, one and the same key is put (what was remembered of it must not
         // pass for another history), etcd is compacted there, and it heals: the state is listed anew.
-        caught_by: ("suite", "MISSING: etcd is compacted while it is away"),
+        caught_by: ("server", "the_latest_keys_are_remembered_each_once"),
     },
     // source/etcd/watch.rs
     Removal {
@@ -722,10 +722,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         instead: "            let _ = &self.requests;",
         // Its stream is reset as well, which etcd itself takes for the end: it shows only where something in
         // between keeps the stream open.
-        caught_by: (
-            "suite",
-            "MISSING: a proxy of gRPC between the server and etcd",
-        ),
+        caught_by: ("etcd_source", "a_dropped_source_leaves_nothing_at_etcd"),
     },
     // source/etcd/connection.rs
     Removal {
@@ -741,7 +738,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
 ",
         // The networks that stall here heal at once. Two endpoints, the first of which accepts and says
         // nothing: the server is in sync within some seconds by the second.
-        caught_by: ("suite", "MISSING: one of etcd's endpoints says nothing"),
+        caught_by: ("etcd_source", "the_next_endpoint_is_tried_when_one_is_dead"),
     },
     // source/etcd/live.rs
     Removal {
@@ -751,7 +748,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         instead: "        let silence = Duration::from_secs(24 * 60 * 60);",
         // Pings find it as well, after 15 s: "etcd is stopped" waits for up to 30 s until it is missed, and
         // would have to wait for no more than 10.
-        caught_by: ("suite", "MISSING: etcd is stopped (and is missed soon)"),
+        caught_by: ("suite", "etcd is stopped"),
     },
     // tls.rs
     Removal {
@@ -761,7 +758,10 @@ pub(crate) const REMOVALS: &[Removal] = &[
         instead: "        match Ok::<_, tokio::time::error::Elapsed>(accept.await) {",
         // 10 s: a paused clock, over a pipe. The server's own test:
         // a_tls_handshake_that_does_not_end_is_ended_and_leaves_nothing.
-        caught_by: ("stalled", "MISSING: a stranger stays in its TLS handshake"),
+        caught_by: (
+            "server",
+            "a_tls_handshake_that_does_not_end_is_ended_and_leaves_nothing",
+        ),
     },
     Removal {
         what: "a client that TLS turned down is listened to for so long",
@@ -769,7 +769,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         code: "                let _ = timeout(LINGER.0, linger(io)).await;",
         instead: "                linger(io).await;",
         // A stranger says something that is no TLS, and stays: its connection is gone after a second.
-        caught_by: ("suite", "MISSING: strangers connect to TLS"),
+        caught_by: ("server", "what_is_no_tls_is_told_so_and_let_go_soon"),
     },
     // server.rs
     Removal {

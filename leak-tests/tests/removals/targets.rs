@@ -69,6 +69,12 @@ pub(crate) const TARGETS: &[Target] = &[
         selects: &["--lib"],
         sources: "server/src",
     },
+    Target {
+        name: "etcd_source",
+        package: "driftless-server",
+        selects: &["--test", "etcd_source"],
+        sources: "server/tests/etcd_source.rs",
+    },
 ];
 
 impl Target {
@@ -89,10 +95,12 @@ impl Target {
         TARGETS.iter().find(|target| target.name == name)
     }
 
-    /// Those that are run where what should notice does not.
-    pub(crate) fn all_that_may_notice() -> impl Iterator<Item = &'static Self> {
+    /// Those that are run where what should notice does not: all of this one, and all of this crate.
+    pub(crate) fn all_that_may_notice(&self) -> impl Iterator<Item = &'static Self> {
         let own = |target: &&Self| target.package == "driftless-leak-tests";
-        TARGETS.iter().filter(own)
+        let expected = TARGETS.iter().filter(|target| target.name == self.name);
+        let others = TARGETS.iter().filter(|target| target.name != self.name);
+        expected.chain(others.filter(own))
     }
 
     /// What builds it, for cargo.
