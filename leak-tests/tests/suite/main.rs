@@ -19,9 +19,11 @@ mod proxy;
 
 mod client;
 mod controls;
+mod mixed;
 mod options;
 mod runner;
 mod scenario;
+mod slow;
 mod upstream;
 mod world;
 
@@ -34,7 +36,12 @@ leak_tests::use_jemalloc!();
 
 /// All of them, in the order of the report.
 fn scenarios() -> impl Iterator<Item = &'static Scenario> {
-    let groups = [client::SCENARIOS, upstream::SCENARIOS, controls::SCENARIOS];
+    let groups = [
+        client::SCENARIOS,
+        upstream::SCENARIOS,
+        mixed::SCENARIOS,
+        controls::SCENARIOS,
+    ];
     groups.into_iter().flatten()
 }
 
