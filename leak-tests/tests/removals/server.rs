@@ -524,7 +524,10 @@ pub(crate) const REMOVALS: &[Removal] = &[
         instead: "",
         // A client dials as `stop` is cancelled, in each round; the shutdown has to be quicker than the
         // drain timeout. By chance.
-        caught_by: ("server", "a_shutdown_waits_for_the_accept_loop"),
+        caught_by: (
+            "server",
+            "a_shutdown_does_not_wait_for_who_came_in_the_last_moment",
+        ),
     },
     Removal {
         what: "the shutdown says goodbye on every stream",
@@ -548,11 +551,8 @@ pub(crate) const REMOVALS: &[Removal] = &[
     Removal {
         what: "what is left at the deadline of the shutdown is cut off",
         file: "server/src/service/listen.rs",
-        code: r"            open.orders.iter().for_each(|(_, orders)| {
-                orders.end();
-            });
-",
-        instead: "",
+        code: "            orders.end();\n",
+        instead: "            let _ = orders;\n",
         caught_by: (
             "suite",
             "the server is shut down while a client does not read",
@@ -671,10 +671,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         // The state that was being compared is kept for ever, and there is no other audit: once, so no
         // growth shows it. Audits every second, etcd's network is cut in the middle of one, and heals: the
         // counter `audits` rises again.
-        caught_by: (
-            "etcd_source",
-            "an_audit_adds_up_what_etcd_held_at_a_revision",
-        ),
+        caught_by: ("server", "an_audit_that_etcd_was_lost_in_is_not_the_last"),
     },
     Removal {
         what: "what etcd was saying of the past is let go of when it is lost",
@@ -689,8 +686,8 @@ pub(crate) const REMOVALS: &[Removal] = &[
         // Likewise: a client from before the server's start comes, etcd's network is cut before it has said
         // everything, and heals; the next such client gets a diff.
         caught_by: (
-            "etcd_source",
-            "of_the_past_etcd_says_what_it_has_not_compacted",
+            "server",
+            "what_etcd_was_saying_of_the_past_as_it_was_lost_is_asked_for_again",
         ),
     },
     // source/etcd/history.rs
@@ -713,16 +710,6 @@ pub(crate) const REMOVALS: &[Removal] = &[
         // each round etcd's network is cut, one and the same key is put (what was remembered of it must not
         // pass for another history), etcd is compacted there, and it heals: the state is listed anew.
         caught_by: ("server", "the_latest_keys_are_remembered_each_once"),
-    },
-    // source/etcd/watch.rs
-    Removal {
-        what: "a dropped watch is cancelled at etcd",
-        file: "server/src/source/etcd/watch.rs",
-        code: "            now_or_never(self.requests.cancel(self.id));",
-        instead: "            let _ = &self.requests;",
-        // Its stream is reset as well, which etcd itself takes for the end: it shows only where something in
-        // between keeps the stream open.
-        caught_by: ("etcd_source", "a_dropped_source_leaves_nothing_at_etcd"),
     },
     // source/etcd/connection.rs
     Removal {
