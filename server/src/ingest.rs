@@ -6,6 +6,8 @@
 
 mod audit;
 mod round;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 

@@ -318,6 +318,17 @@ async fn the_next_endpoint_is_tried_when_one_is_dead() {
 }
 
 #[tokio::test]
+async fn the_next_endpoint_is_tried_when_one_says_nothing() {
+    let etcd = Etcd::started().await;
+    // Accepts, by way of its backlog.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent_at = format!("http://{}", silent.local_addr().unwrap());
+    let mut subject = Subject::new(&[silent_at, etcd.endpoint()]);
+    subject.lost().await;
+    subject.state().await;
+}
+
+#[tokio::test]
 async fn a_restart_of_etcd_costs_no_list() {
     let mut etcd = Etcd::started().await;
     let mut client = etcd.client().await;

@@ -75,6 +75,12 @@ pub(crate) const TARGETS: &[Target] = &[
         selects: &["--test", "etcd_source"],
         sources: "server/tests/etcd_source.rs",
     },
+    Target {
+        name: "heap",
+        package: "driftless",
+        selects: &["--test", "heap"],
+        sources: "server/cli/tests/heap.rs",
+    },
 ];
 
 impl Target {

@@ -719,6 +719,49 @@ async fn an_answer_that_nobody_asks_for_any_more_goes_however_rare_progress_is()
     assert!(stream.view_now().is_some(), "the range is watched still");
 }
 
+/// Clients from moments that nobody else was away at: each answer pins a state.
+#[tokio::test(start_paused = true)]
+async fn a_range_keeps_so_many_answers_at_most() {
+    let hour = Duration::from_secs(3600);
+    let (fanout, script, _ingest) = ingesting(&ScriptedEtcd::default(), hour).await;
+    let stream = fanout.subscribe(prefix("/c/")).unwrap();
+    stream.view().await.unwrap();
+    let mut answers = Vec::new();
+    for revision in 2..50 {
+        say_put(&script, "/c/a", Revision::new(revision)).await;
+        fanout.reached(Revision::new(revision)).await;
+        let since = Revision::new(revision - 1);
+        let view = stream.view_now().unwrap();
+        let answer = stream.answer(Kind::Diff { since }, Revision::NONE, view);
+        answers.push(Arc::downgrade(&answer));
+    }
+    let kept = answers.iter().filter(|answer| answer.upgrade().is_some());
+    assert_eq!(kept.count(), 8);
+}
+
+/// Neither the state that was there when its range was first watched keeps it, nor the change that
+/// replaced it, for a delta that nobody wants.
+#[tokio::test(start_paused = true)]
+async fn a_value_that_was_replaced_is_not_kept() {
+    let hour = Duration::from_secs(3600);
+    let (fanout, script, _ingest) = ingesting(&ScriptedEtcd::default(), hour).await;
+    let put = async |key: &str, value: Bytes, revision: i64| {
+        let put = driftless_proto::apply::Edit::Put(entry(key, value, revision));
+        let (revision, changes) = (Revision::new(revision), vec![put]);
+        assert!(script.say(Update::Changes { revision, changes }).await);
+        fanout.reached(revision).await;
+    };
+    let value = Bytes::from(vec![b'1'; 4096]);
+    put("/c/a", value.clone(), 2).await;
+    // Too large for the log, which holds nothing else then.
+    put("/c/large", Bytes::from(vec![b'v'; 1024 * 1024]), 3).await;
+    let subscriber = fanout.subscribe(prefix("/c/")).unwrap();
+    subscriber.view().await.unwrap();
+    assert!(!value.is_unique());
+    put("/c/a", Bytes::from(vec![b'2'; 4096]), 4).await;
+    assert!(value.is_unique());
+}
+
 /// Each scope left its frames in the log's batches, whose budget does not know of them.
 #[tokio::test(start_paused = true)]
 async fn a_client_that_comes_back_again_and_again_does_not_fill_the_log_with_its_frames() {

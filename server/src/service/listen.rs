@@ -166,7 +166,6 @@ pub struct Connections {
 struct Open {
     orders: Slab<Arc<Orders>>,
     draining: bool,
-    ending: bool,
 }
 
 /// One connection's place among the open ones. Dropping it gives it back.
@@ -183,9 +182,6 @@ impl Place {
         // One that was accepted in the last moment.
         if all.draining {
             orders.drain();
-        }
-        if all.ending {
-            orders.end();
         }
         let key = all.orders.insert(Arc::clone(&orders));
         drop(all);
@@ -362,13 +358,10 @@ impl Connections {
             () = deadline => {}
         }
         let left = self.metrics.connections.get();
-        {
-            let mut open = lock(&self.open);
-            open.ending = true;
-            open.orders.iter().for_each(|(_, orders)| {
-                orders.end();
-            });
-        }
+        // None comes any more: the accept loop has ended long ago.
+        lock(&self.open).orders.iter().for_each(|(_, orders)| {
+            orders.end();
+        });
         self.tasks.wait().await;
         usize::try_from(left).unwrap_or(0)
     }

@@ -1008,6 +1008,33 @@ async fn a_shutdown_waits_for_the_accept_loop() {
     assert_eq!(shut_down.await, 0);
 }
 
+/// A connection that was accepted at that moment is told to take no calls, as all others are.
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_does_not_wait_for_who_came_in_the_last_moment() {
+    let engine = engine(&ScriptedEtcd::default());
+    engine.ready().await;
+    let connections = Connections::new(engine.service().clone(), 1);
+    let (accepting, late) = (connections.clone(), connections.clone());
+    let mut accept = Box::pin(async move {
+        let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        accepting.accept(listener).await;
+    });
+    let mut cx = Context::from_waker(std::task::Waker::noop());
+    assert!(accept.as_mut().poll(&mut cx).is_pending());
+    let start = Instant::now();
+    let mut shut_down = Box::pin(connections.shut_down(std::future::pending()));
+    assert!(shut_down.as_mut().poll(&mut cx).is_pending());
+    // As the accept loop does before it sees that it is over.
+    let (client, server) = duplex(64 * 1024);
+    late.serve(server);
+    accept.await;
+    let (_sender, connection) = h2::client::handshake(client).await.unwrap();
+    let (cut_off, ended) = tokio::join!(shut_down, connection);
+    assert_eq!(cut_off, 0);
+    ended.unwrap();
+    assert!(start.elapsed() < Duration::from_secs(1));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_shutdown_cuts_off_at_its_deadline_who_does_not_read() {
     let etcd = ScriptedEtcd::default();

@@ -426,6 +426,10 @@ async fn what_is_not_found_in_time_travels_whole() {
     })
     .await;
     stream.check(&running.etcd);
+    // The one without a turn was not done later, for nobody.
+    let metrics = running.fanout.metrics();
+    let looked_at = metrics.deltas_computed.get() + metrics.deltas_dropped.get();
+    assert_eq!(looked_at, 3);
 }
 
 #[tokio::test(start_paused = true)]

@@ -356,6 +356,9 @@ mod tests {
         memory.heard(Revision::new(202), &many);
         assert_eq!(memory.probes().len(), 8);
         assert_eq!(memory.probes()[7].key.as_str(), Some("d099"));
+        // A new list takes the place of all that.
+        memory.read(Revision::new(300), &entries[..3]);
+        assert_eq!(memory.probes().len(), 3);
     }
 
     #[test]
