@@ -20,9 +20,12 @@ mod proxy;
 mod client;
 mod controls;
 mod mixed;
+mod one_way;
 mod options;
+mod peers;
 mod runner;
 mod scenario;
+mod scripted;
 mod slow;
 mod upstream;
 mod world;
@@ -38,6 +41,7 @@ leak_tests::use_jemalloc!();
 fn scenarios() -> impl Iterator<Item = &'static Scenario> {
     let groups = [
         client::SCENARIOS,
+        peers::SCENARIOS,
         upstream::SCENARIOS,
         mixed::SCENARIOS,
         controls::SCENARIOS,
