@@ -110,6 +110,7 @@ impl Serving {
         Witnesses::new()
             .and(read("streams", |metrics| metrics.streams.get()))
             .and(read("scopes", |metrics| metrics.scopes.get()))
+            .and(read("answers", |metrics| metrics.answers_reading.get()))
             .and(read("connections", |metrics| metrics.connections.get()))
     }
 

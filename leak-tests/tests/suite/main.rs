@@ -23,6 +23,7 @@ mod mixed;
 mod one_way;
 mod options;
 mod peers;
+mod readers;
 mod runner;
 mod scenario;
 mod scripted;
@@ -42,6 +43,7 @@ fn scenarios() -> impl Iterator<Item = &'static Scenario> {
     let groups = [
         client::SCENARIOS,
         peers::SCENARIOS,
+        readers::SCENARIOS,
         upstream::SCENARIOS,
         mixed::SCENARIOS,
         controls::SCENARIOS,

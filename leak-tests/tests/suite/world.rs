@@ -28,6 +28,9 @@ const FILL_LOG: u64 = 1_100;
 /// How long such a value is, in bytes.
 const PADDED: usize = 512;
 
+/// A value that is large enough for its changes to travel as deltas, in bytes.
+pub(crate) const LARGE: usize = 64 * 1024;
+
 /// How many deleted keys a server remembers, with some to spare.
 const GRAVES: u64 = 70_000;
 
@@ -174,6 +177,21 @@ impl Keys {
             let _ = self.client.compact(revision - KEPT, None).await;
         }
         Ok(Revision::new(revision))
+    }
+
+    /// So many large values, in keys of their own: of one key only the last would be sent.
+    pub(crate) async fn put_much(&mut self, round: u64, values: u64) {
+        for number in 0..values {
+            // Nothing that a delta would make small.
+            let mut seed = round.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ number;
+            let mut value = Vec::with_capacity(LARGE);
+            while value.len() < LARGE {
+                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                // The upper half is the better one.
+                value.extend_from_slice(&seed.to_be_bytes()[..4]);
+            }
+            self.put(&format!("/c/much/{number:03}"), value).await;
+        }
     }
 
     /// Deletes a key where etcd may be away.
