@@ -58,10 +58,14 @@ pub(crate) struct Serving {
 impl Serving {
     /// Serves, once it is in sync.
     pub(crate) async fn of(engine: Engine) -> Self {
+        in_time("the server is in sync", engine.ready()).await;
+        Self::as_it_is(engine).await
+    }
+
+    async fn as_it_is(engine: Engine) -> Self {
         let metrics = engine.metrics().clone();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        in_time("the server is in sync", engine.ready()).await;
         let connections = Arc::new(Mutex::new(CancellationToken::new()));
         let lost = Arc::clone(&connections);
         let mut accepting = JoinSet::new();
@@ -145,21 +149,32 @@ impl Server {
         .await
     }
 
+    /// One that has nothing to serve yet, and never will.
+    pub(crate) async fn without_etcd() -> Self {
+        let etcd = ScriptedEtcd::default();
+        etcd.disconnect();
+        let serving = Serving::as_it_is(engine(&etcd, |settings| settings)).await;
+        Self { etcd, serving }
+    }
+
     async fn with(set: impl FnOnce(SettingsBuilder) -> SettingsBuilder) -> Self {
         let etcd = ScriptedEtcd::default();
         etcd.put("/c/a", "1");
         etcd.put("/c/b", "2");
-        let prefix = KeyRange::prefix("/c/").unwrap();
-        let settings = Settings::builder()
-            .etcd("http://127.0.0.1:2379")
-            .prefix("/c/");
-        let settings = set(settings).build().unwrap();
-        let (catch_up, questions) = CatchUp::channel();
-        let source = etcd.source(prefix.clone(), questions);
-        let engine = Engine::start(&settings, Metrics::new(), [(prefix, source, catch_up)]);
-        let serving = Serving::of(engine).await;
+        let serving = Serving::of(engine(&etcd, set)).await;
         Self { etcd, serving }
     }
+}
+
+fn engine(etcd: &ScriptedEtcd, set: impl FnOnce(SettingsBuilder) -> SettingsBuilder) -> Engine {
+    let prefix = KeyRange::prefix("/c/").unwrap();
+    let settings = Settings::builder()
+        .etcd("http://127.0.0.1:2379")
+        .prefix("/c/");
+    let settings = set(settings).build().unwrap();
+    let (catch_up, questions) = CatchUp::channel();
+    let source = etcd.source(prefix.clone(), questions);
+    Engine::start(&settings, Metrics::new(), [(prefix, source, catch_up)])
 }
 
 impl std::ops::Deref for Server {

@@ -19,6 +19,8 @@ mod proxy;
 
 mod client;
 mod controls;
+mod endings;
+mod metrics;
 mod mixed;
 mod one_way;
 mod options;
@@ -42,9 +44,11 @@ leak_tests::use_jemalloc!();
 fn scenarios() -> impl Iterator<Item = &'static Scenario> {
     let groups = [
         client::SCENARIOS,
+        endings::SCENARIOS,
         peers::SCENARIOS,
         readers::SCENARIOS,
         upstream::SCENARIOS,
+        metrics::SCENARIOS,
         mixed::SCENARIOS,
         controls::SCENARIOS,
     ];

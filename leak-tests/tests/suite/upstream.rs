@@ -431,7 +431,7 @@ async fn stopped(rounds: Rounds) -> Outcome {
 
 async fn shut_down(rounds: Rounds) -> Outcome {
     let etcd = Etcd::started().await;
-    let settings = settings(&etcd.endpoint());
+    let settings = settings(&etcd.endpoint()).build().unwrap();
     rounds
         .at_the_end(etcds_watches(&etcd))
         .promised(CLIENT)

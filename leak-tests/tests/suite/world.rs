@@ -7,12 +7,16 @@ use driftless_client::{KeyRange, Revision};
 use driftless_server::metrics::Metrics;
 use driftless_server::source::CatchUp;
 use driftless_server::source::etcd::{EtcdConfig, EtcdSource};
-use driftless_server::{Engine, Settings};
+use driftless_server::{Engine, ServeError, Server, Settings, SettingsBuilder};
 use etcd_client::{Error, Txn, TxnOp};
 use leak_tests::{Scraped, Witnesses};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
-use crate::common::Serving;
-use crate::etcd::Etcd;
+use crate::common::{Serving, in_time};
+use crate::etcd::{Etcd, eventually};
 
 /// What is served.
 pub(crate) const PREFIX: &str = "/c/";
@@ -87,7 +91,8 @@ impl Real {
         config.progress_interval = CONTACT;
         let (catch_up, questions) = CatchUp::channel();
         let source = EtcdSource::new(prefix.clone(), config, metrics.clone(), questions).unwrap();
-        let engine = Engine::start(&settings(reached_at), metrics, [(prefix, source, catch_up)]);
+        let settings = settings(reached_at).build().unwrap();
+        let engine = Engine::start(&settings, metrics, [(prefix, source, catch_up)]);
         let serving = Serving::of(engine).await;
         Self {
             etcd,
@@ -111,6 +116,64 @@ impl Real {
     }
 }
 
+/// A whole server, in this process, with its admin endpoint.
+pub(crate) struct Running {
+    pub(crate) address: SocketAddr,
+    admin: SocketAddr,
+    stop: CancellationToken,
+    running: JoinSet<Result<(), ServeError>>,
+}
+
+impl Running {
+    /// Of these settings, once it is in sync.
+    pub(crate) async fn start(settings: SettingsBuilder) -> Self {
+        let settings = settings.admin((Ipv4Addr::LOCALHOST, 0).into());
+        let server = Server::bind(settings.build().unwrap()).await.unwrap();
+        let address = server.local_addr();
+        let admin = server.admin_addr().unwrap();
+        let stop = CancellationToken::new();
+        let mut running = JoinSet::new();
+        running.spawn(server.run(stop.clone()));
+        eventually("the server is in sync", || is_ready(admin)).await;
+        Self {
+            address,
+            admin,
+            stop,
+            running,
+        }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// What it shows of itself, and how much. Asking takes a connection to it, in this process.
+    pub(crate) fn shows(&self) -> Witnesses {
+        let address = self.admin.to_string();
+        Witnesses::new()
+            .and_all(Scraped::of_server(&address))
+            .and(Scraped::series(address))
+    }
+
+    /// Shuts it down, and waits until it is.
+    pub(crate) async fn stop(mut self) {
+        self.stop.cancel();
+        let ended = in_time("the server ends", self.running.join_next()).await;
+        ended.unwrap().unwrap().unwrap();
+    }
+}
+
+async fn is_ready(admin: SocketAddr) -> bool {
+    let mut stream = TcpStream::connect(admin).await.unwrap();
+    stream
+        .write_all(b"GET /readyz HTTP/1.0\r\n\r\n")
+        .await
+        .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer.starts_with("HTTP/1.0 200")
+}
+
 /// What etcd has to say of its watches.
 pub(crate) fn etcds_watches(etcd: &Etcd) -> Witnesses {
     let address = format!("127.0.0.1:{}", etcd.port());
@@ -118,7 +181,7 @@ pub(crate) fn etcds_watches(etcd: &Etcd) -> Witnesses {
 }
 
 /// Settings whose bounds are reached early.
-pub(crate) fn settings(etcd: &str) -> Settings {
+pub(crate) fn settings(etcd: &str) -> SettingsBuilder {
     Settings::builder()
         .etcd(etcd)
         .prefix(PREFIX)
@@ -126,8 +189,6 @@ pub(crate) fn settings(etcd: &str) -> Settings {
         .log_bytes(LOG)
         .stall_timeout(STALL)
         .audit_interval(None)
-        .build()
-        .unwrap()
 }
 
 /// A [`Padded`] whose number is this text, as long as any other: what is kept of one takes the place
