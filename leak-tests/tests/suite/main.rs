@@ -27,10 +27,12 @@ mod one_way;
 mod options;
 mod peers;
 mod readers;
+mod returning;
 mod runner;
 mod scenario;
 mod scripted;
 mod server;
+mod shutdowns;
 mod slow;
 mod upstream;
 mod world;
@@ -50,6 +52,8 @@ fn scenarios() -> impl Iterator<Item = &'static Scenario> {
         client::SCENARIOS,
         handles::SCENARIOS,
         server::SCENARIOS,
+        returning::SCENARIOS,
+        shutdowns::SCENARIOS,
         endings::SCENARIOS,
         peers::SCENARIOS,
         readers::SCENARIOS,

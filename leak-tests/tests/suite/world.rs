@@ -119,7 +119,7 @@ impl Real {
 /// A whole server, in this process, with its admin endpoint.
 pub(crate) struct Running {
     pub(crate) address: SocketAddr,
-    admin: SocketAddr,
+    pub(crate) admin: SocketAddr,
     stop: CancellationToken,
     running: JoinSet<Result<(), ServeError>>,
 }
