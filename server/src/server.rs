@@ -246,6 +246,7 @@ impl Engine {
         };
         let service = Service::new(served, intervals, settings.stall_timeout(), metrics.clone());
         let connections = Connections::new(service.clone(), settings.max_connections());
+        let connections = connections.patient(settings.patience());
         let mut engine = Self {
             service,
             metrics,

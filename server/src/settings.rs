@@ -23,6 +23,7 @@ pub use self::name::{ENVIRONMENT_PREFIX, Given, Origin, Setting, SettingsError};
 use self::name::{is_foreign, known, known_variables, nearest};
 pub use self::text::parse_duration;
 use self::text::{address, check_etcd_url, parse_bytes, parse_count, show_duration, toml_texts};
+use crate::service::Patience;
 
 /// Where gRPC is served unless told otherwise: loopback, since there are no rights to check yet.
 pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7400);
@@ -68,6 +69,7 @@ pub struct Settings {
     stall_timeout: Duration,
     drain_timeout: Duration,
     max_connections: usize,
+    patience: Patience,
 }
 
 impl Settings {
@@ -144,6 +146,10 @@ impl Settings {
     /// How many connections are served at a time.
     pub const fn max_connections(&self) -> usize {
         self.max_connections
+    }
+
+    pub(crate) const fn patience(&self) -> Patience {
+        self.patience
     }
 }
 
@@ -246,6 +252,7 @@ pub struct SettingsBuilder {
     stall_timeout: Slot<Duration>,
     drain_timeout: Slot<Duration>,
     max_connections: Slot<usize>,
+    patience: Patience,
 }
 
 impl Default for SettingsBuilder {
@@ -267,6 +274,7 @@ impl Default for SettingsBuilder {
             stall_timeout: Slot::code(Duration::from_secs(120)),
             drain_timeout: Slot::code(Duration::from_secs(8)),
             max_connections: Slot::code(65_536),
+            patience: Patience::default(),
         }
     }
 }
@@ -410,6 +418,15 @@ impl SettingsBuilder {
     /// How many connections are served at a time; more wait to be accepted. Default: 65,536.
     pub const fn max_connections(mut self, connections: usize) -> Self {
         self.max_connections.value = connections;
+        self
+    }
+
+    /// How long a client that does nothing is waited for: until TLS is agreed on, until the first call,
+    /// until a ping is answered. For tests of what the server ends by itself; nobody else has to set
+    /// it. Default: 10 s, 30 s and 20 s.
+    #[cfg(feature = "test-util")]
+    pub const fn patience(mut self, within: Duration) -> Self {
+        self.patience = Patience::of(within);
         self
     }
 
@@ -618,6 +635,7 @@ impl SettingsBuilder {
             stall_timeout: self.stall_timeout.value,
             drain_timeout: self.drain_timeout.value,
             max_connections: self.max_connections.value,
+            patience: self.patience,
         })
     }
 

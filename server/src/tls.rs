@@ -34,9 +34,6 @@ const RELOAD_INTERVAL: Duration = Duration::from_secs(10);
 /// a certificate and then its key is between the two for a moment.
 const SETTLE: Duration = Duration::from_secs(1);
 
-/// How long a client may take to agree on TLS. It holds a place among the connections meanwhile.
-const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
-
 /// How long, and for how many bytes, a client that was turned down is listened to, so that it hears
 /// why: a socket that is closed with something unread in it takes back what was written last.
 const LINGER: (Duration, usize) = (Duration::from_secs(1), 64 * 1024);
@@ -75,24 +72,24 @@ impl TlsError {
 pub(crate) struct Tls(Arc<Mutex<Arc<ServerConfig>>>);
 
 impl Tls {
-    /// Agrees on TLS over `io`, within [`HANDSHAKE_WITHIN`]. Says why when that fails; whoever is at
-    /// the other end was told.
+    /// Agrees on TLS over `io`, within so long. Says why when that fails; whoever is at the other end
+    /// was told.
     ///
     /// # Cancel safety
     /// Dropping it closes the connection.
-    pub(crate) async fn accept<S>(&self, io: S) -> Result<TlsStream<S>, String>
+    pub(crate) async fn accept<S>(&self, io: S, within: Duration) -> Result<TlsStream<S>, String>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let config = Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner));
         let accept = TlsAcceptor::from(config).accept(io).into_fallible();
-        match timeout(HANDSHAKE_WITHIN, accept).await {
+        match timeout(within, accept).await {
             Ok(Ok(stream)) => Ok(stream),
             Ok(Err((error, io))) => {
                 let _ = timeout(LINGER.0, linger(io)).await;
                 Err(error.to_string())
             }
-            Err(_) => Err(format!("it was not agreed on within {HANDSHAKE_WITHIN:?}")),
+            Err(_) => Err(format!("it was not agreed on within {within:?}")),
         }
     }
 

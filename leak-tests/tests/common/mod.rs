@@ -60,6 +60,8 @@ impl Serving {
         let mut accepting = JoinSet::new();
         accepting.spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
+                // As a server does.
+                let _ = stream.set_nodelay(true);
                 let lost = lock(&lost).clone().cancelled_owned();
                 let lost = Box::pin(lost);
                 engine.serve(Losable { stream, lost });

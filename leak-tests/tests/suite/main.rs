@@ -20,10 +20,12 @@ mod proxy;
 mod client;
 mod controls;
 mod handles;
+mod mixed;
 mod options;
 mod runner;
 mod scenario;
 mod server;
+mod slow;
 mod upstream;
 mod world;
 
@@ -43,6 +45,7 @@ fn scenarios() -> impl Iterator<Item = &'static Scenario> {
         handles::SCENARIOS,
         server::SCENARIOS,
         upstream::SCENARIOS,
+        mixed::SCENARIOS,
     ];
     groups.into_iter().flatten()
 }

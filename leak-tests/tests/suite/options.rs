@@ -32,6 +32,8 @@ pub(crate) struct Options {
     pub(crate) exact: bool,
     /// Where the report goes; none is written without.
     pub(crate) report: Option<PathBuf>,
+    /// What takes the time gets nearly all of it, and the others share what is left.
+    pub(crate) soak: bool,
     /// The names and nothing else.
     pub(crate) list: bool,
     /// This one only, in this process.
@@ -58,6 +60,7 @@ impl Options {
             filters: Vec::new(),
             exact: false,
             report: None,
+            soak: false,
             list: false,
             only_here: None,
         };
@@ -79,6 +82,7 @@ impl Options {
                 "--jobs" => options.jobs = number(&argument, &value()?)?,
                 "--report" => options.report = Some(value()?.into()),
                 "--here" => options.only_here = Some(value()?),
+                "--soak" => options.soak = true,
                 "--list" => options.list = true,
                 "--exact" => options.exact = true,
                 // What cargo and its tools say to every test program, and what does not apply.
@@ -89,7 +93,7 @@ impl Options {
                 _ if argument.starts_with('-') => {
                     return Err(format!(
                         "{argument} is not known; there are --rounds N, --minutes N, --jobs N, \
-                         --report FOLDER, --list, and parts of scenarios' names"
+                         --report FOLDER, --soak, --list, and parts of scenarios' names"
                     ));
                 }
                 _ => options.filters.push(argument),
@@ -99,12 +103,25 @@ impl Options {
         Ok(options)
     }
 
-    /// How long the next one may take, when so many are left after so long.
-    pub(crate) fn next(&self, left: usize, after: Duration) -> Duration {
+    /// Whether a scenario goes on beside the others while they come and go.
+    pub(crate) fn goes_on(&self, scenario: &Scenario) -> bool {
+        self.soak && scenario.takes_the_time && self.jobs > 1
+    }
+
+    /// How long a scenario may take that goes on beside the others.
+    pub(crate) fn whole(&self) -> Duration {
+        match self.budget {
+            Budget::Each(each) => each,
+            Budget::All(all) => all * 9 / 10,
+        }
+    }
+
+    /// How long the next one may take, when so many are left for so many jobs after so long.
+    pub(crate) fn next(&self, left: usize, jobs: usize, after: Duration) -> Duration {
         match self.budget {
             Budget::Each(each) => each,
             Budget::All(all) => {
-                let waves = u32::try_from(left.div_ceil(self.jobs).max(1)).unwrap_or(u32::MAX);
+                let waves = u32::try_from(left.div_ceil(jobs).max(1)).unwrap_or(u32::MAX);
                 // Setting up takes a part of the time, and what grew is done again.
                 let each = all.saturating_sub(after) * 3 / 5 / waves;
                 each.max(FEW_SECONDS)

@@ -51,11 +51,24 @@ pub(crate) fn all(options: &Options) -> ExitCode {
     let start = Instant::now();
     let wanted: Vec<&Scenario> = scenarios().filter(|s| options.wants(s)).collect();
     println!("\nrunning {} scenarios", wanted.len());
-    let waiting: Mutex<VecDeque<(usize, &Scenario)>> =
-        Mutex::new(wanted.iter().copied().enumerate().collect());
+    let wanted = wanted.into_iter().enumerate();
+    let (going_on, waiting): (VecDeque<_>, VecDeque<_>) =
+        wanted.partition(|(_, scenario)| options.goes_on(scenario));
+    let jobs = options.jobs.saturating_sub(going_on.len()).max(1);
+    let waiting = Mutex::new(waiting);
     let done: Mutex<Vec<(usize, Record)>> = Mutex::default();
+    let run = |index: usize, scenario: &Scenario, each: Duration| {
+        let begun = Instant::now();
+        let record = one(scenario, options, each);
+        tell(&record, begun.elapsed());
+        done.lock().unwrap().push((index, record));
+    };
     std::thread::scope(|scope| {
-        for _ in 0..options.jobs {
+        for (index, scenario) in going_on {
+            let run = &run;
+            scope.spawn(move || run(index, scenario, options.whole()));
+        }
+        for _ in 0..jobs {
             scope.spawn(|| {
                 loop {
                     let (next, left) = {
@@ -65,19 +78,8 @@ pub(crate) fn all(options: &Options) -> ExitCode {
                     let Some((index, scenario)) = next else {
                         return;
                     };
-                    let each = options.next(left, start.elapsed());
-                    let begun = Instant::now();
-                    let mut record = in_a_process(scenario, options.rounds, each, &[]);
-                    let grew = record.noticed_by.iter().any(|name| name == BYTES);
-                    if grew && (options.report.is_some() || !record.passed()) {
-                        // Once more, slowly, to say where.
-                        let profile = [HEAP_PROFILE];
-                        let rounds = options.rounds.min(PROFILED);
-                        let again = in_a_process(scenario, rounds, BRIEFLY, &profile);
-                        record.stacks = again.stacks;
-                    }
-                    tell(&record, begun.elapsed());
-                    done.lock().unwrap().push((index, record));
+                    let each = options.next(left, jobs, start.elapsed());
+                    run(index, scenario, each);
                 }
             });
         }
@@ -96,6 +98,18 @@ pub(crate) fn all(options: &Options) -> ExitCode {
         }
     }
     summary(&records, start.elapsed(), options.report.is_some())
+}
+
+/// Runs one in a process of its own, and where it grew, once more.
+fn one(scenario: &Scenario, options: &Options, each: Duration) -> Record {
+    let mut record = in_a_process(scenario, options.rounds, each, &[]);
+    let grew = record.noticed_by.iter().any(|name| name == BYTES);
+    if grew && (options.report.is_some() || !record.passed()) {
+        // Slowly, to say where.
+        let rounds = options.rounds.min(PROFILED);
+        record.stacks = in_a_process(scenario, rounds, BRIEFLY, &[HEAP_PROFILE]).stacks;
+    }
+    record
 }
 
 /// One line for each, and more where it failed.
@@ -133,7 +147,10 @@ fn summary(records: &[Record], took: Duration, for_people: bool) -> ExitCode {
         took.as_secs_f64(),
     );
     if for_people {
-        println!("{passed} passed, {} failed", failed.len());
+        let names: Vec<&str> = failed.iter().map(|record| record.name.as_str()).collect();
+        let which = if names.is_empty() { "" } else { ": " };
+        let names = names.join(", ");
+        println!("{passed} passed, {} failed{which}{names}", failed.len());
     }
     if failed.is_empty() {
         ExitCode::SUCCESS

@@ -50,6 +50,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "a value changes",
         about: "A key is put, and a watcher that stays sees it.",
         takes_long: true,
+        takes_the_time: false,
         planted_for: &[],
         run: |rounds| Box::pin(value(rounds)),
     },
@@ -57,6 +58,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "a value is refused",
         about: "A value that does not decode is put, refused and reported, and a good one follows.",
         takes_long: true,
+        takes_the_time: false,
         planted_for: &[],
         run: |rounds| Box::pin(rejected(rounds)),
     },
@@ -64,6 +66,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "a large value changes",
         about: "Some bytes of 64 KiB change: the server computes a delta.",
         takes_long: true,
+        takes_the_time: false,
         planted_for: &[],
         run: |rounds| Box::pin(large(rounds)),
     },
@@ -71,6 +74,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "keys come and go",
         about: "In each round 120 keys that nobody had are put and deleted, and a watcher that stays sees it.",
         takes_long: true,
+        takes_the_time: false,
         planted_for: &[],
         run: |rounds| Box::pin(keys(rounds, |round| round)),
     },
@@ -78,6 +82,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "the same keys come and go",
         about: "The same with the same 120 keys in each round.",
         takes_long: true,
+        takes_the_time: false,
         planted_for: &[],
         run: |rounds| Box::pin(keys(rounds, |_| 0)),
     },
@@ -85,6 +90,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "a watcher is dropped mid-change",
         about: "A watcher is dropped while a change is on its way to it.",
         takes_long: true,
+        takes_the_time: false,
         planted_for: &[],
         run: |rounds| Box::pin(mid_change(rounds)),
     },
@@ -92,6 +98,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "the last watcher leaves etcd's watches alone",
         about: "Watchers come and go; the server's own watches at etcd stay what they were.",
         takes_long: false,
+        takes_the_time: false,
         planted_for: &[],
         run: |rounds| Box::pin(last_watcher(rounds)),
     },
@@ -99,6 +106,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "a client that does not read is dropped",
         about: "A client stalls, more than a window is written for it, and it is dropped.",
         takes_long: false,
+        takes_the_time: false,
         planted_for: &[],
         run: |rounds| Box::pin(does_not_read(rounds)),
     },
@@ -106,6 +114,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "the server leaves a client that does not read",
         about: "A client stalls and stays; the server closes its connection.",
         takes_long: false,
+        takes_the_time: false,
         planted_for: &[],
         run: |rounds| Box::pin(is_left(rounds)),
     },
@@ -114,6 +123,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "Between client and server nothing is forwarded any more, and connections stay open; \
                 the client is dropped.",
         takes_long: false,
+        takes_the_time: false,
         planted_for: &[],
         run: |rounds| Box::pin(cut(rounds)),
     },
@@ -122,6 +132,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "Connections between server and etcd are lost, or nothing is forwarded on them; then \
                 all is well again.",
         takes_long: false,
+        takes_the_time: false,
         planted_for: &[],
         run: |rounds| Box::pin(etcd_cut(rounds)),
     },
@@ -129,6 +140,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "etcd is killed",
         about: "etcd is killed and started again on its data.",
         takes_long: false,
+        takes_the_time: false,
         planted_for: &[],
         run: |rounds| Box::pin(killed(rounds)),
     },
@@ -136,6 +148,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "etcd is stopped",
         about: "etcd is stopped for longer than it may be silent, and goes on.",
         takes_long: false,
+        takes_the_time: false,
         planted_for: &[],
         run: |rounds| Box::pin(stopped(rounds)),
     },
@@ -144,6 +157,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "A server is started on a real etcd, clients watch, and it is shut down; half of the \
                 clients are dropped meanwhile, half of them afterwards.",
         takes_long: false,
+        takes_the_time: false,
         planted_for: &[],
         run: |rounds| Box::pin(shut_down(rounds)),
     },
@@ -383,7 +397,7 @@ async fn seen_after(world: &mut Real, mut watcher: EntriesWatcher, round: u64) {
     let put = async {
         // The client of etcd, too, has to find out that all is well again.
         loop {
-            if let Some(revision) = world.keys.try_put(HUGE_KEY, value.clone()).await {
+            if let Ok(revision) = world.keys.try_put(HUGE_KEY, value.clone()).await {
                 return revision;
             }
             tokio::task::yield_now().await;

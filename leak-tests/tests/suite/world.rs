@@ -9,7 +9,7 @@ use driftless_server::settings::SettingsBuilder;
 use driftless_server::source::CatchUp;
 use driftless_server::source::etcd::{EtcdConfig, EtcdSource};
 use driftless_server::{Engine, Settings};
-use etcd_client::{Txn, TxnOp};
+use etcd_client::{Error, Txn, TxnOp};
 use leak_tests::{Scraped, Witnesses};
 use tokio::task::JoinSet;
 
@@ -45,11 +45,18 @@ const CONTACT: Duration = Duration::from_millis(100);
 /// How long a client may leave unread what is sent to it: the least that a server takes.
 const STALL: Duration = Duration::from_secs(1);
 
+/// After so many bytes have been written, etcd may forget what was overwritten: its disk is not what is
+/// measured, and it refuses more than 2 GiB.
+const COMPACT_EVERY: usize = 64 * 1024 * 1024;
+
+/// How many revisions it keeps all the same: more than anybody here is behind.
+const KEPT: i64 = 2_000;
+
 /// A server over a real etcd.
 pub(crate) struct Real {
     pub(crate) etcd: Etcd,
     pub(crate) keys: Keys,
-    serving: Serving,
+    pub(crate) serving: Serving,
 }
 
 impl std::ops::Deref for Real {
@@ -140,31 +147,59 @@ pub(crate) struct Padded {
 }
 
 /// Writes to etcd as an admin does.
-pub(crate) struct Keys(etcd_client::Client);
+pub(crate) struct Keys {
+    client: etcd_client::Client,
+    /// Bytes since etcd was told to forget.
+    written: usize,
+}
 
 impl Keys {
     pub(crate) async fn of(etcd: &Etcd) -> Self {
-        Self(etcd.client().await)
+        Self {
+            client: etcd.client().await,
+            written: 0,
+        }
     }
 
     /// Returns at which revision.
     pub(crate) async fn put(&mut self, key: &str, value: impl Into<Vec<u8>>) -> Revision {
-        let answer = self.0.put(key, value, None).await.unwrap();
-        Revision::new(answer.header().unwrap().revision())
+        self.try_put(key, value).await.unwrap()
     }
 
-    /// Returns at which revision, if etcd is there.
-    pub(crate) async fn try_put(&mut self, key: &str, value: Vec<u8>) -> Option<Revision> {
-        let answer = self.0.put(key, value, None).await.ok()?;
-        Some(Revision::new(answer.header()?.revision()))
+    /// The same where etcd may be away.
+    pub(crate) async fn try_put(
+        &mut self,
+        key: &str,
+        value: impl Into<Vec<u8>>,
+    ) -> Result<Revision, Error> {
+        let value = value.into();
+        self.written += value.len();
+        let answer = self.client.put(key, value, None).await?;
+        let revision = answer.header().map(|header| header.revision()).unwrap();
+        if self.written > COMPACT_EVERY {
+            self.written = 0;
+            // Another time, where etcd is away by now, or has not so many.
+            let _ = self.client.compact(revision - KEPT, None).await;
+        }
+        Ok(Revision::new(revision))
+    }
+
+    /// Deletes a key where etcd may be away.
+    pub(crate) async fn try_delete(&mut self, key: &str) -> Result<(), Error> {
+        self.client.delete(key, None).await.map(drop)
     }
 
     /// Keys that nobody had come and go: in one transaction, and in another. Returns when they are
     /// gone. Their names are as long as those of any other number.
     pub(crate) async fn pass(&mut self, number: u64) -> Revision {
+        self.try_pass(number).await.unwrap()
+    }
+
+    /// The same where etcd may be away.
+    pub(crate) async fn try_pass(&mut self, number: u64) -> Result<Revision, Error> {
         let name = |n| format!("/c/passing/{number:020}/{n:03}");
         let puts = (0..TRANSACTION).map(|n| TxnOp::put(name(n), "v", None));
-        self.transaction(puts).await;
+        self.transaction(puts).await?;
         let deletes = (0..TRANSACTION).map(|n| TxnOp::delete(name(n), None));
         // Who saw neither of the two has something to see all the same.
         let mark = TxnOp::put("/c/passed", format!("{number:020}"), None);
@@ -175,7 +210,7 @@ impl Keys {
     pub(crate) async fn burst(&self, changes: usize) {
         let mut putting = JoinSet::new();
         for number in 0..changes {
-            let mut client = self.0.clone();
+            let mut client = self.client.clone();
             putting.spawn(async move {
                 let key = format!("/c/burst/{number:03}");
                 client.put(key, "v", None).await.unwrap();
@@ -184,9 +219,13 @@ impl Keys {
         putting.join_all().await;
     }
 
-    async fn transaction(&mut self, operations: impl IntoIterator<Item = TxnOp>) -> Revision {
+    async fn transaction(
+        &mut self,
+        operations: impl IntoIterator<Item = TxnOp>,
+    ) -> Result<Revision, Error> {
         let operations: Vec<_> = operations.into_iter().collect();
-        let answer = self.0.txn(Txn::new().and_then(operations)).await.unwrap();
-        Revision::new(answer.header().unwrap().revision())
+        let asked = Txn::new().and_then(operations);
+        let answer = self.client.txn(asked).await?;
+        Ok(Revision::new(answer.header().unwrap().revision()))
     }
 }

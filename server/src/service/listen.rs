@@ -44,6 +44,39 @@ const FIRST_CALL_WITHIN: Duration = Duration::from_secs(30);
 /// How long a ping may go unanswered.
 const PING_ANSWER_WITHIN: Duration = Duration::from_secs(20);
 
+/// How long a client may take to agree on TLS. It holds a place among the connections meanwhile.
+const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
+
+/// How long a client that does nothing is waited for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    first_call: Duration,
+    ping_answer: Duration,
+    handshake: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            first_call: FIRST_CALL_WITHIN,
+            ping_answer: PING_ANSWER_WITHIN,
+            handshake: HANDSHAKE_WITHIN,
+        }
+    }
+}
+
+impl Patience {
+    /// The same time for everything.
+    #[cfg(feature = "test-util")]
+    pub(crate) const fn of(within: Duration) -> Self {
+        Self {
+            first_call: within,
+            ping_answer: within,
+            handshake: within,
+        }
+    }
+}
+
 /// How many calls one connection may have open at a time.
 const MAX_STREAMS: u32 = 4096;
 
@@ -119,6 +152,7 @@ pub struct Connections {
     metrics: Metrics,
     tls: Option<Tls>,
     ping: Duration,
+    patience: Patience,
     places: Arc<Semaphore>,
     /// One a connection.
     tasks: TaskTracker,
@@ -180,6 +214,7 @@ impl Connections {
             metrics,
             tls: None,
             ping,
+            patience: Patience::default(),
             places: Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS))),
             tasks: TaskTracker::new(),
             drain: CancellationToken::new(),
@@ -190,6 +225,12 @@ impl Connections {
     /// The same, with TLS on every connection. Default: none.
     pub(crate) fn over_tls(mut self, tls: Tls) -> Self {
         self.tls = Some(tls);
+        self
+    }
+
+    /// The same, with this patience. Default: that of the constants.
+    pub(crate) const fn patient(mut self, patience: Patience) -> Self {
+        self.patience = patience;
         self
     }
 
@@ -260,7 +301,7 @@ impl Connections {
     ) {
         let agreed = tokio::select! {
             () = self.drain.cancelled() => return,
-            agreed = tls.accept(io) => agreed,
+            agreed = tls.accept(io, self.patience.handshake) => agreed,
         };
         match agreed {
             Ok(io) => self.connection(io, connection, orders).await,
@@ -290,12 +331,12 @@ impl Connections {
         builder
             .timer(TokioTimer::new())
             .keep_alive_interval(self.ping)
-            .keep_alive_timeout(PING_ANSWER_WITHIN)
+            .keep_alive_timeout(self.patience.ping_answer)
             .max_concurrent_streams(MAX_STREAMS)
             .max_send_buf_size(SEND_BUFFER)
             .max_header_list_size(MAX_HEADERS);
         let connection = builder.serve_connection(TokioIo::new(io), service);
-        Serving::new(connection, begun, orders, called, FIRST_CALL_WITHIN)
+        Serving::new(connection, begun, orders, called, self.patience.first_call)
     }
 
     /// Ends every connection: streams get their goodbye, and what has not ended when `deadline`

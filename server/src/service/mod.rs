@@ -43,7 +43,7 @@ use crate::metrics::Metrics;
 use crate::source::CatchUp;
 use admission::Admission;
 use connection::Connection;
-pub(crate) use listen::Accepting;
+pub(crate) use listen::{Accepting, Patience};
 pub use listen::{Connections, listen};
 pub use report::Watches;
 use stalls::Stalls;

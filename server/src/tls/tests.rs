@@ -9,6 +9,9 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use super::*;
 use crate::Settings;
 
+/// More than any handshake takes here.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 struct Ca {
     pem: String,
     issuer: Issuer<'static, KeyPair>,
@@ -96,7 +99,7 @@ impl Files {
         let (client, server) = duplex(64 * 1024);
         let connect = TlsConnector::from(Arc::new(config));
         let connect = connect.connect(ServerName::try_from("localhost").unwrap(), client);
-        let (shown, served) = tokio::join!(connect, tls.accept(server));
+        let (shown, served) = tokio::join!(connect, tls.accept(server, PATIENCE));
         served.unwrap();
         let (_, session) = shown.unwrap().into_inner();
         session.peer_certificates().unwrap()[0].to_vec()
@@ -255,7 +258,7 @@ async fn what_is_no_tls_is_told_so_and_let_go_soon() {
         .await
         .unwrap();
     let mut heard = Vec::new();
-    let (refused, ()) = tokio::join!(tls.accept(server), async {
+    let (refused, ()) = tokio::join!(tls.accept(server, PATIENCE), async {
         client.read_to_end(&mut heard).await.unwrap();
         drop(client);
     });
@@ -264,6 +267,6 @@ async fn what_is_no_tls_is_told_so_and_let_go_soon() {
     // One that stays does not hold it up for long.
     let (mut client, server) = duplex(64 * 1024);
     client.write_all(b"GET / HTTP/1.0\r\n\r\n").await.unwrap();
-    tls.accept(server).await.unwrap_err();
+    tls.accept(server, PATIENCE).await.unwrap_err();
     assert!(start.elapsed() <= Duration::from_secs(2));
 }

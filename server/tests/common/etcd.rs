@@ -112,6 +112,8 @@ impl Etcd {
             .args(["--initial-cluster", &format!("default={peer}")])
             // A leader at once: there are no others to wait for.
             .args(["--heartbeat-interval", "10", "--election-timeout", "100"])
+            // It holds what came after the last one in memory, and reads it when it starts again.
+            .args(["--snapshot-count", "1000"])
             // Nothing here has to outlive the machine.
             .arg("--unsafe-no-fsync")
             .stdin(Stdio::null())

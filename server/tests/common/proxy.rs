@@ -39,6 +39,9 @@ impl Proxy {
                     connections.spawn(async move {
                         let mut forwarding = pin!(async {
                             let mut to = TcpStream::connect((Ipv4Addr::LOCALHOST, target)).await?;
+                            // Nothing waits for an acknowledgement that is delayed.
+                            from.set_nodelay(true)?;
+                            to.set_nodelay(true)?;
                             copy_bidirectional(&mut from, &mut to).await
                         });
                         loop {

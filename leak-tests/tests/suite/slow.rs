@@ -1,0 +1,88 @@
+//! A network that brings little at a time, and seldom: a client behind it reads slowly, and does read.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use driftless_client::{Client, Connecting, Endpoint, Io};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep, sleep};
+
+/// How a network is slow.
+#[derive(Clone, Copy)]
+pub(crate) struct Slow {
+    /// Bytes at a time.
+    pub(crate) at_a_time: usize,
+    /// How long it rests in between.
+    pub(crate) rest: Duration,
+}
+
+impl Slow {
+    /// A client that has this one to the server at `url`.
+    pub(crate) fn client(self, url: &str) -> Client {
+        let connect = move |endpoint: &Endpoint| -> Connecting {
+            let (host, port) = (endpoint.host().to_owned(), endpoint.port());
+            Box::pin(async move {
+                let stream = TcpStream::connect((host.as_str(), port)).await?;
+                stream.set_nodelay(true)?;
+                let rested = Box::pin(sleep(Duration::ZERO));
+                let slow = SlowIo {
+                    slow: self,
+                    stream,
+                    rested,
+                };
+                Ok(Box::new(slow) as Box<dyn Io>)
+            })
+        };
+        let builder = Client::builder().endpoint(url);
+        builder.connector(connect).build().unwrap()
+    }
+}
+
+struct SlowIo {
+    slow: Slow,
+    stream: TcpStream,
+    rested: Pin<Box<Sleep>>,
+}
+
+impl AsyncRead for SlowIo {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let Self {
+            slow,
+            stream,
+            rested,
+        } = &mut *self;
+        ready!(rested.as_mut().poll(context));
+        let few = slow.at_a_time.min(buffer.remaining());
+        let mut little = ReadBuf::new(buffer.initialize_unfilled_to(few));
+        ready!(Pin::new(stream).poll_read(context, &mut little))?;
+        let read = little.filled().len();
+        buffer.advance(read);
+        rested.as_mut().reset(Instant::now() + slow.rest);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for SlowIo {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
