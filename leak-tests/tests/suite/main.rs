@@ -30,6 +30,7 @@ mod runner;
 mod scenario;
 mod scripted;
 mod slow;
+mod tls;
 mod upstream;
 mod world;
 
@@ -49,6 +50,7 @@ fn scenarios() -> impl Iterator<Item = &'static Scenario> {
         readers::SCENARIOS,
         upstream::SCENARIOS,
         metrics::SCENARIOS,
+        tls::SCENARIOS,
         mixed::SCENARIOS,
         controls::SCENARIOS,
     ];
