@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::witness::{Reading, Unreadable, Witness};
+use crate::witness::{Reading, Rule, Unreadable, Witness};
 
 /// How many watches etcd has.
 const ETCD_WATCHERS: &str = "etcd_debugging_mvcc_watcher_total";
@@ -27,8 +27,11 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// The most that is read of a page, in bytes; etcd's has about a hundred thousand.
 const MOST: u64 = 4 * 1024 * 1024;
 
+/// What the witness of a page's length is called.
+const SERIES: &str = "metric series";
+
 /// One gauge of a process that shows its metrics as text over plain HTTP, as Prometheus reads them.
-/// Where it has labels, the sum over them.
+/// Where it has labels, the sum over them. Or [how many](Self::series) of them the process shows.
 ///
 /// For a process of its own only: asking takes a connection, which a server in this process would
 /// count, and be counted for. A server in this process has gauges that [`gauge`](crate::gauge) can
@@ -37,7 +40,15 @@ const MOST: u64 = 4 * 1024 * 1024;
 pub struct Scraped {
     /// Host and port.
     address: String,
-    metric: String,
+    what: What,
+}
+
+#[derive(Clone, Debug)]
+enum What {
+    /// The value of the metric of this name.
+    Metric(String),
+    /// How many values there are.
+    Series,
 }
 
 impl Scraped {
@@ -46,7 +57,17 @@ impl Scraped {
     pub fn new(address: impl Into<String>, metric: impl Into<String>) -> Self {
         Self {
             address: address.into(),
-            metric: metric.into(),
+            what: What::Metric(metric.into()),
+        }
+    }
+
+    /// How many series are shown at `http://{address}/metrics`: each metric once for each set of labels
+    /// that it has. It [may not grow](Rule::MayNotGrow), not by one: a label that names a client, or
+    /// what it asked for, costs memory here, and in everything that stores metrics.
+    pub fn series(address: impl Into<String>) -> Self {
+        Self {
+            address: address.into(),
+            what: What::Series,
         }
     }
 
@@ -64,13 +85,16 @@ impl Scraped {
     async fn count(&self) -> Result<i64, Unreadable> {
         let failed = |why: String| {
             let why = format!("http://{}/metrics: {why}", self.address);
-            Unreadable::new(&self.metric, why)
+            Unreadable::new(self.name(), why)
         };
         let page = match timeout(ANSWER_WITHIN, page(&self.address)).await {
             Ok(page) => page.map_err(|error| failed(error.to_string()))?,
             Err(_) => return Err(failed(format!("no answer within {ANSWER_WITHIN:?}"))),
         };
-        let shown = value(&page, &self.metric);
+        let shown = match &self.what {
+            What::Metric(metric) => value(&page, metric),
+            What::Series => Some(series(&page)).filter(|series| *series > 0),
+        };
         shown.ok_or_else(|| failed("the page does not show it; name one that it shows".to_owned()))
     }
 }
@@ -108,9 +132,28 @@ fn value(page: &str, metric: &str) -> Option<i64> {
     sum
 }
 
+/// How many lines of the page are a value.
+fn series(page: &str) -> i64 {
+    // The answer's own head comes before an empty line.
+    let (_, body) = page.split_once("\r\n\r\n").unwrap_or(("", page));
+    let values = body.lines().map(str::trim);
+    let values = values.filter(|line| !line.is_empty() && !line.starts_with('#'));
+    i64::try_from(values.count()).unwrap_or(i64::MAX)
+}
+
 impl Witness for Scraped {
     fn name(&self) -> &str {
-        &self.metric
+        match &self.what {
+            What::Metric(metric) => metric,
+            What::Series => SERIES,
+        }
+    }
+
+    fn rule(&self) -> Rule {
+        match self.what {
+            What::Metric(_) => Rule::Returns,
+            What::Series => Rule::MayNotGrow { slack: 0 },
+        }
     }
 
     fn read(&self) -> Reading<'_> {
@@ -131,5 +174,12 @@ mod tests {
         assert_eq!(value(page, "l"), Some(9));
         assert_eq!(value(page, "big"), Some(1500));
         assert_eq!(value(page, "a"), None);
+    }
+
+    #[test]
+    fn series_are_counted_without_what_is_said_of_them() {
+        let page = "HTTP/1.0 200 OK\r\nServer: x\r\n\r\n# HELP a b\na 3\n\nl{x=\"1\"} 4\nl{x=\"2\"} 5\n# EOF\n";
+        assert_eq!(series(page), 3);
+        assert_eq!(series("HTTP/1.0 404 Not Found\r\n\r\n"), 0);
     }
 }

@@ -12,7 +12,7 @@ use driftless_client::{Client, KeyRange};
 use driftless_server::metrics::Metrics;
 use driftless_server::source::CatchUp;
 use driftless_server::source::scripted::ScriptedEtcd;
-use driftless_server::{Engine, Settings};
+use driftless_server::{Engine, Settings, SettingsBuilder};
 use leak_tests::{Baseline, Stall, Witnesses, gauge};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
@@ -21,6 +21,13 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 /// The longest wait for what should come soon: a busy machine fails no test.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How often an impatient server pings: the least that it takes.
+const IMPATIENT_PING: Duration = Duration::from_millis(100);
+
+/// How long it waits for what a client should do. Who is too slow for that, on a busy machine, comes
+/// again.
+const IMPATIENT_PATIENCE: Duration = Duration::from_millis(100);
 
 /// Runs a test in a runtime of its own while no other runs: descriptors are counted for the whole
 /// process.
@@ -51,10 +58,14 @@ pub(crate) struct Serving {
 impl Serving {
     /// Serves, once it is in sync.
     pub(crate) async fn of(engine: Engine) -> Self {
+        in_time("the server is in sync", engine.ready()).await;
+        Self::as_it_is(engine).await
+    }
+
+    async fn as_it_is(engine: Engine) -> Self {
         let metrics = engine.metrics().clone();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        in_time("the server is in sync", engine.ready()).await;
         let connections = Arc::new(Mutex::new(CancellationToken::new()));
         let lost = Arc::clone(&connections);
         let mut accepting = JoinSet::new();
@@ -103,6 +114,7 @@ impl Serving {
         Witnesses::new()
             .and(read("streams", |metrics| metrics.streams.get()))
             .and(read("scopes", |metrics| metrics.scopes.get()))
+            .and(read("answers", |metrics| metrics.answers_reading.get()))
             .and(read("connections", |metrics| metrics.connections.get()))
     }
 
@@ -125,21 +137,44 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) async fn start() -> Self {
+        Self::with(|settings| settings).await
+    }
+
+    /// One that soon has enough of clients that do nothing.
+    pub(crate) async fn impatient() -> Self {
+        Self::with(|settings| {
+            let settings = settings.ping_interval(IMPATIENT_PING);
+            settings.patience(IMPATIENT_PATIENCE)
+        })
+        .await
+    }
+
+    /// One that has nothing to serve yet, and never will.
+    pub(crate) async fn without_etcd() -> Self {
+        let etcd = ScriptedEtcd::default();
+        etcd.disconnect();
+        let serving = Serving::as_it_is(engine(&etcd, |settings| settings)).await;
+        Self { etcd, serving }
+    }
+
+    async fn with(set: impl FnOnce(SettingsBuilder) -> SettingsBuilder) -> Self {
         let etcd = ScriptedEtcd::default();
         etcd.put("/c/a", "1");
         etcd.put("/c/b", "2");
-        let prefix = KeyRange::prefix("/c/").unwrap();
-        let settings = Settings::builder()
-            .etcd("http://127.0.0.1:2379")
-            .prefix("/c/")
-            .build()
-            .unwrap();
-        let (catch_up, questions) = CatchUp::channel();
-        let source = etcd.source(prefix.clone(), questions);
-        let engine = Engine::start(&settings, Metrics::new(), [(prefix, source, catch_up)]);
-        let serving = Serving::of(engine).await;
+        let serving = Serving::of(engine(&etcd, set)).await;
         Self { etcd, serving }
     }
+}
+
+fn engine(etcd: &ScriptedEtcd, set: impl FnOnce(SettingsBuilder) -> SettingsBuilder) -> Engine {
+    let prefix = KeyRange::prefix("/c/").unwrap();
+    let settings = Settings::builder()
+        .etcd("http://127.0.0.1:2379")
+        .prefix("/c/");
+    let settings = set(settings).build().unwrap();
+    let (catch_up, questions) = CatchUp::channel();
+    let source = etcd.source(prefix.clone(), questions);
+    Engine::start(&settings, Metrics::new(), [(prefix, source, catch_up)])
 }
 
 impl std::ops::Deref for Server {

@@ -7,10 +7,13 @@ use std::time::Duration;
 
 use driftless_client::Watcher;
 use etcd_client::WatchOptions;
-use leak_tests::{Outcome, Rounds, Witnesses};
+use leak_tests::{Outcome, Rounds, Scraped, Witnesses};
+use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use tokio::net::TcpStream;
+use prometheus_client::registry::Registry;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 use crate::common::Server;
@@ -92,6 +95,14 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_the_time: false,
         planted_for: &["allocated bytes"],
         run: |rounds| Box::pin(label(rounds)),
+    },
+    Scenario {
+        name: "control: a metric series per client",
+        about: "Every round counts under a label of its own, and a page shows it.",
+        takes_long: false,
+        takes_the_time: false,
+        planted_for: &["metric series"],
+        run: |rounds| Box::pin(series(rounds)),
     },
     Scenario {
         name: "control: a watcher in a table",
@@ -215,6 +226,35 @@ async fn label(rounds: Rounds) -> Outcome {
         .patience(A_MOMENT)
         .run(async |round| {
             let label = [("client".to_owned(), format!("{round:0128}"))];
+            family.get_or_create(&label).inc();
+        })
+        .await
+}
+
+async fn series(rounds: Rounds) -> Outcome {
+    let family = Family::<[(String, String); 1], Counter>::default();
+    let mut registry = Registry::default();
+    registry.register("calls", "Calls", family.clone());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let mut serving = JoinSet::new();
+    serving.spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            // The question is one line and a header: it comes in one piece.
+            let mut asked = [0; 256];
+            let _ = stream.read(&mut asked).await;
+            let mut page = "HTTP/1.0 200 OK\r\n\r\n".to_owned();
+            encode(&mut page, &registry).unwrap();
+            let _ = stream.write_all(page.as_bytes()).await;
+        }
+    });
+    rounds
+        .at_most(50)
+        .patience(A_MOMENT)
+        .only(Witnesses::new())
+        .at_the_end(Witnesses::new().and(Scraped::series(address)))
+        .run(async |round| {
+            let label = [("client".to_owned(), round.to_string())];
             family.get_or_create(&label).inc();
         })
         .await

@@ -19,13 +19,20 @@ mod proxy;
 
 mod client;
 mod controls;
+mod endings;
 mod handles;
+mod metrics;
 mod mixed;
+mod one_way;
 mod options;
+mod peers;
+mod readers;
 mod runner;
 mod scenario;
+mod scripted;
 mod server;
 mod slow;
+mod tls;
 mod upstream;
 mod world;
 
@@ -44,7 +51,12 @@ fn scenarios() -> impl Iterator<Item = &'static Scenario> {
         client::SCENARIOS,
         handles::SCENARIOS,
         server::SCENARIOS,
+        endings::SCENARIOS,
+        peers::SCENARIOS,
+        readers::SCENARIOS,
         upstream::SCENARIOS,
+        metrics::SCENARIOS,
+        tls::SCENARIOS,
         mixed::SCENARIOS,
     ];
     groups.into_iter().flatten()

@@ -56,6 +56,7 @@ const A_MOMENT: u64 = 8;
 const SLOW: Slow = Slow {
     at_a_time: 1024,
     rest: Duration::from_millis(1),
+    most: usize::MAX,
 };
 
 /// How an HTTP/2 connection begins, and a first frame of it.

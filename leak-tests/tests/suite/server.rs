@@ -5,15 +5,13 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use driftless_client::{Client, Entries, GetError, KeyRange};
-use driftless_server::{ServeError, Server as RealServer};
+use driftless_server::ServeError;
 use leak_tests::{Outcome, Rounds, Stall, gauge};
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 
 use crate::common::{Server, in_time};
 use crate::etcd::{Etcd, eventually};
 use crate::scenario::Scenario;
-use crate::world::{Keys, Real, etcds_watches, options};
+use crate::world::{Keys, Real, Running, etcds_watches, settings};
 
 /// Within this a dropped watcher's stream, tasks and socket are gone, by promise.
 const WATCHER: Duration = Duration::from_millis(100);
@@ -230,58 +228,32 @@ async fn held_back(rounds: Rounds) -> Outcome {
         .await
 }
 
-/// A server that runs until it is told otherwise.
-struct Running {
-    url: String,
-    stop: CancellationToken,
-    running: JoinSet<Result<(), ServeError>>,
-}
-
-impl Running {
-    async fn start(settings: driftless_server::Settings) -> Self {
-        let server = RealServer::bind(settings).await.unwrap();
-        let url = format!("http://{}", server.local_addr());
-        let stop = CancellationToken::new();
-        let mut running = JoinSet::new();
-        running.spawn(server.run(stop.clone()));
-        Self { url, stop, running }
-    }
-
-    async fn stop(mut self) -> Result<(), ServeError> {
-        self.stop.cancel();
-        let ended = in_time("the server ends", self.running.join_next()).await;
-        ended.unwrap().unwrap()
-    }
-}
-
 async fn few(rounds: Rounds) -> Outcome {
     let etcd = Etcd::started().await;
-    let settings = options(&etcd.endpoint()).max_connections(FEW);
-    let server = Running::start(settings.build().unwrap()).await;
+    let settings = settings(&etcd.endpoint()).max_connections(FEW);
+    let server = Running::start(settings).await;
     let outcome = rounds
         .promised(CLIENT)
         .run(async |_| {
-            let client = Client::connect(&server.url).unwrap();
+            let client = Client::connect(server.url()).unwrap();
             let watching = client.entries(prefix()).into_future();
             drop(in_time("there is a place", watching).await.unwrap());
         })
         .await;
-    server.stop().await.unwrap();
+    server.stop().await;
     outcome
 }
 
 async fn cut_off(rounds: Rounds) -> Outcome {
     let etcd = Etcd::started().await;
-    let settings = options(&etcd.endpoint()).drain_timeout(DRAIN);
-    let settings = settings.build().unwrap();
     let mut keys = Keys::of(&etcd).await;
     rounds
         .at_the_end(etcds_watches(&etcd))
         .promised(CLIENT)
         .run(async |round| {
-            let server = Running::start(settings.clone()).await;
+            let server = Running::start(settings(&etcd.endpoint()).drain_timeout(DRAIN)).await;
             let stall = Stall::never();
-            let client = Client::builder().endpoint(&server.url);
+            let client = Client::builder().endpoint(server.url());
             let client = client.connector(stall.over_tcp()).build().unwrap();
             let watching = client.entries(prefix()).into_future();
             let _watcher = in_time("the first state", watching).await.unwrap();
@@ -290,7 +262,7 @@ async fn cut_off(rounds: Rounds) -> Outcome {
             for _ in 0..4 {
                 empty_log(&mut keys, round).await;
             }
-            let ended = server.stop().await;
+            let ended = server.ended().await;
             assert!(
                 matches!(ended, Err(ServeError::CutOff { connections: 1 })),
                 "{ended:?}"

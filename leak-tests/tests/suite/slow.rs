@@ -2,12 +2,14 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use driftless_client::{Client, Connecting, Endpoint, Io};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::time::{Instant, Sleep, sleep};
 
 /// How a network is slow.
@@ -17,12 +19,40 @@ pub(crate) struct Slow {
     pub(crate) at_a_time: usize,
     /// How long it rests in between.
     pub(crate) rest: Duration,
+    /// How many bytes it brings at all.
+    pub(crate) most: usize,
+}
+
+/// How much a [`Slow`] network has brought, in bytes.
+#[derive(Clone, Default)]
+pub(crate) struct Brought(Arc<watch::Sender<usize>>);
+
+impl Brought {
+    /// Until now.
+    pub(crate) fn bytes(&self) -> usize {
+        *self.0.borrow()
+    }
+
+    /// Waits until it is as much.
+    pub(crate) async fn reaches(&self, bytes: usize) {
+        let mut brought = self.0.subscribe();
+        // Its sender is held here.
+        let _ = brought.wait_for(|brought| *brought >= bytes).await;
+    }
 }
 
 impl Slow {
     /// A client that has this one to the server at `url`.
     pub(crate) fn client(self, url: &str) -> Client {
+        self.counted(url).0
+    }
+
+    /// The same, and how much it has got.
+    pub(crate) fn counted(self, url: &str) -> (Client, Brought) {
+        let brought = Brought::default();
+        let counted = brought.clone();
         let connect = move |endpoint: &Endpoint| -> Connecting {
+            let brought = counted.clone();
             let (host, port) = (endpoint.host().to_owned(), endpoint.port());
             Box::pin(async move {
                 let stream = TcpStream::connect((host.as_str(), port)).await?;
@@ -32,12 +62,13 @@ impl Slow {
                     slow: self,
                     stream,
                     rested,
+                    brought,
                 };
                 Ok(Box::new(slow) as Box<dyn Io>)
             })
         };
         let builder = Client::builder().endpoint(url);
-        builder.connector(connect).build().unwrap()
+        (builder.connector(connect).build().unwrap(), brought)
     }
 }
 
@@ -45,6 +76,7 @@ struct SlowIo {
     slow: Slow,
     stream: TcpStream,
     rested: Pin<Box<Sleep>>,
+    brought: Brought,
 }
 
 impl AsyncRead for SlowIo {
@@ -57,13 +89,20 @@ impl AsyncRead for SlowIo {
             slow,
             stream,
             rested,
+            brought,
         } = &mut *self;
         ready!(rested.as_mut().poll(context));
-        let few = slow.at_a_time.min(buffer.remaining());
+        let left = slow.most - brought.bytes();
+        if left == 0 {
+            // Nothing wakes it any more.
+            return Poll::Pending;
+        }
+        let few = slow.at_a_time.min(left).min(buffer.remaining());
         let mut little = ReadBuf::new(buffer.initialize_unfilled_to(few));
         ready!(Pin::new(stream).poll_read(context, &mut little))?;
         let read = little.filled().len();
         buffer.advance(read);
+        brought.0.send_modify(|brought| *brought += read);
         rested.as_mut().reset(Instant::now() + slow.rest);
         Poll::Ready(Ok(()))
     }

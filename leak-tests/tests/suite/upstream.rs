@@ -13,7 +13,7 @@ use crate::common::in_time;
 use crate::etcd::{Etcd, eventually};
 use crate::proxy::Proxy;
 use crate::scenario::Scenario;
-use crate::world::{FILL_GRAVES, Padded, Real, etcds_watches, padded, settings};
+use crate::world::{FILL_GRAVES, LARGE, Padded, Real, etcds_watches, padded, settings};
 
 /// Within this a dropped watcher's stream, tasks and socket are gone, by promise.
 const WATCHER: Duration = Duration::from_millis(100);
@@ -23,9 +23,6 @@ const CLIENT: Duration = Duration::from_secs(1);
 
 /// Where values are that are as long as each other.
 const PADDED_KEY: &str = "/c/padded";
-
-/// A value that is large enough for its changes to travel as deltas, in bytes.
-const LARGE: usize = 64 * 1024;
 
 /// A value that fills the change log, so that only the last one is in it, and more than a window, so
 /// that it arrives in parts, in bytes.
@@ -43,7 +40,7 @@ const DELTAS_MISSED: u64 = 8;
 const HUGE_KEY: &str = "/c/huge";
 
 /// How many large values are more than what is sent ahead to a client that does not read.
-const MORE_THAN_A_WINDOW: usize = 24;
+const MORE_THAN_A_WINDOW: u64 = 24;
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -309,22 +306,6 @@ async fn last_watcher(rounds: Rounds) -> Outcome {
         .await
 }
 
-/// Something for those who do not read: too much to be sent ahead.
-async fn write_much(world: &mut Real, round: u64) {
-    for number in 0..MORE_THAN_A_WINDOW {
-        // Nothing that a delta would make small.
-        let mut seed = round.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ number as u64;
-        let mut byte = || {
-            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            (seed >> 56) as u8
-        };
-        let value: Vec<u8> = (0..LARGE).map(|_| byte()).collect();
-        // Keys of their own: of one key only the last value would be sent.
-        let key = format!("/c/much/{number}");
-        world.keys.put(&key, value).await;
-    }
-}
-
 /// A client that holds its first state and reads no more, and what keeps it there.
 async fn stalled(world: &Real) -> (Stall, EntriesWatcher) {
     let stall = Stall::never();
@@ -342,7 +323,7 @@ async fn does_not_read(rounds: Rounds) -> Outcome {
         .promised(CLIENT)
         .run(async |round| {
             let (stall, watcher) = stalled(&world).await;
-            write_much(&mut world, round).await;
+            world.keys.put_much(round, MORE_THAN_A_WINDOW).await;
             in_time("it stalls", stall.happened()).await;
             drop(watcher);
         })
@@ -356,7 +337,7 @@ async fn is_left(rounds: Rounds) -> Outcome {
         .promised(CLIENT)
         .run(async |round| {
             let (_stall, _watcher) = stalled(&world).await;
-            write_much(&mut world, round).await;
+            world.keys.put_much(round, MORE_THAN_A_WINDOW).await;
             let metrics = &world.metrics;
             eventually("the server leaves it", async || {
                 let held = [&metrics.connections, &metrics.streams, &metrics.scopes];
@@ -479,7 +460,7 @@ async fn stopped(rounds: Rounds) -> Outcome {
 
 async fn shut_down(rounds: Rounds) -> Outcome {
     let etcd = Etcd::started().await;
-    let settings = settings(&etcd.endpoint());
+    let settings = settings(&etcd.endpoint()).build().unwrap();
     rounds
         .at_the_end(etcds_watches(&etcd))
         .promised(CLIENT)

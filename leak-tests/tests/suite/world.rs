@@ -5,16 +5,18 @@ use std::time::Duration;
 
 use driftless_client::{KeyRange, Revision};
 use driftless_server::metrics::Metrics;
-use driftless_server::settings::SettingsBuilder;
 use driftless_server::source::CatchUp;
 use driftless_server::source::etcd::{EtcdConfig, EtcdSource};
-use driftless_server::{Engine, Settings};
+use driftless_server::{Engine, ServeError, Server, Settings, SettingsBuilder};
 use etcd_client::{Error, Txn, TxnOp};
 use leak_tests::{Scraped, Witnesses};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
-use crate::common::Serving;
-use crate::etcd::Etcd;
+use crate::common::{Serving, in_time};
+use crate::etcd::{Etcd, eventually};
 
 /// What is served.
 pub(crate) const PREFIX: &str = "/c/";
@@ -29,6 +31,9 @@ const FILL_LOG: u64 = 1_100;
 
 /// How long such a value is, in bytes.
 const PADDED: usize = 512;
+
+/// A value that is large enough for its changes to travel as deltas, in bytes.
+pub(crate) const LARGE: usize = 64 * 1024;
 
 /// How many deleted keys a server remembers, with some to spare.
 const GRAVES: u64 = 70_000;
@@ -86,7 +91,8 @@ impl Real {
         config.progress_interval = CONTACT;
         let (catch_up, questions) = CatchUp::channel();
         let source = EtcdSource::new(prefix.clone(), config, metrics.clone(), questions).unwrap();
-        let engine = Engine::start(&settings(reached_at), metrics, [(prefix, source, catch_up)]);
+        let settings = settings(reached_at).build().unwrap();
+        let engine = Engine::start(&settings, metrics, [(prefix, source, catch_up)]);
         let serving = Serving::of(engine).await;
         Self {
             etcd,
@@ -110,6 +116,72 @@ impl Real {
     }
 }
 
+/// A whole server, in this process, with its admin endpoint.
+pub(crate) struct Running {
+    pub(crate) address: SocketAddr,
+    scheme: &'static str,
+    admin: SocketAddr,
+    stop: CancellationToken,
+    running: JoinSet<Result<(), ServeError>>,
+}
+
+impl Running {
+    /// Of these settings, once it is in sync.
+    pub(crate) async fn start(settings: SettingsBuilder) -> Self {
+        let settings = settings.admin((Ipv4Addr::LOCALHOST, 0).into());
+        let server = Server::bind(settings.build().unwrap()).await.unwrap();
+        let address = server.local_addr();
+        let scheme = if server.is_tls() { "https" } else { "http" };
+        let admin = server.admin_addr().unwrap();
+        let stop = CancellationToken::new();
+        let mut running = JoinSet::new();
+        running.spawn(server.run(stop.clone()));
+        eventually("the server is in sync", || is_ready(admin)).await;
+        Self {
+            address,
+            scheme,
+            admin,
+            stop,
+            running,
+        }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("{}://{}", self.scheme, self.address)
+    }
+
+    /// What it shows of itself, and how much. Asking takes a connection to it, in this process.
+    pub(crate) fn shows(&self) -> Witnesses {
+        let address = self.admin.to_string();
+        Witnesses::new()
+            .and_all(Scraped::of_server(&address))
+            .and(Scraped::series(address))
+    }
+
+    /// Shuts it down, and waits until it is.
+    pub(crate) async fn stop(self) {
+        self.ended().await.unwrap();
+    }
+
+    /// The same where it may have to cut off somebody.
+    pub(crate) async fn ended(mut self) -> Result<(), ServeError> {
+        self.stop.cancel();
+        let ended = in_time("the server ends", self.running.join_next()).await;
+        ended.unwrap().unwrap()
+    }
+}
+
+async fn is_ready(admin: SocketAddr) -> bool {
+    let mut stream = TcpStream::connect(admin).await.unwrap();
+    stream
+        .write_all(b"GET /readyz HTTP/1.0\r\n\r\n")
+        .await
+        .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer.starts_with("HTTP/1.0 200")
+}
+
 /// What etcd has to say of its watches.
 pub(crate) fn etcds_watches(etcd: &Etcd) -> Witnesses {
     let address = format!("127.0.0.1:{}", etcd.port());
@@ -117,12 +189,7 @@ pub(crate) fn etcds_watches(etcd: &Etcd) -> Witnesses {
 }
 
 /// Settings whose bounds are reached early.
-pub(crate) fn settings(etcd: &str) -> Settings {
-    options(etcd).build().unwrap()
-}
-
-/// The same, for those who want more of them.
-pub(crate) fn options(etcd: &str) -> SettingsBuilder {
+pub(crate) fn settings(etcd: &str) -> SettingsBuilder {
     Settings::builder()
         .etcd(etcd)
         .prefix(PREFIX)
@@ -182,6 +249,21 @@ impl Keys {
             let _ = self.client.compact(revision - KEPT, None).await;
         }
         Ok(Revision::new(revision))
+    }
+
+    /// So many large values, in keys of their own: of one key only the last would be sent.
+    pub(crate) async fn put_much(&mut self, round: u64, values: u64) {
+        for number in 0..values {
+            // Nothing that a delta would make small.
+            let mut seed = round.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ number;
+            let mut value = Vec::with_capacity(LARGE);
+            while value.len() < LARGE {
+                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                // The upper half is the better one.
+                value.extend_from_slice(&seed.to_be_bytes()[..4]);
+            }
+            self.put(&format!("/c/much/{number:03}"), value).await;
+        }
     }
 
     /// Deletes a key where etcd may be away.

@@ -1,0 +1,281 @@
+//! How a client comes to its end otherwise: shut down, refused, or in a look-up of a name. Against a
+//! server over a model of etcd.
+
+use std::time::Duration;
+
+use driftless_client::{Client, Held, KeyRange};
+use driftless_proto::v1::config_client::ConfigClient;
+use driftless_proto::v1::{self, range};
+use leak_tests::{Outcome, Rounds, Stall, Witnesses, gauge, poll_times};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tonic::Code;
+
+use crate::common::{Server, in_time};
+use crate::scenario::Scenario;
+
+/// Within this all of a dropped client is gone, by promise.
+const CLIENT: Duration = Duration::from_secs(1);
+
+/// Within this a dropped watcher's stream, tasks and socket are gone, by promise.
+const WATCHER: Duration = Duration::from_millis(100);
+
+/// How many operations on the network two first states take, with some to spare.
+const OPERATIONS: u64 = 64;
+
+/// How many polls a shutdown takes, with some to spare.
+const POLLS: usize = 4;
+
+/// Long enough to be on the way, and short beside what it waits for.
+const A_MOMENT: Duration = Duration::from_millis(3);
+
+/// How many bytes a key may have.
+const LONGEST_KEY: usize = 4096;
+
+pub(crate) const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "a client is shut down at each operation",
+        about: "Clients whose network stops for ever at its 1st, 2nd, 3rd, … operation are shut down, and \
+                every other one is dropped in the middle of that.",
+        takes_long: false,
+        takes_the_time: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(shut_down(rounds)),
+    },
+    Scenario {
+        name: "a client is shut down in its backoff",
+        about: "Nobody listens where the client dials; it is shut down between two attempts.",
+        takes_long: false,
+        takes_the_time: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(in_backoff(rounds)),
+    },
+    Scenario {
+        name: "requests are no good",
+        about: "Ranges that are missing, empty or too long, reports of streams that nobody has, a request \
+                that is too large: by a client that is not ours.",
+        takes_long: false,
+        takes_the_time: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(no_good(rounds)),
+    },
+    Scenario {
+        name: "a server is not in sync",
+        about: "etcd has never been there: clients are put off, and dropped while they wait.",
+        takes_long: false,
+        takes_the_time: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(not_in_sync(rounds)),
+    },
+    Scenario {
+        name: "a server is named",
+        about: "The server's name is looked up, on a thread of the runtime; the watch is dropped after 0, 1, \
+                2, … polls.",
+        takes_long: false,
+        takes_the_time: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(named(rounds)),
+    },
+    Scenario {
+        name: "a watch is dropped in a look-up that hangs",
+        about: "The look-up of the server's name does not come to an end before the client is dropped.",
+        takes_long: false,
+        takes_the_time: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(look_up_hangs(rounds)),
+    },
+];
+
+fn prefix() -> KeyRange {
+    KeyRange::prefix("/c/").unwrap()
+}
+
+async fn shut_down(rounds: Rounds) -> Outcome {
+    let server = Server::start().await;
+    rounds
+        .and(&server.gauges())
+        .promised(CLIENT)
+        .run(async |round| {
+            let stall = Stall::after(round / 2 % OPERATIONS);
+            let client = server.stalling_client(&stall);
+            let watch = async {
+                let one = client.watch::<u32>("/c/a").into_future();
+                let all = client.entries(prefix()).into_future();
+                tokio::join!(one, all)
+            };
+            let mut watch = Box::pin(watch);
+            let watchers = tokio::select! {
+                () = stall.happened() => None,
+                watchers = in_time("two watchers", watch.as_mut()) => Some(watchers),
+            };
+            let quiescence = client.quiescence();
+            if round % 2 == 0 {
+                // With the watches still waited for, or the watchers there.
+                client.shutdown().await.unwrap();
+                assert!(quiescence.is_reached());
+                drop((watch, watchers));
+            } else {
+                let polls = usize::try_from(round / 2).unwrap() % POLLS;
+                drop(poll_times(polls, client.shutdown().into_future()).await);
+            }
+        })
+        .await
+}
+
+async fn in_backoff(rounds: Rounds) -> Outcome {
+    rounds
+        .promised(CLIENT)
+        .run(async |round| {
+            // Nobody may listen on port 1.
+            let client = Client::connect("http://127.0.0.1:1").unwrap();
+            let mut watch = Box::pin(client.watch::<u32>("/c/a").into_future());
+            let moment = Duration::from_millis(round % 5);
+            assert!(timeout(moment, watch.as_mut()).await.is_err());
+            client.shutdown().await.unwrap();
+            assert!(client.quiescence().is_reached());
+            in_time("the watch ends", watch).await.unwrap_err();
+        })
+        .await
+}
+
+async fn no_good(rounds: Rounds) -> Outcome {
+    let server = Server::start().await;
+    let channel = tonic::transport::Endpoint::from_shared(server.url()).unwrap();
+    let channel = channel.connect().await.unwrap();
+    rounds
+        .and(&server.gauges())
+        .promised(WATCHER)
+        .run(async |round| {
+            let mut client = ConfigClient::new(channel.clone());
+            let key = |length| range::Kind::Key(vec![b'k'; length].into());
+            let (kind, code) = match round % 4 {
+                0 => (None, Code::InvalidArgument),
+                1 => (Some(key(0)), Code::InvalidArgument),
+                2 => (Some(key(LONGEST_KEY + 1)), Code::InvalidArgument),
+                _ => (Some(key(LONGEST_KEY)), Code::NotFound),
+            };
+            let range = Some(v1::Range { kind });
+            let watched = client.watch(v1::WatchRequest {
+                range: range.clone(),
+                ..Default::default()
+            });
+            assert_eq!(watched.await.unwrap_err().code(), code);
+            let got = client.get(v1::GetRequest {
+                range,
+                ..Default::default()
+            });
+            assert_eq!(got.await.unwrap_err().code(), code);
+            let too_large = client.watch(v1::WatchRequest {
+                range: Some(v1::Range {
+                    kind: Some(key(70 * 1024)),
+                }),
+                ..Default::default()
+            });
+            too_large.await.unwrap_err();
+            let id = format!("{round:016}");
+            let reported = client.report(v1::ReportRequest {
+                watches: vec![v1::WatchReport {
+                    watch_id: id.into(),
+                    ..Default::default()
+                }],
+                ..Default::default()
+            });
+            let unknown = reported.await.unwrap().into_inner().unknown_watch_ids;
+            assert_eq!(unknown.len(), 1);
+        })
+        .await
+}
+
+async fn not_in_sync(rounds: Rounds) -> Outcome {
+    let server = Server::without_etcd().await;
+    rounds
+        .and(&server.gauges())
+        .promised(CLIENT)
+        .run(async |round| {
+            let client = server.client();
+            let watch = client.watch::<u32>("/c/a").into_future();
+            let moment = A_MOMENT + Duration::from_millis(round % 5);
+            assert!(timeout(moment, watch).await.is_err());
+        })
+        .await
+}
+
+/// What a client holds that is a job on a thread.
+fn look_ups(client: &Client) -> Witnesses {
+    let quiescence = client.quiescence();
+    let count = move || {
+        let held = quiescence.held();
+        let look_ups = held.iter().filter(|held| matches!(held, Held::Lookup(_)));
+        i64::try_from(look_ups.count()).unwrap()
+    };
+    Witnesses::new().and(gauge("look-ups", count))
+}
+
+async fn named(rounds: Rounds) -> Outcome {
+    let server = Server::start().await;
+    let url = format!("http://localhost:{}", server.address.port());
+    let regular = Client::connect(&url).unwrap();
+    rounds
+        .and(&server.gauges())
+        .and(&look_ups(&regular))
+        .promised(CLIENT)
+        .run(async |round| {
+            let polls = usize::try_from(round / 2 % 8).unwrap();
+            let client = match round % 2 {
+                0 => regular.clone(),
+                _ => Client::connect(&url).unwrap(),
+            };
+            let watching = client.watch::<u32>("/c/a").into_future();
+            let _ = poll_times(polls, watching).await;
+            let watching = client.watch::<u32>("/c/a").into_future();
+            let watcher = in_time("a value", watching).await.unwrap();
+            assert_eq!(*watcher.load(), 1);
+        })
+        .await
+}
+
+async fn look_up_hangs(rounds: Rounds) -> Outcome {
+    let server = Server::start().await;
+    let url = format!("http://localhost:{}", server.address.port());
+    // The system's resolver does not hang when told; its thread may be busy with something else, though.
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(1).max_blocking_threads(1);
+    let runtime = runtime.enable_all().build().unwrap();
+    let there = runtime.handle().clone();
+    let client = Client::connect(&url).unwrap();
+    let tasks = there.metrics();
+    let tasks = gauge("tasks there", move || {
+        i64::try_from(tasks.num_alive_tasks()).unwrap()
+    });
+    let outcome = rounds
+        .and(&server.gauges())
+        .and(&look_ups(&client))
+        .and(&Witnesses::new().and(tasks))
+        .run(async |_| {
+            let mut jobs = JoinSet::new();
+            let (release, busy) = std::sync::mpsc::channel::<()>();
+            jobs.spawn_blocking_on(move || busy.recv().unwrap_err(), &there);
+            let watcher = client.clone();
+            let mut watching = JoinSet::new();
+            let watch = async move {
+                let watching = watcher.watch::<u32>("/c/a").into_future();
+                assert!(timeout(A_MOMENT, watching).await.is_err());
+            };
+            watching.spawn_on(watch, &there);
+            in_time("a watch is dropped", watching.join_all()).await;
+            let looking = [Held::Lookup("localhost".to_owned())];
+            let quiescence = client.quiescence();
+            let only_that = async {
+                while quiescence.held() != looking {
+                    tokio::task::yield_now().await;
+                }
+            };
+            in_time("only the look-up is left", only_that).await;
+            drop(release);
+            quiescence.within(CLIENT).await.unwrap();
+            in_time("the thread is free", jobs.join_all()).await;
+        })
+        .await;
+    runtime.shutdown_background();
+    outcome
+}

@@ -1,0 +1,92 @@
+//! A whole server, as it is deployed, and what it shows of itself.
+
+use std::time::Duration;
+
+use driftless_client::{Client, KeyRange};
+use leak_tests::{Outcome, Rounds};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::common::in_time;
+use crate::etcd::Etcd;
+use crate::scenario::Scenario;
+use crate::world::{Running, settings};
+
+/// Within this all of a dropped client is gone, by promise.
+const CLIENT: Duration = Duration::from_secs(1);
+
+/// Long enough to be on the way, and short beside what it waits for.
+const A_MOMENT: Duration = Duration::from_millis(3);
+
+pub(crate) const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "clients leave no metrics behind",
+        about: "Clients that are called otherwise each time, ranges that nobody ever watched, ranges that \
+                are refused, strangers; the server's page of metrics does not grow.",
+        takes_long: false,
+        takes_the_time: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(no_labels(rounds)),
+    },
+    Scenario {
+        name: "a server has no place",
+        about: "As many connections as the server takes are there; another client waits, and is dropped.",
+        takes_long: false,
+        takes_the_time: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(no_place(rounds)),
+    },
+];
+
+async fn no_labels(rounds: Rounds) -> Outcome {
+    let etcd = Etcd::started().await;
+    etcd.client().await.put("/c/a", "1", None).await.unwrap();
+    let server = Running::start(settings(&etcd.endpoint())).await;
+    let outcome = rounds
+        .at_the_end(server.shows())
+        .promised(CLIENT)
+        .run(async |round| {
+            let client = Client::builder()
+                .endpoint(server.url())
+                .instance(format!("{round:020}"))
+                .label("service", format!("service {round:020}"))
+                .label(format!("label {round:020}"), "")
+                .build()
+                .unwrap();
+            let one = client.watch::<u32>("/c/a").into_future();
+            let range = KeyRange::prefix(format!("/c/{round:020}/")).unwrap();
+            let none = client.entries(range).into_future();
+            let range = format!("/elsewhere/{round:020}");
+            let refused = client.watch::<u32>(range.as_str()).into_future();
+            let (one, none, refused) = tokio::join!(one, none, refused);
+            assert_eq!((*one.unwrap().load(), none.unwrap().load().len()), (1, 0));
+            refused.unwrap_err();
+            let mut stranger = TcpStream::connect(server.address).await.unwrap();
+            stranger.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        })
+        .await;
+    server.stop().await;
+    outcome
+}
+
+async fn no_place(rounds: Rounds) -> Outcome {
+    let etcd = Etcd::started().await;
+    etcd.client().await.put("/c/a", "1", None).await.unwrap();
+    let server = Running::start(settings(&etcd.endpoint()).max_connections(1)).await;
+    let outcome = rounds
+        .at_the_end(server.shows())
+        .promised(CLIENT)
+        .run(async |_| {
+            let guest = Client::connect(server.url()).unwrap();
+            let watching = guest.watch::<u32>("/c/a").into_future();
+            let guest = in_time("a place", watching).await.unwrap();
+            let waits = Client::connect(server.url()).unwrap();
+            let waiting = waits.watch::<u32>("/c/a").into_future();
+            assert!(timeout(A_MOMENT, waiting).await.is_err());
+            drop(guest);
+        })
+        .await;
+    server.stop().await;
+    outcome
+}

@@ -1,0 +1,139 @@
+//! Clients that take their time: in the middle of a large state, or of much that is written.
+
+use std::time::Duration;
+
+use driftless_client::KeyRange;
+use leak_tests::{Outcome, Rounds};
+use tokio::time::timeout;
+
+use crate::common::in_time;
+use crate::scenario::Scenario;
+use crate::slow::Slow;
+use crate::world::{LARGE, Real};
+
+/// Within this all of a dropped client is gone, by promise.
+const CLIENT: Duration = Duration::from_secs(1);
+
+/// How many large values are a large state: 4 MiB.
+const STATE: u64 = 64;
+
+/// How many of them are written in a round.
+const WRITTEN: u64 = 6;
+
+/// In how many places a state is broken off, all of them in its first half: what arrives has to be read.
+const PLACES: usize = 40;
+
+/// How far they are from each other, in bytes: no whole number of values.
+const APART: usize = 31 * 1024;
+
+/// How long is waited for something that must not come.
+const A_MOMENT: Duration = Duration::from_millis(1);
+
+pub(crate) const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "a watch is dropped mid-snapshot",
+        about: "A part of a first state of 4 MiB has arrived, and no more does; the watch is dropped.",
+        takes_long: true,
+        takes_the_time: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(mid_snapshot(rounds)),
+    },
+    Scenario {
+        name: "a read is dropped mid-snapshot",
+        about: "The same of a range that is read once.",
+        takes_long: true,
+        takes_the_time: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(mid_read(rounds)),
+    },
+    Scenario {
+        name: "a client that reads slowly is dropped",
+        about: "A client reads a little at a time while more than that is written, and is dropped.",
+        takes_long: true,
+        takes_the_time: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(slowly(rounds)),
+    },
+];
+
+fn prefix() -> KeyRange {
+    KeyRange::prefix("/c/").unwrap()
+}
+
+/// A network that brings a part of the state, another one in each round: from the first of it on.
+fn a_part(round: u64) -> Slow {
+    let place = 1 + usize::try_from(round).unwrap() % PLACES;
+    Slow {
+        at_a_time: LARGE,
+        rest: Duration::ZERO,
+        most: place * APART,
+    }
+}
+
+async fn large_world() -> Real {
+    let mut world = Real::start().await;
+    world.keys.put_much(0, STATE).await;
+    world
+}
+
+async fn mid_snapshot(rounds: Rounds) -> Outcome {
+    let world = large_world().await;
+    rounds
+        .and(&world.gauges())
+        .promised(CLIENT)
+        .run(async |round| {
+            let network = a_part(round);
+            let (client, brought) = network.counted(&world.url());
+            let watching = client.entries(prefix()).into_future();
+            tokio::select! {
+                _ = watching => panic!("the state is whole"),
+                () = in_time("a part", brought.reaches(network.most)) => {}
+            }
+        })
+        .await
+}
+
+async fn mid_read(rounds: Rounds) -> Outcome {
+    let world = large_world().await;
+    rounds
+        .and(&world.gauges())
+        .promised(CLIENT)
+        .run(async |round| {
+            let network = a_part(round);
+            let (client, brought) = network.counted(&world.url());
+            let reading = client.get(prefix()).into_future();
+            tokio::select! {
+                _ = reading => panic!("the state is whole"),
+                () = in_time("a part", brought.reaches(network.most)) => {}
+            }
+        })
+        .await
+}
+
+async fn slowly(rounds: Rounds) -> Outcome {
+    let mut world = Real::start().await;
+    world.keys.put_much(0, WRITTEN).await;
+    let written = LARGE * usize::try_from(WRITTEN).unwrap();
+    let network = Slow {
+        at_a_time: 4 * 1024,
+        rest: Duration::from_millis(2),
+        most: usize::MAX,
+    };
+    rounds
+        .and(&world.gauges())
+        .promised(CLIENT)
+        .run(async |round| {
+            let (client, brought) = network.counted(&world.url());
+            // Nothing that is large.
+            let mut watcher = client.entries("/c/a").await.unwrap();
+            let all = client.entries(prefix()).into_future();
+            let mut all = std::pin::pin!(all);
+            assert!(timeout(A_MOMENT, all.as_mut()).await.is_err());
+            let before = brought.bytes();
+            world.keys.put_much(round, WRITTEN).await;
+            in_time("it reads on", brought.reaches(before + 4 * 1024)).await;
+            assert!(brought.bytes() < written, "it does not read slowly");
+            assert!(timeout(A_MOMENT, watcher.changed()).await.is_err());
+        })
+        .await
+}
