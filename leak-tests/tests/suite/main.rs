@@ -34,6 +34,7 @@ mod scripted;
 mod server;
 mod shutdowns;
 mod slow;
+mod tls;
 mod upstream;
 mod world;
 
@@ -59,6 +60,7 @@ fn scenarios() -> impl Iterator<Item = &'static Scenario> {
         readers::SCENARIOS,
         upstream::SCENARIOS,
         metrics::SCENARIOS,
+        tls::SCENARIOS,
         mixed::SCENARIOS,
     ];
     groups.into_iter().flatten()

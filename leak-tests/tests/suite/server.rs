@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::task::{Context, Waker};
 use std::time::Duration;
 
-use driftless_client::{Client, Entries, GetError, KeyRange, Revision};
+use driftless_client::{Client, Entries, GetError, KeyRange};
 use driftless_server::ServeError;
 use leak_tests::{Outcome, Rounds, Stall, gauge};
 
@@ -28,9 +28,6 @@ const SCATTERED: u64 = 1_237;
 
 /// A value that takes the place of all else in the change log, in bytes.
 const HUGE: usize = 700 * 1024;
-
-/// How many rounds fill the log a little; the next one empties it.
-const EMPTIES: u64 = 8;
 
 /// How many changes are more than those that go out one by one, and the next ones are held back.
 const MORE_THAN_A_BURST: usize = 80;
@@ -83,14 +80,6 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_the_time: false,
         planted_for: &[],
         run: |rounds| Box::pin(holds_up_nobody(rounds)),
-    },
-    Scenario {
-        name: "the same keys come and go",
-        about: "In each round the same 120 keys are put and deleted.",
-        takes_long: false,
-        takes_the_time: false,
-        planted_for: &[],
-        run: |rounds| Box::pin(same_keys(rounds)),
     },
     Scenario {
         name: "a watcher is dropped while changes are held back",
@@ -213,28 +202,9 @@ async fn holds_up_nobody(rounds: Rounds) -> Outcome {
 }
 
 /// Puts a value that takes the place of all else in the log.
-async fn empty_log(keys: &mut Keys, round: u64) -> Revision {
+async fn empty_log(keys: &mut Keys, round: u64) {
     let value = vec![u8::try_from(round % 250).unwrap(); HUGE];
-    keys.put("/c/huge", value).await
-}
-
-async fn same_keys(rounds: Rounds) -> Outcome {
-    let mut world = Real::start().await;
-    let client = world.client();
-    let gauges = world.gauges();
-    rounds
-        .and(&gauges)
-        .promised(WATCHER)
-        .run(async |round| {
-            let mut watcher = client.entries(prefix()).await.unwrap();
-            let mut revision = world.keys.pass(0).await;
-            if round % EMPTIES == 0 {
-                revision = empty_log(&mut world.keys, round).await;
-            }
-            let there = async { while watcher.changed().await.unwrap().revision < revision {} };
-            in_time("a change arrives", there).await;
-        })
-        .await
+    keys.put("/c/huge", value).await;
 }
 
 async fn held_back(rounds: Rounds) -> Outcome {
@@ -259,7 +229,8 @@ async fn held_back(rounds: Rounds) -> Outcome {
 
 async fn few(rounds: Rounds) -> Outcome {
     let etcd = Etcd::started().await;
-    let server = Running::start(settings(&etcd.endpoint()).max_connections(FEW)).await;
+    let settings = settings(&etcd.endpoint()).max_connections(FEW);
+    let server = Running::start(settings).await;
     let outcome = rounds
         .promised(CLIENT)
         .run(async |_| {
@@ -274,13 +245,12 @@ async fn few(rounds: Rounds) -> Outcome {
 
 async fn cut_off(rounds: Rounds) -> Outcome {
     let etcd = Etcd::started().await;
-    let settings = settings(&etcd.endpoint()).drain_timeout(DRAIN);
     let mut keys = Keys::of(&etcd).await;
     rounds
         .at_the_end(etcds_watches(&etcd))
         .promised(CLIENT)
         .run(async |round| {
-            let server = Running::start(settings.clone()).await;
+            let server = Running::start(settings(&etcd.endpoint()).drain_timeout(DRAIN)).await;
             let stall = Stall::never();
             let client = Client::builder().endpoint(server.url());
             let client = client.connector(stall.over_tcp()).build().unwrap();
@@ -291,7 +261,7 @@ async fn cut_off(rounds: Rounds) -> Outcome {
             for _ in 0..4 {
                 empty_log(&mut keys, round).await;
             }
-            let ended = server.end().await;
+            let ended = server.ended().await;
             assert!(
                 matches!(ended, Err(ServeError::CutOff { connections: 1 })),
                 "{ended:?}"

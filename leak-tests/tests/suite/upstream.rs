@@ -73,7 +73,15 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: true,
         takes_the_time: false,
         planted_for: &[],
-        run: |rounds| Box::pin(keys(rounds)),
+        run: |rounds| Box::pin(keys(rounds, |round| round)),
+    },
+    Scenario {
+        name: "the same keys come and go",
+        about: "The same with the same 120 keys in each round.",
+        takes_long: true,
+        takes_the_time: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(keys(rounds, |_| 0)),
     },
     Scenario {
         name: "a watcher is dropped mid-change",
@@ -248,11 +256,12 @@ async fn large(rounds: Rounds) -> Outcome {
         .await
 }
 
-async fn keys(rounds: Rounds) -> Outcome {
+/// Those of each round have a number.
+async fn keys(rounds: Rounds, number: fn(u64) -> u64) -> Outcome {
     let mut world = Real::start().await;
     let mut watcher = world.client().entries(prefix()).await.unwrap();
-    for number in 0..FILL_GRAVES {
-        let revision = world.keys.pass(u64::MAX - number).await;
+    for round in 0..FILL_GRAVES {
+        let revision = world.keys.pass(number(u64::MAX - round)).await;
         // A watcher that is behind gets a difference of states, and the server keeps the state for a
         // while, for others who are.
         entries_reach(&mut watcher, revision).await;
@@ -261,7 +270,7 @@ async fn keys(rounds: Rounds) -> Outcome {
     rounds
         .and(&gauges)
         .run(async |round| {
-            let revision = world.keys.pass(round).await;
+            let revision = world.keys.pass(number(round)).await;
             entries_reach(&mut watcher, revision).await;
         })
         .await

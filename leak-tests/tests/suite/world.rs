@@ -119,6 +119,7 @@ impl Real {
 /// A whole server, in this process, with its admin endpoint.
 pub(crate) struct Running {
     pub(crate) address: SocketAddr,
+    scheme: &'static str,
     pub(crate) admin: SocketAddr,
     stop: CancellationToken,
     running: JoinSet<Result<(), ServeError>>,
@@ -130,6 +131,7 @@ impl Running {
         let settings = settings.admin((Ipv4Addr::LOCALHOST, 0).into());
         let server = Server::bind(settings.build().unwrap()).await.unwrap();
         let address = server.local_addr();
+        let scheme = if server.is_tls() { "https" } else { "http" };
         let admin = server.admin_addr().unwrap();
         let stop = CancellationToken::new();
         let mut running = JoinSet::new();
@@ -137,6 +139,7 @@ impl Running {
         eventually("the server is in sync", || is_ready(admin)).await;
         Self {
             address,
+            scheme,
             admin,
             stop,
             running,
@@ -144,7 +147,7 @@ impl Running {
     }
 
     pub(crate) fn url(&self) -> String {
-        format!("http://{}", self.address)
+        format!("{}://{}", self.scheme, self.address)
     }
 
     /// What it shows of itself, and how much. Asking takes a connection to it, in this process.
@@ -155,13 +158,13 @@ impl Running {
             .and(Scraped::series(address))
     }
 
-    /// Shuts it down, and waits until it is. Nobody was cut off.
+    /// Shuts it down, and waits until it is.
     pub(crate) async fn stop(self) {
-        self.end().await.unwrap();
+        self.ended().await.unwrap();
     }
 
-    /// Shuts it down, and waits until it is.
-    pub(crate) async fn end(mut self) -> Result<(), ServeError> {
+    /// The same where it may have to cut off somebody.
+    pub(crate) async fn ended(mut self) -> Result<(), ServeError> {
         self.stop.cancel();
         let ended = in_time("the server ends", self.running.join_next()).await;
         ended.unwrap().unwrap()
