@@ -84,13 +84,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         file: "server/src/fanout/scope.rs",
         code: "            inner.patched -= 1;\n",
         instead: "",
-        // Costs work and no memory: deltas are computed for nobody. A watcher that knows no patches (a raw
-        // call of Watch without the feature) stays, one that does comes and goes, and a 64 KiB value
-        // changes after it left: `deltas_computed + deltas_dropped` must stay what it was.
-        caught_by: (
-            "server",
-            "a_change_is_encoded_once_a_variant_however_many_share_it",
-        ),
+        caught_by: ("suite", "nobody is left who takes patches"),
     },
     Removal {
         what: "a range remembers so many changes",
@@ -119,10 +113,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         file: "server/src/fanout/scope.rs",
         code: "        inner.heads.iter().for_each(|head| head.forget(self.id));",
         instead: "        let _ = (&inner.heads, self.id);",
-        // Grows only where new ranges replay the same old change: one put in the warm-up, then in each round
-        // a raw call of Watch that holds the state before it (epoch, revision, digest), reads the diff
-        // and is dropped; nothing else is put, so the log stays as it is.
-        caught_by: ("server", "dropped_streams_leave_nothing_behind"),
+        caught_by: ("suite", "clients from before a change come back"),
     },
     Removal {
         what: "a range's state at its birth is let go of once it is added up",
@@ -177,10 +168,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         file: "server/src/fanout/answers.rs",
         code: "        if self.0.len() < SHARED {",
         instead: "        let _ = SHARED;\n        {",
-        // A watcher stays; in each round a key is put and a client comes (raw call) that holds a revision of
-        // its own before that, too old for replay: a diff since a revision that nobody had. Kept for
-        // 10 s after it was used, so rounds have to be quicker than that.
-        caught_by: ("server", "a_range_keeps_so_many_answers_at_most"),
+        caught_by: ("suite", "clients come back from revisions of their own"),
     },
     // fanout/mod.rs
     Removal {
@@ -265,7 +253,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         code: "            let table = frames.is_empty().then(|| std::mem::take(&mut *frames));",
         instead: "            let table = frames.is_empty().then(Frames::new);",
         // Bounded by the log.
-        caught_by: ("heap", "the_log_holds_what_it_says"),
+        caught_by: ("heap", "who_does_not_read_costs_a_connection_and_no_queue"),
     },
     // store/writer.rs
     Removal {
@@ -451,12 +439,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         file: "server/src/service/serving.rs",
         code: "        if this.orders.has(Orders::END) || this.is_idle(cx) {",
         instead: "        if this.orders.has(Orders::END) {",
-        // 30 s: a paused clock, over a pipe. The server's own test:
-        // a_connection_without_a_call_is_let_go_and_one_with_a_call_is_not.
-        caught_by: (
-            "server",
-            "a_connection_without_a_call_is_let_go_and_one_with_a_call_is_not",
-        ),
+        caught_by: ("suite", "clients never finish the handshake"),
     },
     // service/listen.rs
     Removal {
@@ -484,9 +467,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         file: "server/src/service/listen.rs",
         code: "            .keep_alive_interval(self.ping)",
         instead: "            .keep_alive_interval(None::<Duration>)",
-        // "the network is cut half-way" heals, and the other end learns of it. Without that: 20 s for the
-        // answer and at least one for the interval.
-        caught_by: ("server", "who_never_opens_a_window_is_let_go"),
+        caught_by: ("suite", "the network loses one direction for ever"),
     },
     Removal {
         what: "the shutdown ends the accept loop",
@@ -500,10 +481,10 @@ pub(crate) const REMOVALS: &[Removal] = &[
         file: "server/src/service/listen.rs",
         code: "            open.orders.iter().for_each(|(_, orders)| orders.drain());\n",
         instead: "",
-        // Clients of this library close their connection when they are told goodbye. Others do not: a client
-        // of etcd (tonic's transport) that has asked this server something, been refused and stays; the
-        // shutdown has to be quicker than the drain timeout.
-        caught_by: ("server", "a_shutdown_says_goodbye_on_every_stream_and_ends"),
+        caught_by: (
+            "suite",
+            "the server is shut down while a stranger stays connected",
+        ),
     },
     Removal {
         what: "a connection that comes in the last moment is drained as well",
@@ -586,9 +567,10 @@ pub(crate) const REMOVALS: &[Removal] = &[
         file: "server/src/service/mod.rs",
         code: "        self.0.admission.close();\n",
         instead: "",
-        // They would have their turn once the others are done or idle for a second, so only the time tells:
-        // 100 reads of 700 KiB on a connection that stalls, and the shutdown.
-        caught_by: ("server", "a_shutdown_ends_the_wait"),
+        caught_by: (
+            "suite",
+            "the server is shut down while a crowd waits for its turn",
+        ),
     },
     // service/grpc.rs
     Removal {
@@ -732,14 +714,9 @@ pub(crate) const REMOVALS: &[Removal] = &[
     Removal {
         what: "a TLS handshake that comes to no end is given up",
         file: "server/src/tls.rs",
-        code: "        match timeout(HANDSHAKE_WITHIN, accept).await {",
+        code: "        match timeout(within, accept).await {",
         instead: "        match Ok::<_, tokio::time::error::Elapsed>(accept.await) {",
-        // 10 s: a paused clock, over a pipe. The server's own test:
-        // a_tls_handshake_that_does_not_end_is_ended_and_leaves_nothing.
-        caught_by: (
-            "server",
-            "a_tls_handshake_that_does_not_end_is_ended_and_leaves_nothing",
-        ),
+        caught_by: ("suite", "clients never agree on TLS"),
     },
     Removal {
         what: "a client that TLS turned down is listened to for so long",
@@ -748,6 +725,47 @@ pub(crate) const REMOVALS: &[Removal] = &[
         instead: "                linger(io).await;",
         // A stranger says something that is no TLS, and stays: its connection is gone after a second.
         caught_by: ("server", "what_is_no_tls_is_told_so_and_let_go_soon"),
+    },
+    // admin.rs
+    Removal {
+        what: "connections to the admin endpoint end with the server",
+        file: "server/src/admin.rs",
+        code: "                connections.spawn(connection(stream, app.clone()));",
+        instead: r"                tokio::spawn(connection(stream, app.clone()));
+                connections.spawn(async {});",
+        caught_by: (
+            "suite",
+            "the server is shut down while it is asked how it is",
+        ),
+    },
+    Removal {
+        what: "a connection to the admin endpoint that ended gives its place to another",
+        file: "server/src/admin.rs",
+        code: "            Some(_) = connections.join_next() => {}",
+        instead: "            Some(()) = std::future::pending() => {}",
+        caught_by: ("suite", "probes come and go"),
+    },
+    Removal {
+        what: "a connection to the admin endpoint that asks nothing is ended",
+        file: "server/src/admin.rs",
+        code: "        .header_read_timeout(HEAD_WITHIN);",
+        instead: "        .header_read_timeout(None::<Duration>);",
+        // Half a minute, and a connection that lives for five minutes at most.
+        caught_by: ("server", "a_connection_that_does_nothing_ends"),
+    },
+    Removal {
+        what: "a connection to the admin endpoint lives so long",
+        file: "server/src/admin.rs",
+        code: "        () = sleep(LIFETIME) => {}",
+        instead: "        () = std::future::pending() => {}",
+        caught_by: ("server", "a_connection_that_does_nothing_ends"),
+    },
+    Removal {
+        what: "an answer of the admin endpoint that is not read is given up",
+        file: "server/src/admin.rs",
+        code: "    let _ = timeout(LAST_ANSWER_WITHIN, connection).await;",
+        instead: "    let _ = connection.await;",
+        caught_by: ("server", "a_connection_that_does_nothing_ends"),
     },
     // server.rs
     Removal {

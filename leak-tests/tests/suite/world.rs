@@ -150,6 +150,11 @@ impl Running {
         format!("{}://{}", self.scheme, self.address)
     }
 
+    /// Asks it whether it is.
+    pub(crate) async fn is_ready(&self) -> bool {
+        is_ready(self.admin).await
+    }
+
     /// What it shows of itself, and how much. Asking takes a connection to it, in this process.
     pub(crate) fn shows(&self) -> Witnesses {
         let address = self.admin.to_string();
