@@ -229,6 +229,15 @@ pub(crate) const REMOVALS: &[Removal] = &[
         // what it was.
         caught_by: ("suite", "etcd's history is replaced"),
     },
+    // fanout/unsettled.rs
+    Removal {
+        what: "so many batches wait for their deltas at most",
+        file: "server/src/fanout/unsettled.rs",
+        code: "            0..MOST => MOST_BYTES - self.bytes,\n            _ => 0,\n",
+        instead: "            0..MOST => usize::MAX,\n            _ => usize::MAX - MOST_BYTES,\n",
+        // As many as etcd brings before their jobs have had their turns.
+        caught_by: ("server", "what_waits_is_bounded"),
+    },
     // store/log.rs
     Removal {
         what: "the change log drops what is oldest beyond its budget",
@@ -572,6 +581,30 @@ pub(crate) const REMOVALS: &[Removal] = &[
             "the server is shut down while a crowd waits for its turn",
         ),
     },
+    // service/watch.rs
+    Removal {
+        what: "a client that is ahead of the server waits for so long at most",
+        file: "server/src/service/watch.rs",
+        code: r"                    let caught_up =
+                        tokio::time::timeout(ANSWER_WITHIN, served.fanout.reached(since)).await;
+                    caught_up.map_err(|_| behind())?;
+",
+        instead: "                    served.fanout.reached(since).await;\n",
+        caught_by: (
+            "server",
+            "a_client_that_is_ahead_waits_for_the_server_to_catch_up",
+        ),
+    },
+    Removal {
+        what: "a client from before the log waits for what was then for so long at most",
+        file: "server/src/service/watch.rs",
+        code: "        let _ = tokio::time::timeout(ANSWER_WITHIN, reach_back).await;",
+        instead: "        reach_back.await;",
+        caught_by: (
+            "server",
+            "who_needs_to_know_what_etcd_does_not_say_is_not_kept_waiting",
+        ),
+    },
     // service/grpc.rs
     Removal {
         what: "a request that does not arrive is given up",
@@ -658,6 +691,51 @@ pub(crate) const REMOVALS: &[Removal] = &[
         caught_by: (
             "server",
             "what_etcd_was_saying_of_the_past_as_it_was_lost_is_asked_for_again",
+        ),
+    },
+    Removal {
+        what: "an audit ends when the state is read anew",
+        file: "server/src/ingest.rs",
+        code: r"            Update::State(_) => {
+                self.ask_back_again();
+                self.audit.interrupt();
+            }
+",
+        instead: r"            Update::State(_) => self.ask_back_again(),
+",
+        caught_by: (
+            "server",
+            "an_audit_during_which_the_state_was_read_anew_is_not_the_last",
+        ),
+    },
+    Removal {
+        what: "what etcd was saying of the past is let go of when the state is read anew",
+        file: "server/src/ingest.rs",
+        code: r"            Update::State(_) => {
+                self.ask_back_again();
+                self.audit.interrupt();
+            }
+",
+        instead: r"            Update::State(_) => self.audit.interrupt(),
+",
+        caught_by: (
+            "server",
+            "what_etcd_was_saying_of_the_past_as_the_state_was_read_anew_is_asked_for_again",
+        ),
+    },
+    // source/mod.rs
+    Removal {
+        what: "who asks for etcd's revision waits for so long at most",
+        file: "server/src/source/mod.rs",
+        code: r"        tokio::time::timeout(ANSWER_WITHIN, answered)
+            .await
+            .ok()?
+            .ok()
+",
+        instead: "        answered.await.ok()\n",
+        caught_by: (
+            "server",
+            "who_needs_to_know_what_etcd_does_not_say_is_not_kept_waiting",
         ),
     },
     // source/etcd/history.rs

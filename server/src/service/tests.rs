@@ -1177,6 +1177,44 @@ async fn who_is_from_a_time_that_etcd_does_not_tell_of_gets_a_snapshot() {
     assert_eq!(engine.metrics().answers_snapshot.get(), 1);
 }
 
+#[tokio::test(start_paused = true)]
+async fn who_needs_to_know_what_etcd_does_not_say_is_not_kept_waiting() {
+    // Nobody answers, and nobody says so.
+    let (catch_up, _questions) = CatchUp::channel();
+    let (script, source) = ScriptedSource::new(CatchUp::channel().1);
+    let served = [(prefix("/c/"), source, catch_up)];
+    let engine = Engine::start(&settings(), Metrics::new(), served);
+    let now = vec![entry("/c/a", "new", 50)];
+    assert!(script.say(state(50, now.clone(), History::Continues)).await);
+    engine.ready().await;
+    let client = Client::new(&engine).await;
+    let range = prefix("/c/");
+    let replica = |value: &'static str, revision| {
+        let held = vec![entry("/c/a", value, revision)];
+        let epoch = Epoch::of_cluster(1, "");
+        Replica::holding(range.clone(), &epoch, Revision::new(revision), held)
+    };
+    let soon = ANSWER_WITHIN + Duration::from_secs(1);
+
+    // What is to come.
+    let ahead = replica("newer", 60).applier.have(Bytes::new());
+    let call = async { client.watch(&range, ahead).await.status().await };
+    let (code, message, _) = timeout(soon, call).await.unwrap();
+    assert_eq!(code, Code::Unavailable, "{message}");
+
+    // What was before.
+    let mut before = replica("old", 40);
+    let have = before.applier.have(Bytes::new());
+    let call = async {
+        let mut watch = client.watch(&range, have).await;
+        let read = watch.read_to(&mut before, Revision::new(50)).await;
+        read.unwrap();
+    };
+    timeout(soon, call).await.unwrap();
+    assert_eq!(before.heard, ["hello", "snapshot"]);
+    assert_eq!(before.entries(), now);
+}
+
 /// Publishes while the clients do not read, then lets them; they are alive and come to the state.
 async fn unread(changes: usize, every: Duration) {
     for windows in WINDOWS {
