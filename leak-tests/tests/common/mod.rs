@@ -55,7 +55,7 @@ pub(crate) struct Serving {
     pub(crate) address: SocketAddr,
     /// Cancelled to lose all connections there are.
     connections: Arc<Mutex<CancellationToken>>,
-    /// The accept loop, which holds the engine.
+    engine: Arc<Engine>,
     _accepting: JoinSet<()>,
 }
 
@@ -70,6 +70,8 @@ impl Serving {
         let metrics = engine.metrics().clone();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
+        let engine = Arc::new(engine);
+        let accepted = Arc::clone(&engine);
         let connections = Arc::new(Mutex::new(CancellationToken::new()));
         let lost = Arc::clone(&connections);
         let mut accepting = JoinSet::new();
@@ -81,15 +83,21 @@ impl Serving {
                 let _ = stream.set_nodelay(true);
                 let lost = lock(&lost).clone().cancelled_owned();
                 let lost = Box::pin(lost);
-                engine.serve(Losable { stream, lost });
+                accepted.serve(Losable { stream, lost });
             }
         });
         Self {
             metrics,
             address,
             connections,
+            engine,
             _accepting: accepting,
         }
+    }
+
+    /// Serves something that is no socket.
+    pub(crate) fn serve(&self, io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
+        self.engine.serve(io);
     }
 
     pub(crate) fn url(&self) -> String {

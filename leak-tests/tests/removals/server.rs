@@ -48,8 +48,6 @@ pub(crate) const REMOVALS: &[Removal] = &[
         file: "server/src/fanout/scopes.rs",
         code: "                    self.lengths.remove(&length);",
         instead: "                    let _ = length;",
-        // In each round a prefix of a length that nobody watched yet, up to 4096 bytes: some 30 bytes
-        // a length, so two hundred rounds show it.
         caught_by: ("suite", "prefixes of every length come and go"),
     },
     // fanout/subscriber.rs
@@ -67,8 +65,6 @@ pub(crate) const REMOVALS: &[Removal] = &[
         file: "server/src/fanout/subscriber.rs",
         code: "        self.scope.exit(self.slot);",
         instead: "        let _ = self.slot;",
-        // One watcher of /c/a stays for all rounds, another client's of /c/a comes and goes in each: the
-        // slab of slots and the wakers in it grow by some 100 bytes a round.
         caught_by: ("suite", "handles beside a watcher that stays"),
     },
     // fanout/scope.rs
@@ -91,7 +87,6 @@ pub(crate) const REMOVALS: &[Removal] = &[
         file: "server/src/fanout/scope.rs",
         code: "        if inner.heads.len() > HEADS\n",
         instead: "        if false && inner.heads.len() > HEADS\n",
-        // Each head keeps the allocation of its batch as well, by its weak reference.
         caught_by: ("suite", "a value changes"),
     },
     Removal {
@@ -99,10 +94,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         file: "server/src/fanout/scope.rs",
         code: "            oldest.forget(self.id);\n",
         instead: "",
-        // Bounded by the log, so not by growth: a log of 8 MiB, a watcher that follows 4,000 small changes,
-        // and the bytes then, against those with the latest frames only. The server's own test counts
-        // frames:
-        // a_client_that_comes_back_again_and_again_does_not_fill_the_log_with_its_frames.
+        // Bounded by the log.
         caught_by: (
             "server",
             "a_client_that_comes_back_again_and_again_does_not_fill_the_log_with_its_frames",
@@ -125,9 +117,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
                 sum
 ",
         instead: "                sum\n",
-        // Does not grow: it is one old state for each range that is watched. A watcher stays while 8 MiB of
-        // values are all replaced by small ones and the log (1 MiB) has let go of them: allocated bytes
-        // must be back within 1 MiB of what they were before the large ones were put.
+        // One old state for each range that is watched: it does not grow.
         caught_by: ("server", "a_value_that_was_replaced_is_not_kept"),
     },
     Removal {
@@ -145,8 +135,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         drop(gone);
 ",
         instead: "",
-        // As with the state at the birth, and 15 s later: needs a paused clock, or patience. The server's
-        // own test: an_answer_that_nobody_asks_for_any_more_goes_however_rare_progress_is.
+        // Does not grow, and takes seconds to go.
         caught_by: (
             "server",
             "an_answer_that_nobody_asks_for_any_more_goes_however_rare_progress_is",
@@ -157,6 +146,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         file: "server/src/fanout/scope.rs",
         code: "            inner.heads[at].forget(self.id);\n",
         instead: "            let _ = at;\n",
+        // Bounded by the log.
         caught_by: (
             "server",
             "a_client_that_comes_back_again_and_again_does_not_fill_the_log_with_its_frames",
@@ -176,9 +166,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         file: "server/src/fanout/mod.rs",
         code: "        published.unsettled.remove(&unsettled);\n",
         instead: "",
-        // After 256 of them (or 32 MiB of values) no delta is computed any more. "a large value changes"
-        // would see it from its 257th change on, if it looked at `deltas_late` (must be 0) or at
-        // `deltas_computed` (one more a round).
+        // After 256 of them no delta is computed any more.
         caught_by: ("suite", "a large value changes"),
     },
     Removal {
@@ -186,9 +174,6 @@ pub(crate) const REMOVALS: &[Removal] = &[
         file: "server/src/fanout/mod.rs",
         code: "        let paced = std::mem::take(&mut self.0.lock().paced);",
         instead: "        let paced = self.0.lock().paced.clone();",
-        // In each round a watcher comes, 80 small changes are put (64 are free), it sees the first and is
-        // dropped; one large value empties the log afterwards. The scope must go within the pace of 20
-        // ms. ("a value changes" sees the list grow, by 8 bytes a change: from 1,000 rounds on.)
         caught_by: ("suite", "a watcher is dropped while changes are held back"),
     },
     Removal {
@@ -196,9 +181,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         file: "server/src/fanout/mod.rs",
         code: "        let mut bases = std::mem::take(&mut batch.bases);",
         instead: "        let mut bases = batch.bases.clone();",
-        // Bounded by the log, whose budget does not count them: eight keys of 64 KiB are put and each is
-        // changed a little, in a log that holds all of the changes; allocated bytes are some 512 KiB
-        // above what they were before the changes, and not twice that.
+        // Bounded by the log, whose budget does not count them.
         caught_by: ("server", "a_value_that_was_replaced_is_not_kept"),
     },
     Removal {
@@ -213,8 +196,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         file: "server/src/fanout/mod.rs",
         code: "        published.draining = true;\n",
         instead: "",
-        // For a call that came before and subscribes after: a raw Watch whose last byte is sent when the
-        // shutdown has begun. Nothing would end its stream before the drain timeout.
+        // For a call that came before and subscribes after.
         caught_by: (
             "server",
             "while_the_server_shuts_down_clients_are_told_when_to_come_back",
@@ -225,8 +207,6 @@ pub(crate) const REMOVALS: &[Removal] = &[
         file: "server/src/fanout/mod.rs",
         code: "                .dec_by(i64::try_from(old.log.bytes()).unwrap_or(i64::MAX));",
         instead: "                .dec_by(0);\n            drop(old);",
-        // Scripted etcd: a put and `replace` with another epoch in each round; the gauge `log_bytes` is
-        // what it was.
         caught_by: ("suite", "etcd's history is replaced"),
     },
     // fanout/unsettled.rs
@@ -251,9 +231,8 @@ pub(crate) const REMOVALS: &[Removal] = &[
         file: "server/src/store/log.rs",
         code: "        self.bytes -= oldest.bytes();\n",
         instead: "",
-        // The opposite of a leak: a log that was full once stays empty, and every change is a difference of
-        // states. "a value changes" works on; it would see it in `log_bytes` (at most the budget) or in
-        // `conflated` (must be 0).
+        // The opposite of a leak: a log that was full once stays empty, and every change is a
+        // difference of states.
         caught_by: ("suite", "a value changes"),
     },
     Removal {
@@ -291,8 +270,6 @@ pub(crate) const REMOVALS: &[Removal] = &[
         file: "server/src/store/writer.rs",
         code: "            self.snapshot.forget(buried, &entry.key);",
         instead: "            let _ = buried;",
-        // "keys come and go" has new keys in each round. Of the same keys, the deletes before the last would
-        // never be forgotten: their graves are no longer those of the table.
         caught_by: ("suite", "the same keys come and go"),
     },
     // store/snapshot.rs
@@ -319,9 +296,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         file: "server/src/encode/answer.rs",
         code: "        self.shelf.give_back(chunks.shelved);",
         instead: "        let _ = (chunks, &self.shelf);",
-        // Room and not memory: after 32 MiB of answers no chunk is shared any more. A gauge of what is on
-        // the shelves would be the witness; without one, two readers of 4 MiB, the second half-way behind
-        // the first, in each round: `chunks_encoded` rises by as much in the last as in the first.
+        // Room and not memory: after 32 MiB of answers no chunk is shared any more.
         caught_by: (
             "server",
             "an_answer_that_nobody_asks_for_any_more_goes_however_rare_progress_is",
@@ -336,8 +311,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         instead: r"            Kept::Here(Arc::clone(&frame))
         };
 ",
-        // A peak, gone with the answer: 64 MiB of values are read, slowly, and the bytes half-way are less
-        // than 40 MiB above what they were. No growth can show it.
+        // A peak, gone with the answer.
         caught_by: (
             "server",
             "what_finds_no_place_on_the_shelf_is_shared_by_those_who_read_together_and_made_again",
@@ -349,7 +323,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         file: "server/src/delta/jobs.rs",
         code: "            let _cancels = cancelled.clone().drop_guard();\n",
         instead: "",
-        // It stops by itself after 100 ms. The server's own test: jobs_end_with_ingest.
+        // It stops by itself after 100 ms.
         caught_by: ("server", "jobs_end_with_ingest"),
     },
     Removal {
@@ -357,8 +331,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         file: "server/src/delta/jobs.rs",
         code: "                        waiting.job.abort();\n",
         instead: "",
-        // It would have its turn all the same, and nobody would wait for it: seen only by `delta_jobs` and
-        // by how long others wait.
+        // It would have its turn all the same, and nobody would wait for it.
         caught_by: ("server", "what_is_not_found_in_time_travels_whole"),
     },
     Removal {
@@ -366,8 +339,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         file: "server/src/delta/jobs.rs",
         code: "                () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {",
         instead: "                () = std::future::pending::<()>(), if until.is_some() => {",
-        // Every job ends by itself, so it shows only where many wait: 60 values of 256 KiB, all new, in one
-        // moment, and the last is seen within a second.
+        // Every job ends by itself: it shows only where many wait.
         caught_by: ("server", "what_is_not_found_in_time_travels_whole"),
     },
     // service/report.rs
@@ -400,8 +372,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         file: "server/src/service/stalls.rs",
         code: "        since(handed) >= timeout || (until > 0 && since(until.max(handed)) >= look)",
         instead: "        let _ = (until, look);\n        since(handed) >= timeout",
-        // Ten minutes: a paused clock, over a pipe. The server's own test:
-        // an_answer_of_which_no_more_is_read_ends_with_its_connection.
+        // Ten minutes.
         caught_by: (
             "server",
             "an_answer_of_which_no_more_is_read_ends_with_its_connection",
@@ -413,7 +384,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         file: "server/src/service/body.rs",
         code: "            if self.answer.is_some() && self.stall.is_overdue() {",
         instead: "            if false && self.answer.is_some() && self.stall.is_overdue() {",
-        // The server's own test: an_answer_that_is_read_in_drips_ends_after_ten_minutes.
+        // Ten minutes.
         caught_by: (
             "server",
             "an_answer_that_is_read_in_drips_ends_after_ten_minutes",
@@ -427,8 +398,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         arriving.fetch_sub(self.bytes, Ordering::Relaxed);
 ",
         instead: "        let _ = (self.connection, self.bytes);\n",
-        // After 2 MiB every call on the connection is refused. A watcher keeps the connection open, and in
-        // each round ten ranges whose names are 4,000 bytes long are read once: refused after 50 rounds.
+        // After 2 MiB every call on the connection is refused.
         caught_by: ("suite", "handles beside a watcher that stays"),
     },
     // service/serving.rs
@@ -439,9 +409,8 @@ pub(crate) const REMOVALS: &[Removal] = &[
         drop(begun);
 ",
         instead: "",
-        // By chance: the request and the end of the connection have to be read in one poll. Certain, where
-        // strangers send the preface, settings and the headers of a call in one write and close at once.
-        caught_by: ("suite", "a crowd loses its server"),
+        // The call and the end of the connection have to be read in one poll.
+        caught_by: ("suite", "strangers call and are gone"),
     },
     Removal {
         what: "a connection that makes no call is ended",
@@ -466,9 +435,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         code: "        let holding = (place, Held::new(&self.metrics.connections), among);",
         instead: r"        std::mem::forget(place);
         let holding = ((), Held::new(&self.metrics.connections), among);",
-        // The suite hands connections to the engine, which has no places. A `Server::bind` with four
-        // `max_connections`, and a client that watches and is dropped in each round: the fifth is never
-        // accepted.
+        // The fifth is never accepted.
         caught_by: ("suite", "a server of few connections"),
     },
     Removal {
@@ -500,8 +467,6 @@ pub(crate) const REMOVALS: &[Removal] = &[
         file: "server/src/service/listen.rs",
         code: "            open.draining = true;\n",
         instead: "",
-        // A client dials as `stop` is cancelled, in each round; the shutdown has to be quicker than the
-        // drain timeout. By chance.
         caught_by: (
             "server",
             "a_shutdown_does_not_wait_for_who_came_in_the_last_moment",
@@ -519,8 +484,6 @@ pub(crate) const REMOVALS: &[Removal] = &[
         file: "server/src/service/listen.rs",
         code: "            () = deadline => {}",
         instead: "            () = std::future::pending::<()>() => {}",
-        // Drain timeout of 100 ms, a client that stalls after its first state and a window of changes;
-        // `run` returns `CutOff`, and etcd's counts and everybody else's are back.
         caught_by: (
             "suite",
             "the server is shut down while a client does not read",
@@ -541,8 +504,6 @@ pub(crate) const REMOVALS: &[Removal] = &[
         file: "server/src/service/listen.rs",
         code: "            () = self.drain.cancelled() => return,",
         instead: "            () = std::future::pending::<()>() => return,",
-        // A server with TLS, a connection that says nothing, and the shutdown: quicker than the drain
-        // timeout.
         caught_by: (
             "server",
             "a_tls_handshake_that_does_not_end_is_ended_and_leaves_nothing",
@@ -554,7 +515,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         file: "server/src/service/mod.rs",
         code: "            health.clear_service_status(name).await;",
         instead: "            let _ = (&mut health, name);",
-        // The server's own test: a_shutdown_does_not_wait_for_those_who_watch_its_health.
+        // By clients of gRPC that are not this library's.
         caught_by: (
             "server",
             "a_shutdown_does_not_wait_for_those_who_watch_its_health",
@@ -565,7 +526,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         file: "server/src/service/mod.rs",
         code: "            Poll::Pending => this.drained.as_mut().poll(cx).map(|()| None),",
         instead: "            Poll::Pending => Poll::Pending,",
-        // The server's own test: a_shutdown_does_not_wait_for_those_who_look_around.
+        // By tools that are not this library's.
         caught_by: (
             "server",
             "a_shutdown_does_not_wait_for_those_who_look_around",
@@ -614,8 +575,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         body.map_err(|_| Status::deadline_exceeded("the request did not arrive in time"))??;
 "#,
         instead: "    let body = body.await?;\n",
-        // 10 s: a paused clock, over a pipe. The server's own test:
-        // a_client_that_stalls_after_its_headers_is_told_so.
+        // Ten seconds, and by no client of this library.
         caught_by: (
             "server",
             "a_client_that_stalls_after_its_headers_is_told_so",
@@ -627,8 +587,6 @@ pub(crate) const REMOVALS: &[Removal] = &[
         file: "server/src/service/admission.rs",
         code: "        let waited = state.waiting.remove(&self.number);",
         instead: "        let waited = None::<Waiting>;",
-        // Nobody waits in the suite: the first sixteen have their turns at once. 100 reads of 700 KiB on one
-        // connection that stalls are dropped, in each round; `answers_reading` is back to 0.
         caught_by: ("suite", "a crowd is dropped while it waits for its turn"),
     },
     Removal {
@@ -636,8 +594,6 @@ pub(crate) const REMOVALS: &[Removal] = &[
         file: "server/src/service/admission.rs",
         code: "        let ran = state.running.remove(&self.number);",
         instead: "        let ran = None::<Running>;",
-        // By the bytes, and slowly: its place is passed on after a second. At once, if `answers_reading` were
-        // among the suite's gauges.
         caught_by: ("suite", "a crowd is dropped while it waits for its turn"),
     },
     Removal {
@@ -656,8 +612,6 @@ pub(crate) const REMOVALS: &[Removal] = &[
         file: "server/src/service/admission.rs",
         code: "        state.active -= idle;",
         instead: "        let _ = idle;",
-        // 20 reads of 700 KiB on a connection that stalls, and a client that comes after them has its first
-        // state within some seconds, in each round.
         caught_by: ("suite", "a crowd that does not read holds up nobody"),
     },
     // ingest.rs
@@ -671,9 +625,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         instead: r"                self.ask_back_again();
                 return false;
 ",
-        // The state that was being compared is kept for ever, and there is no other audit: once, so no
-        // growth shows it. Audits every second, etcd's network is cut in the middle of one, and heals: the
-        // counter `audits` rises again.
+        // One old state is kept, and there is no other audit: it does not grow.
         caught_by: ("server", "an_audit_that_etcd_was_lost_in_is_not_the_last"),
     },
     Removal {
@@ -686,8 +638,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         instead: r"                self.audit.interrupt();
                 return false;
 ",
-        // Likewise: a client from before the server's start comes, etcd's network is cut before it has said
-        // everything, and heals; the next such client gets a diff.
+        // It is kept, and not asked for again: it does not grow.
         caught_by: (
             "server",
             "what_etcd_was_saying_of_the_past_as_it_was_lost_is_asked_for_again",
@@ -754,9 +705,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         file: "server/src/source/etcd/history.rs",
         code: "        self.recent.clear();\n",
         instead: "",
-        // Up to eight more with each list, and once there are more than eight none is forgotten any more. In
-        // each round etcd's network is cut, one and the same key is put (what was remembered of it must not
-        // pass for another history), etcd is compacted there, and it heals: the state is listed anew.
+        // Eight keys more with each list, which few rounds of a real etcd do not show.
         caught_by: ("server", "the_latest_keys_are_remembered_each_once"),
     },
     // source/etcd/connection.rs
@@ -771,8 +720,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         instead: r"    let _ = (within, what);
     answer.await.map_err(Into::into)
 ",
-        // The networks that stall here heal at once. Two endpoints, the first of which accepts and says
-        // nothing: the server is in sync within some seconds by the second.
+        // The server waits, and holds no more than before.
         caught_by: (
             "etcd_source",
             "the_next_endpoint_is_tried_when_one_says_nothing",
@@ -784,8 +732,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         file: "server/src/source/etcd/live.rs",
         code: "        let silence = core.config.progress_interval * SILENT_INTERVALS;",
         instead: "        let silence = Duration::from_secs(24 * 60 * 60);",
-        // Pings find it as well, after 15 s: "etcd is stopped" waits for up to 30 s until it is missed, and
-        // would have to wait for no more than 10.
+        // Pings find it as well, but later.
         caught_by: ("suite", "etcd is stopped"),
     },
     // tls.rs
@@ -793,7 +740,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         what: "a TLS handshake that comes to no end is given up",
         file: "server/src/tls.rs",
         code: "        match timeout(within, accept).await {",
-        instead: "        match Ok::<_, tokio::time::error::Elapsed>(accept.await) {",
+        instead: "        let _ = within;\n        match Ok::<_, tokio::time::error::Elapsed>(accept.await) {",
         caught_by: ("suite", "clients never agree on TLS"),
     },
     Removal {
@@ -801,7 +748,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         file: "server/src/tls.rs",
         code: "                let _ = timeout(LINGER.0, linger(io)).await;",
         instead: "                linger(io).await;",
-        // A stranger says something that is no TLS, and stays: its connection is gone after a second.
+        // Its own limit is 64 KiB, or its end: only one that stays and says nothing shows it.
         caught_by: ("server", "what_is_no_tls_is_told_so_and_let_go_soon"),
     },
     // admin.rs

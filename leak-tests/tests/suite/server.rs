@@ -1,12 +1,15 @@
 //! What the server keeps of ranges, changes and answers, and for those who are slow: all of it goes.
 
+use std::io;
 use std::pin::Pin;
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use driftless_client::{Client, Entries, GetError, KeyRange};
 use driftless_server::ServeError;
 use leak_tests::{Outcome, Rounds, Stall, gauge};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
 
 use crate::common::{Server, in_time};
 use crate::etcd::{Etcd, eventually};
@@ -64,6 +67,14 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_the_time: false,
         planted_for: &[],
         run: |rounds| Box::pin(replaced(rounds)),
+    },
+    Scenario {
+        name: "strangers call and are gone",
+        about: "Connections that say how they begin, make a call, and end, all of it at once.",
+        takes_long: false,
+        takes_the_time: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(strangers(rounds)),
     },
     Scenario {
         name: "a crowd is dropped while it waits for its turn",
@@ -146,6 +157,104 @@ async fn replaced(rounds: Rounds) -> Outcome {
             in_time("a value arrives", moves(&mut watcher, 3)).await;
             server.etcd.restore(before);
             in_time("the value of before is back", moves(&mut watcher, 1)).await;
+        })
+        .await
+}
+
+/// All that a connection has to say until it has begun to call `Watch`: how it begins, no settings, and
+/// the headers of a request without an end.
+fn call() -> Vec<u8> {
+    let text = |text: &str| {
+        let length = u8::try_from(text.len()).unwrap();
+        [&[length], text.as_bytes()].concat()
+    };
+    let headers = [
+        // Those that HTTP/2 has numbers for: POST, http, and the names of others.
+        vec![0x83, 0x86, 0x04],
+        text("/driftless.v1.Config/Watch"),
+        vec![0x01],
+        text("server"),
+        vec![0x0f, 0x10],
+        text("application/grpc"),
+        vec![0x00],
+        text("te"),
+        text("trailers"),
+    ]
+    .concat();
+    let frame = |kind, flags, stream: u8, payload: &[u8]| {
+        let length = u8::try_from(payload.len()).unwrap();
+        let head = [0, 0, length, kind, flags, 0, 0, 0, stream];
+        [&head, payload].concat()
+    };
+    [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
+        frame(4, 0, 0, &[]),
+        frame(1, 4, 1, &headers),
+    ]
+    .concat()
+}
+
+/// A connection whose end arrives while what it said before is still being looked at, which happens
+/// with a socket, and rarely.
+struct Abrupt {
+    words: Vec<u8>,
+    reads: usize,
+}
+
+impl AsyncRead for Abrupt {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let some = self.words.len().min(buffer.remaining());
+        if some > 0 {
+            buffer.put_slice(&self.words[..some]);
+            self.words.drain(..some);
+            return Poll::Ready(Ok(()));
+        }
+        self.reads += 1;
+        match self.reads {
+            1 => {
+                context.waker().wake_by_ref();
+                Poll::Pending
+            }
+            _ => Poll::Ready(Ok(())),
+        }
+    }
+}
+
+impl AsyncWrite for Abrupt {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+async fn strangers(rounds: Rounds) -> Outcome {
+    let server = Server::start().await;
+    let call = call();
+    let rounds = rounds.and(&server.gauges()).promised(WATCHER);
+    rounds
+        .run(async |round| {
+            if round % 2 == 0 {
+                let mut stranger = TcpStream::connect(server.address).await.unwrap();
+                stranger.write_all(&call).await.unwrap();
+            } else {
+                let words = call.clone();
+                server.serve(Abrupt { words, reads: 0 });
+            }
         })
         .await
 }
