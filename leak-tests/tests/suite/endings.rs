@@ -122,7 +122,9 @@ async fn shut_down(rounds: Rounds) -> Outcome {
                 drop(done);
             } else {
                 let polls = usize::try_from(round / 2).unwrap() % POLLS;
-                drop(poll_times(polls, client.shutdown().into_future()).await);
+                // What is waited for and not polled is held, so it may never be over.
+                let ending = poll_times(polls, client.shutdown().into_future());
+                let _ = timeout(A_MOMENT, ending).await;
             }
         })
         .await
