@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::process::ExitCode;
 
+use crate::server::DOUBLED;
 use crate::targets::{Target, read};
 use crate::{removals, workspace};
 
@@ -167,6 +168,10 @@ pub(crate) fn table() -> String {
         let (target, test) = removal.caught_by;
         let (what, file) = (removal.what, removal.file);
         writeln!(table, "| {what} | `{file}` | {target}: {test} |").unwrap();
+    }
+    table += "\n| what is not taken out | what else does it |\n| --- | --- |\n";
+    for (what, else_by) in DOUBLED {
+        writeln!(table, "| {what} | {else_by} |").unwrap();
     }
     table
 }

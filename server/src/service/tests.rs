@@ -686,11 +686,14 @@ async fn while_the_server_shuts_down_clients_are_told_when_to_come_back() {
         range,
         client: None,
     };
+    let health = HealthCheckRequest::default();
     for mut call in [
         client.call(WATCH, &watch).await,
         client.call(GET, &get).await,
+        client.call(HEALTH_WATCH, &health).await,
     ] {
-        let (code, message, pushback) = call.status().await;
+        let told = timeout(Duration::from_secs(1), call.status()).await;
+        let (code, message, pushback) = told.expect("at once");
         assert_eq!(
             (code, pushback),
             (Code::Unavailable, Some(100)),
