@@ -280,11 +280,9 @@ async fn begun(server: &Server, client: &Client, reads: usize, turns: i64) -> Ve
 async fn waits(rounds: Rounds) -> Outcome {
     let server = Server::start().await;
     server.etcd.put("/c/huge", vec![b'x'; HUGE]);
-    let metrics = server.metrics.clone();
-    let reading = gauge("answers_reading", move || metrics.answers_reading.get());
     let client = server.client();
     rounds
-        .and(&server.gauges().and(reading))
+        .and(&server.gauges())
         .promised(WATCHER)
         .run(async |_| {
             let _connected = client.watch::<u32>("/c/a").await.unwrap();
