@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use driftless_client::Watcher;
 use etcd_client::WatchOptions;
-use leak_tests::{Outcome, Rounds, Scraped, Witnesses};
+use leak_tests::{Outcome, Rounds, Scraped, Threads, Witnesses};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -151,6 +151,7 @@ async fn thread(rounds: Rounds) -> Outcome {
     let outcome = rounds
         .at_most(100)
         .warm_up(5)
+        .only(Witnesses::new().and(Threads::but_the_runtimes()))
         .run(async |_| {
             let end = std::sync::Arc::clone(&end);
             threads.borrow_mut().push(std::thread::spawn(move || {
