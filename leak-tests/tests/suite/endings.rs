@@ -98,22 +98,28 @@ async fn shut_down(rounds: Rounds) -> Outcome {
         .run(async |round| {
             let stall = Stall::after(round / 2 % OPERATIONS);
             let client = server.stalling_client(&stall);
-            let watch = async {
+            let work = async {
                 let one = client.watch::<u32>("/c/a").into_future();
                 let all = client.entries(prefix()).into_future();
-                tokio::join!(one, all)
+                let read = client.get(prefix()).into_future();
+                tokio::join!(one, all, read)
             };
-            let mut watch = Box::pin(watch);
-            let watchers = tokio::select! {
+            let mut work = Box::pin(work);
+            let done = tokio::select! {
                 () = stall.happened() => None,
-                watchers = in_time("two watchers", watch.as_mut()) => Some(watchers),
+                done = in_time("two watchers and a read", work.as_mut()) => Some(done),
             };
-            let quiescence = client.quiescence();
             if round % 2 == 0 {
-                // With the watches still waited for, or the watchers there.
-                client.shutdown().await.unwrap();
-                assert!(quiescence.is_reached());
-                drop((watch, watchers));
+                // What is still waited for ends, and what is there is of no use any more.
+                let rest = async {
+                    if done.is_none() {
+                        drop(work.await);
+                    }
+                };
+                let (ended, ()) = tokio::join!(client.shutdown().into_future(), rest);
+                ended.unwrap();
+                assert!(client.quiescence().is_reached());
+                drop(done);
             } else {
                 let polls = usize::try_from(round / 2).unwrap() % POLLS;
                 drop(poll_times(polls, client.shutdown().into_future()).await);

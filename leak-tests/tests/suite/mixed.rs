@@ -13,11 +13,11 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use crate::common::{Serving, in_time};
-use crate::etcd::{Etcd, eventually};
+use crate::etcd::Etcd;
 use crate::proxy::Proxy;
 use crate::scenario::Scenario;
 use crate::slow::Slow;
-use crate::world::{FILL_GRAVES, Keys, Padded, Real, padded};
+use crate::world::{FILL_GRAVES, Keys, Padded, Real, etcd_is_missed, padded};
 
 pub(crate) const SCENARIOS: &[Scenario] = &[Scenario {
     name: "everything at once",
@@ -216,13 +216,13 @@ async fn fails(round: &Round<'_>, to_etcd: &Proxy, etcd: &mut Etcd, dice: &mut D
             to_etcd.heal();
         }
         201 => {
-            let missed = missed(round.serving);
+            let missed = etcd_is_missed(round.serving);
             to_etcd.stall();
             missed.await;
             to_etcd.heal();
         }
         202 => {
-            let missed = missed(round.serving);
+            let missed = etcd_is_missed(round.serving);
             etcd.pause();
             missed.await;
             etcd.resume();
@@ -233,15 +233,6 @@ async fn fails(round: &Round<'_>, to_etcd: &Proxy, etcd: &mut Etcd, dice: &mut D
             etcd.start().await;
         }
         _ => {}
-    }
-}
-
-/// Waits until the server has noticed that etcd is gone, from now on.
-fn missed(serving: &Serving) -> impl Future<Output = ()> {
-    let metrics = serving.metrics.clone();
-    let before = metrics.etcd_lost.get();
-    async move {
-        eventually("etcd is missed", async || metrics.etcd_lost.get() > before).await;
     }
 }
 

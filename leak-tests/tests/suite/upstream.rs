@@ -4,16 +4,15 @@
 use std::time::Duration;
 
 use driftless_client::{Client, EntriesWatcher, KeyRange, Revision, State, Watcher};
-use driftless_server::Server;
 use leak_tests::{Outcome, Rounds, Stall};
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 
 use crate::common::in_time;
 use crate::etcd::{Etcd, eventually};
 use crate::proxy::Proxy;
 use crate::scenario::Scenario;
-use crate::world::{FILL_GRAVES, LARGE, Padded, Real, etcds_watches, padded, settings};
+use crate::world::{
+    FILL_GRAVES, LARGE, Padded, Real, Running, etcd_is_missed, etcds_watches, padded, settings,
+};
 
 /// Within this a dropped watcher's stream, tasks and socket are gone, by promise.
 const WATCHER: Duration = Duration::from_millis(100);
@@ -28,16 +27,22 @@ const PADDED_KEY: &str = "/c/padded";
 /// that it arrives in parts, in bytes.
 const HUGE: usize = 700 * 1024;
 
-/// How long etcd may be silent until it is missed: by far longer than three signs of life, and shorter
-/// than HTTP/2's own check takes, which would notice as well.
-const MISSED_WITHIN: Duration = Duration::from_secs(10);
-
 /// How many deltas a busy machine may be too late for, and a twentieth of all. A server waits for 256 of
 /// them at a time at most: one that goes on waiting for those is found out soon after as many.
 const DELTAS_MISSED: u64 = 8;
 
 /// Where it is.
 const HUGE_KEY: &str = "/c/huge";
+
+/// What is put after trouble with etcd, in bytes: much, so that the change log is full soon, and less than
+/// a stream of etcd's has room for from the start, or it has more after the one loss than after another.
+const SEEN: usize = 7 * 1024;
+
+/// Where it is.
+const SEEN_KEY: &str = "/c/seen";
+
+/// How many such values fill the change log, with some to spare.
+const FILL_WITH_SEEN: u64 = 80;
 
 /// How many large values are more than what is sent ahead to a client that does not read.
 const MORE_THAN_A_WINDOW: u64 = 24;
@@ -377,14 +382,31 @@ async fn cut(rounds: Rounds) -> Outcome {
         .await
 }
 
-/// A value after trouble with etcd, and the watcher that was there before sees it. The server keeps
-/// nothing of the rounds before: the watcher's range goes with it, and the value fills the log.
+/// A watcher of what is put after trouble with etcd.
+async fn seen_watcher(world: &Real) -> EntriesWatcher {
+    let watching = world.client().entries(SEEN_KEY).into_future();
+    in_time("the first state", watching).await.unwrap()
+}
+
+/// The server keeps as many such values as it ever will.
+async fn fill_with_seen(world: &mut Real) {
+    let mut watcher = seen_watcher(world).await;
+    for round in 0..FILL_WITH_SEEN {
+        let revision = world.keys.put(SEEN_KEY, seen(round)).await;
+        entries_reach(&mut watcher, revision).await;
+    }
+}
+
+fn seen(round: u64) -> Vec<u8> {
+    vec![u8::try_from(round % 250).unwrap(); SEEN]
+}
+
+/// A value after trouble with etcd, and the watcher that was there before sees it.
 async fn seen_after(world: &mut Real, mut watcher: EntriesWatcher, round: u64) {
-    let value = vec![u8::try_from(round % 250).unwrap(); HUGE];
     let put = async {
         // The client of etcd, too, has to find out that all is well again.
         loop {
-            if let Ok(revision) = world.keys.try_put(HUGE_KEY, value.clone()).await {
+            if let Ok(revision) = world.keys.try_put(SEEN_KEY, seen(round)).await {
                 return revision;
             }
             tokio::task::yield_now().await;
@@ -394,40 +416,24 @@ async fn seen_after(world: &mut Real, mut watcher: EntriesWatcher, round: u64) {
     entries_reach(&mut watcher, revision).await;
 }
 
-async fn huge_watcher(world: &Real) -> EntriesWatcher {
-    let watching = world.client().entries(HUGE_KEY).into_future();
-    in_time("the first state", watching).await.unwrap()
-}
-
-/// Waits until the server notices that etcd is gone.
-async fn missed(world: &Real, lost_before: u64) {
-    let metrics = &world.metrics;
-    let missed = eventually("etcd is missed", async || {
-        metrics.etcd_lost.get() > lost_before
-    });
-    let missed = tokio::time::timeout(MISSED_WITHIN, missed).await;
-    assert!(
-        missed.is_ok(),
-        "etcd is not missed within {MISSED_WITHIN:?}"
-    );
-}
-
 async fn etcd_cut(rounds: Rounds) -> Outcome {
     let etcd = Etcd::started().await;
     let proxy = Proxy::to(etcd.port()).await;
     let mut world = Real::over(etcd, &proxy.endpoint()).await;
+    fill_with_seen(&mut world).await;
     let (gauges, watches) = (world.gauges(), world.etcds_watches());
     rounds
         .and(&gauges)
         .at_the_end(watches)
         .run(async |round| {
-            let (watcher, lost) = (huge_watcher(&world).await, world.metrics.etcd_lost.get());
+            let watcher = seen_watcher(&world).await;
+            let missed = etcd_is_missed(&world);
             if round % 2 == 0 {
                 proxy.cut();
             } else {
                 proxy.stall();
             }
-            missed(&world, lost).await;
+            missed.await;
             proxy.heal();
             seen_after(&mut world, watcher, round).await;
         })
@@ -436,11 +442,12 @@ async fn etcd_cut(rounds: Rounds) -> Outcome {
 
 async fn killed(rounds: Rounds) -> Outcome {
     let mut world = Real::start().await;
+    fill_with_seen(&mut world).await;
     let gauges = world.gauges();
     rounds
         .and(&gauges)
         .run(async |round| {
-            let watcher = huge_watcher(&world).await;
+            let watcher = seen_watcher(&world).await;
             world.etcd.kill();
             world.etcd.start().await;
             seen_after(&mut world, watcher, round).await;
@@ -450,14 +457,16 @@ async fn killed(rounds: Rounds) -> Outcome {
 
 async fn stopped(rounds: Rounds) -> Outcome {
     let mut world = Real::start().await;
+    fill_with_seen(&mut world).await;
     let (gauges, watches) = (world.gauges(), world.etcds_watches());
     rounds
         .and(&gauges)
         .at_the_end(watches)
         .run(async |round| {
-            let (watcher, lost) = (huge_watcher(&world).await, world.metrics.etcd_lost.get());
+            let watcher = seen_watcher(&world).await;
+            let missed = etcd_is_missed(&world);
             world.etcd.pause();
-            missed(&world, lost).await;
+            missed.await;
             world.etcd.resume();
             seen_after(&mut world, watcher, round).await;
         })
@@ -466,29 +475,24 @@ async fn stopped(rounds: Rounds) -> Outcome {
 
 async fn shut_down(rounds: Rounds) -> Outcome {
     let etcd = Etcd::started().await;
-    let settings = settings(&etcd.endpoint()).build().unwrap();
+    let settings = settings(&etcd.endpoint());
     rounds
         .at_the_end(etcds_watches(&etcd))
         .promised(CLIENT)
         .run(async |_| {
-            let server = Server::bind(settings.clone()).await.unwrap();
-            let url = format!("http://{}", server.local_addr());
-            let stop = CancellationToken::new();
-            let mut running = JoinSet::new();
-            running.spawn(server.run(stop.clone()));
+            let server = Running::start(settings.clone()).await;
+            let url = server.url();
             let client = Client::connect(&url).unwrap();
             let stays = client.entries(prefix()).await.unwrap();
             let leaves = Client::connect(&url).unwrap().entries(prefix()).await;
             let mut leaves = leaves.unwrap();
-            stop.cancel();
             let leaving = async {
                 while leaves.status().state == State::Live {
                     leaves.status_changed().await;
                 }
                 drop(leaves);
             };
-            let (ended, ()) = tokio::join!(running.join_next(), in_time("a goodbye", leaving));
-            ended.unwrap().unwrap().unwrap();
+            tokio::join!(server.stop(), in_time("a goodbye", leaving));
             drop(stays);
         })
         .await

@@ -47,8 +47,16 @@ pub(crate) const FILL_GRAVES: u64 = GRAVES / TRANSACTION;
 /// How many keys come and go in a transaction: not quite the 128 operations that etcd takes.
 const TRANSACTION: u64 = 120;
 
-/// How often etcd is asked for a sign of life: it is to be missed early.
-const CONTACT: Duration = Duration::from_millis(100);
+/// How often etcd is asked for a sign of life: it is to be missed early, after three times as long.
+const CONTACT: Duration = Duration::from_millis(50);
+
+/// How long the server waits at most before it tries etcd again: that it is there again is to be noticed
+/// at once, however often it was lost.
+const RETRY: Duration = Duration::from_millis(40);
+
+/// How long etcd may be silent until it is missed: by far longer than three signs of life, and shorter
+/// than HTTP/2's own check takes, which would notice as well.
+const MISSED_WITHIN: Duration = Duration::from_secs(10);
 
 /// How long a client may leave unread what is sent to it: the least that a server takes.
 const STALL: Duration = Duration::from_secs(1);
@@ -92,6 +100,7 @@ impl Real {
         let metrics = Metrics::new();
         let mut config = EtcdConfig::new([reached_at]);
         config.progress_interval = CONTACT;
+        config.retry_within = RETRY;
         let (catch_up, questions) = CatchUp::channel();
         let source = EtcdSource::new(prefix.clone(), config, metrics.clone(), questions).unwrap();
         let settings = settings(reached_at).build().unwrap();
@@ -191,6 +200,23 @@ async fn is_ready(admin: SocketAddr) -> bool {
 pub(crate) fn etcds_watches(etcd: &Etcd) -> Witnesses {
     let address = format!("127.0.0.1:{}", etcd.port());
     Witnesses::new().and_all(Scraped::of_etcd(&address))
+}
+
+/// Waits until the server has missed etcd, from now on: it tries to reach it again. It may have lost it
+/// before by itself, on a busy machine.
+pub(crate) fn etcd_is_missed(serving: &Serving) -> impl Future<Output = ()> {
+    let metrics = serving.metrics.clone();
+    let before = metrics.etcd_attempts.get();
+    async move {
+        let missed = eventually("etcd is missed", async || {
+            metrics.etcd_attempts.get() > before
+        });
+        let missed = tokio::time::timeout(MISSED_WITHIN, missed).await;
+        assert!(
+            missed.is_ok(),
+            "etcd is not missed within {MISSED_WITHIN:?}"
+        );
+    }
 }
 
 /// Settings whose bounds are reached early.

@@ -113,7 +113,7 @@ impl Etcd {
             // A leader at once: there are no others to wait for.
             .args(["--heartbeat-interval", "10", "--election-timeout", "100"])
             // It holds what came after the last one in memory, and reads it when it starts again.
-            .args(["--snapshot-count", "1000"])
+            .args(["--snapshot-count", "100"])
             // Nothing here has to outlive the machine.
             .arg("--unsafe-no-fsync")
             .stdin(Stdio::null())

@@ -7,16 +7,22 @@ use rand::Rng;
 /// Upper bound of the first wait: short, because most losses are a restart or a leader's change.
 const BASE: Duration = Duration::from_millis(100);
 
-/// Upper bound of every wait: what a service may have to wait longer than etcd was away.
-const CAP: Duration = Duration::from_secs(5);
-
 /// Counts attempts that failed one after the other.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Backoff {
     failures: u32,
+    longest: Duration,
 }
 
 impl Backoff {
+    /// Waits no longer than this: what a service may have to wait longer than etcd was away.
+    pub(super) const fn up_to(longest: Duration) -> Self {
+        Self {
+            failures: 0,
+            longest,
+        }
+    }
+
     /// One more failure: how long to wait now, anything from nothing to a bound that doubles.
     pub(super) fn next(&mut self) -> Duration {
         let bound = self.bound();
@@ -31,7 +37,7 @@ impl Backoff {
 
     fn bound(&self) -> Duration {
         BASE.saturating_mul(2_u32.saturating_pow(self.failures))
-            .min(CAP)
+            .min(self.longest)
     }
 }
 
@@ -41,7 +47,8 @@ mod tests {
 
     #[test]
     fn waits_double_up_to_the_cap_and_start_anew() {
-        let mut backoff = Backoff::default();
+        let longest = Duration::from_secs(5);
+        let mut backoff = Backoff::up_to(longest);
         for bound in [100, 200, 400, 800, 1600, 3200, 5000, 5000] {
             assert_eq!(backoff.bound(), Duration::from_millis(bound));
             assert!(backoff.next() <= Duration::from_millis(bound));
@@ -49,7 +56,7 @@ mod tests {
         for _ in 0..100 {
             backoff.next();
         }
-        assert_eq!(backoff.bound(), CAP);
+        assert_eq!(backoff.bound(), longest);
         backoff.reset();
         assert_eq!(backoff.bound(), BASE);
     }

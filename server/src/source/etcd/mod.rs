@@ -47,6 +47,8 @@ pub struct EtcdConfig {
     /// How often etcd is asked for a sign of life on an idle watch; after three such intervals
     /// without one it counts as lost. Default: 5 s.
     pub progress_interval: Duration,
+    /// How long is waited at most before etcd is tried again; the first waits are shorter. Default: 5 s.
+    pub retry_within: Duration,
     /// How many bytes of keys and values, the old ones included, are taken of what changed before the
     /// source's first state. etcd reads all of that into its memory before it sends any of it; where
     /// there is more, clients from then get a snapshot. Default: 512 MiB.
@@ -56,6 +58,10 @@ pub struct EtcdConfig {
 /// [`EtcdConfig::progress_interval`] unless it is set: what a client's "age of the data" may
 /// reasonably be off by, at a cost for etcd that cannot be measured.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
+
+/// [`EtcdConfig::retry_within`] unless it is set: what a service may have to wait longer than etcd was
+/// away.
+const RETRY_WITHIN: Duration = Duration::from_secs(5);
 
 /// [`EtcdConfig::earlier_bytes`] unless it is set: what etcd can have in memory besides its own.
 const EARLIER_BYTES: usize = 512 * 1024 * 1024;
@@ -67,6 +73,7 @@ impl EtcdConfig {
             endpoints: endpoints.into_iter().map(Into::into).collect(),
             generation: String::new(),
             progress_interval: PROGRESS_INTERVAL,
+            retry_within: RETRY_WITHIN,
             earlier_bytes: EARLIER_BYTES,
         }
     }
@@ -204,6 +211,7 @@ impl EtcdSource {
             core: Core {
                 bounds: Bounds::of(&range),
                 range,
+                backoff: Backoff::up_to(config.retry_within),
                 config,
                 metrics,
                 questions,
@@ -212,7 +220,6 @@ impl EtcdSource {
                 memory: None,
                 relation: History::Continues,
                 lost: false,
-                backoff: Backoff::default(),
                 endpoint: 0,
                 ready: VecDeque::new(),
             },
