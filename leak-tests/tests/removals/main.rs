@@ -71,10 +71,9 @@ fn main() -> ExitCode {
         print!("{}", checks::table());
         ExitCode::SUCCESS
     } else if run {
-        run::all(
-            removals().filter(|removal| wanted(removal.what)),
-            everything,
-        )
+        let is_first = |what: &str| from.as_ref().is_none_or(|from| what.contains(from));
+        let rest = removals().skip_while(|removal| !is_first(removal.what));
+        run::all(rest.filter(|removal| wanted(removal.what)), everything)
     } else {
         checks::all(list, wanted)
     }
