@@ -3,7 +3,7 @@
 //! `cargo test` only checks that the list is complete and can be done. Doing it takes long:
 //!
 //! ```sh
-//! cargo test -p driftless-leak-tests --test removals -- --run ["part of a name"] [--from "part of one"]
+//! cargo test -p driftless-leak-tests --test removals -- --run ["part of a row"] [--from "part of one"]
 //! ```
 #![allow(
     clippy::unwrap_used,
@@ -71,9 +71,9 @@ fn main() -> ExitCode {
         print!("{}", checks::table());
         ExitCode::SUCCESS
     } else if run {
-        let is_first = |what: &str| from.as_ref().is_none_or(|from| what.contains(from));
-        let rest = removals().skip_while(|removal| !is_first(removal.what));
-        run::all(rest.filter(|removal| wanted(removal.what)), everything)
+        let is_first = |row: &str| from.as_ref().is_none_or(|from| row.contains(from));
+        let rest = removals().skip_while(|removal| !is_first(&checks::row(removal)));
+        run::all(rest.filter(|it| wanted(&checks::row(it))), everything)
     } else {
         checks::all(list, wanted)
     }
