@@ -534,7 +534,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         code: "        self.0.admission.close();\n",
         instead: "",
         // They would have their turn once the others are done: only the time tells.
-        caught_by: ("server", "a_shutdown_ends_the_wait"),
+        caught_by: ("server", "a_shutdown_does_not_wait_for_a_turn"),
     },
     // service/grpc.rs
     Removal {
