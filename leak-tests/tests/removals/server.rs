@@ -97,7 +97,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         // Bounded by the log.
         caught_by: (
             "server",
-            "a_client_that_comes_back_again_and_again_does_not_fill_the_log_with_its_frames",
+            "a_frame_that_is_made_anew_in_the_last_moment_goes_with_its_change",
         ),
     },
     Removal {
@@ -199,7 +199,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         // For a call that came before and subscribes after.
         caught_by: (
             "server",
-            "while_the_server_shuts_down_clients_are_told_when_to_come_back",
+            "another_history_ends_streams_and_their_successors_stay",
         ),
     },
     Removal {
