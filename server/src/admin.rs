@@ -220,7 +220,8 @@ mod tests {
             let (mut peer, io) = tokio::io::duplex(1024);
             peer.write_all(said.as_bytes()).await.unwrap();
             let start = Instant::now();
-            connection(io, app.clone()).await;
+            let ended = timeout(LIFETIME * 2, connection(io, app.clone())).await;
+            assert!(ended.is_ok(), "{said}");
             let took = start.elapsed();
             assert!(
                 took.abs_diff(within) < Duration::from_secs(1),

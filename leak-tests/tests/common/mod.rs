@@ -13,7 +13,7 @@ use driftless_server::metrics::Metrics;
 use driftless_server::source::CatchUp;
 use driftless_server::source::scripted::ScriptedEtcd;
 use driftless_server::{Engine, Settings, SettingsBuilder};
-use leak_tests::{Baseline, Stall, Witnesses, gauge};
+use leak_tests::{Baseline, Stall, Witness, Witnesses, bounded_gauge, gauge};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -22,12 +22,16 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 /// The longest wait for what should come soon: a busy machine fails no test.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How often an impatient server pings: the least that it takes.
+/// How often an impatient server pings, and says that nothing has changed: the least that it takes.
 const IMPATIENT_PING: Duration = Duration::from_millis(100);
 
 /// How long it waits for what a client should do. Who is too slow for that, on a busy machine, comes
 /// again.
 const IMPATIENT_PATIENCE: Duration = Duration::from_millis(100);
+
+/// By how much the log may fill up or empty, in bytes: which changes fit into it depends on how large they
+/// are, and one of 64 KiB counts twice.
+const LOG_SLACK: i64 = 256 * 1024;
 
 /// Runs a test in a runtime of its own while no other runs: descriptors are counted for the whole
 /// process.
@@ -73,6 +77,8 @@ impl Serving {
         let mut accepting = JoinSet::new();
         accepting.spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
+                // As the server itself does.
+                let _ = stream.set_nodelay(true);
                 // As a server does.
                 let _ = stream.set_nodelay(true);
                 let lost = lock(&lost).clone().cancelled_owned();
@@ -113,22 +119,34 @@ impl Serving {
         std::mem::take(&mut *lock(&self.connections)).cancel();
     }
 
-    /// What the server holds for its clients.
+    /// What the server holds for its clients, and what it does for them.
     pub(crate) fn gauges(&self) -> Witnesses {
-        let read = |name, read: fn(&Metrics) -> i64| {
-            let metrics = self.metrics.clone();
-            gauge(name, move || read(&metrics))
-        };
+        let metrics = self.metrics.clone();
+        let log = bounded_gauge("bytes of the log", LOG_SLACK, move || {
+            metrics.log_bytes.get()
+        });
+        self.held_for_clients()
+            .and(self.reads("answers", |metrics| metrics.answers_reading.get()))
+            .and(self.reads("delta jobs", |metrics| metrics.delta_jobs.get()))
+            .and(log)
+    }
+
+    /// What the server holds for its clients.
+    fn held_for_clients(&self) -> Witnesses {
         Witnesses::new()
-            .and(read("streams", |metrics| metrics.streams.get()))
-            .and(read("scopes", |metrics| metrics.scopes.get()))
-            .and(read("answers", |metrics| metrics.answers_reading.get()))
-            .and(read("connections", |metrics| metrics.connections.get()))
+            .and(self.reads("streams", |metrics| metrics.streams.get()))
+            .and(self.reads("scopes", |metrics| metrics.scopes.get()))
+            .and(self.reads("connections", |metrics| metrics.connections.get()))
+    }
+
+    fn reads(&self, name: &'static str, read: fn(&Metrics) -> i64) -> impl Witness + use<> {
+        let metrics = self.metrics.clone();
+        gauge(name, move || read(&metrics))
     }
 
     /// What both ends should not leave behind.
     pub(crate) fn witnesses(&self) -> Witnesses {
-        Witnesses::of_the_process().and_those_of(&self.gauges())
+        Witnesses::of_the_process().and_those_of(&self.held_for_clients())
     }
 
     /// What there is while nobody watches.
@@ -151,6 +169,7 @@ impl Server {
     /// One that soon has enough of clients that do nothing.
     pub(crate) async fn impatient() -> Self {
         Self::with(|settings| {
+            let settings = settings.progress_interval(IMPATIENT_PING);
             let settings = settings.ping_interval(IMPATIENT_PING);
             settings.patience(IMPATIENT_PATIENCE)
         })

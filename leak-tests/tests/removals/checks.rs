@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::process::ExitCode;
 
+use crate::server::DOUBLED;
 use crate::targets::{Target, read};
 use crate::{Removal, removals, workspace};
 
@@ -165,6 +166,10 @@ pub(crate) fn table() -> String {
     let mut table = "| what is taken out | where | caught by |\n| --- | --- | --- |\n".to_owned();
     for removal in removals() {
         writeln!(table, "{}", row(removal)).unwrap();
+    }
+    table += "\n| what is not taken out | what else does it |\n| --- | --- |\n";
+    for (what, else_by) in DOUBLED {
+        writeln!(table, "| {what} | {else_by} |").unwrap();
     }
     table
 }

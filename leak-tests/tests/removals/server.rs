@@ -80,11 +80,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         file: "server/src/fanout/scope.rs",
         code: "            inner.patched -= 1;\n",
         instead: "",
-        // Costs work and no memory: deltas are computed for nobody.
-        caught_by: (
-            "server",
-            "a_change_is_encoded_once_a_variant_however_many_share_it",
-        ),
+        caught_by: ("suite", "nobody is left who takes patches"),
     },
     Removal {
         what: "a range remembers so many changes",
@@ -109,9 +105,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         file: "server/src/fanout/scope.rs",
         code: "        inner.heads.iter().for_each(|head| head.forget(self.id));",
         instead: "        let _ = (&inner.heads, self.id);",
-        // Goes with the log's changes. It grows only where client after client comes back from
-        // before the same change.
-        caught_by: ("server", "dropped_streams_leave_nothing_behind"),
+        caught_by: ("suite", "clients from before a change come back"),
     },
     Removal {
         what: "a range's state at its birth is let go of once it is added up",
@@ -164,8 +158,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         file: "server/src/fanout/answers.rs",
         code: "        if self.0.len() < SHARED {",
         instead: "        let _ = SHARED;\n        {",
-        // Each goes by itself ten seconds later.
-        caught_by: ("server", "a_range_keeps_so_many_answers_at_most"),
+        caught_by: ("suite", "clients come back from revisions of their own"),
     },
     // fanout/mod.rs
     Removal {
@@ -215,6 +208,15 @@ pub(crate) const REMOVALS: &[Removal] = &[
         code: "                .dec_by(i64::try_from(old.log.bytes()).unwrap_or(i64::MAX));",
         instead: "                .dec_by(0);\n            drop(old);",
         caught_by: ("suite", "etcd's history is replaced"),
+    },
+    // fanout/unsettled.rs
+    Removal {
+        what: "so many batches wait for their deltas at most",
+        file: "server/src/fanout/unsettled.rs",
+        code: "            0..MOST => MOST_BYTES - self.bytes,\n            _ => 0,\n",
+        instead: "            0..MOST => usize::MAX,\n            _ => usize::MAX - MOST_BYTES,\n",
+        // As many as etcd brings before their jobs have had their turns.
+        caught_by: ("server", "what_waits_is_bounded"),
     },
     // store/log.rs
     Removal {
@@ -455,8 +457,10 @@ pub(crate) const REMOVALS: &[Removal] = &[
         file: "server/src/service/listen.rs",
         code: "            open.orders.iter().for_each(|(_, orders)| orders.drain());\n",
         instead: "",
-        // Clients of this library close their connection by themselves when they are told goodbye.
-        caught_by: ("server", "a_shutdown_says_goodbye_on_every_stream_and_ends"),
+        caught_by: (
+            "suite",
+            "the server is shut down while a stranger stays connected",
+        ),
     },
     Removal {
         what: "a connection that comes in the last moment is drained as well",
@@ -518,6 +522,17 @@ pub(crate) const REMOVALS: &[Removal] = &[
         ),
     },
     Removal {
+        what: "the server's health is not watched any more once it shuts down",
+        file: "server/src/service/mod.rs",
+        code: r#"            "/grpc.health.v1.Health/Watch" if self.is_draining() => {"#,
+        instead: r#"            "/grpc.health.v1.Health/Watch" if false && self.is_draining() => {"#,
+        // For a call that came before and is answered after.
+        caught_by: (
+            "server",
+            "while_the_server_shuts_down_clients_are_told_when_to_come_back",
+        ),
+    },
+    Removal {
         what: "those who look at what the server offers are let go when it shuts down",
         file: "server/src/service/mod.rs",
         code: "            Poll::Pending => this.drained.as_mut().poll(cx).map(|()| None),",
@@ -533,8 +548,34 @@ pub(crate) const REMOVALS: &[Removal] = &[
         file: "server/src/service/mod.rs",
         code: "        self.0.admission.close();\n",
         instead: "",
-        // They would have their turn once the others are done: only the time tells.
-        caught_by: ("server", "a_shutdown_does_not_wait_for_a_turn"),
+        caught_by: (
+            "suite",
+            "the server is shut down while a crowd waits for its turn",
+        ),
+    },
+    // service/watch.rs
+    Removal {
+        what: "a client that is ahead of the server waits for so long at most",
+        file: "server/src/service/watch.rs",
+        code: r"                    let caught_up =
+                        tokio::time::timeout(ANSWER_WITHIN, served.fanout.reached(since)).await;
+                    caught_up.map_err(|_| behind())?;
+",
+        instead: "                    served.fanout.reached(since).await;\n",
+        caught_by: (
+            "server",
+            "a_client_that_is_ahead_waits_for_the_server_to_catch_up",
+        ),
+    },
+    Removal {
+        what: "a client from before the log waits for what was then for so long at most",
+        file: "server/src/service/watch.rs",
+        code: "        let _ = tokio::time::timeout(ANSWER_WITHIN, reach_back).await;",
+        instead: "        reach_back.await;",
+        caught_by: (
+            "server",
+            "who_needs_to_know_what_etcd_does_not_say_is_not_kept_waiting",
+        ),
     },
     // service/grpc.rs
     Removal {
@@ -614,6 +655,51 @@ pub(crate) const REMOVALS: &[Removal] = &[
             "what_etcd_was_saying_of_the_past_as_it_was_lost_is_asked_for_again",
         ),
     },
+    Removal {
+        what: "an audit ends when the state is read anew",
+        file: "server/src/ingest.rs",
+        code: r"            Update::State(_) => {
+                self.ask_back_again();
+                self.audit.interrupt();
+            }
+",
+        instead: r"            Update::State(_) => self.ask_back_again(),
+",
+        caught_by: (
+            "server",
+            "an_audit_during_which_the_state_was_read_anew_is_not_the_last",
+        ),
+    },
+    Removal {
+        what: "what etcd was saying of the past is let go of when the state is read anew",
+        file: "server/src/ingest.rs",
+        code: r"            Update::State(_) => {
+                self.ask_back_again();
+                self.audit.interrupt();
+            }
+",
+        instead: r"            Update::State(_) => self.audit.interrupt(),
+",
+        caught_by: (
+            "server",
+            "what_etcd_was_saying_of_the_past_as_the_state_was_read_anew_is_asked_for_again",
+        ),
+    },
+    // source/mod.rs
+    Removal {
+        what: "who asks for etcd's revision waits for so long at most",
+        file: "server/src/source/mod.rs",
+        code: r"        tokio::time::timeout(ANSWER_WITHIN, answered)
+            .await
+            .ok()?
+            .ok()
+",
+        instead: "        answered.await.ok()\n",
+        caught_by: (
+            "server",
+            "who_needs_to_know_what_etcd_does_not_say_is_not_kept_waiting",
+        ),
+    },
     // source/etcd/history.rs
     Removal {
         what: "of etcd's history, so many keys are remembered",
@@ -676,6 +762,47 @@ pub(crate) const REMOVALS: &[Removal] = &[
         // Its own limit is 64 KiB, or its end: only one that stays and says nothing shows it.
         caught_by: ("server", "what_is_no_tls_is_told_so_and_let_go_soon"),
     },
+    // admin.rs
+    Removal {
+        what: "connections to the admin endpoint end with the server",
+        file: "server/src/admin.rs",
+        code: "                connections.spawn(connection(stream, app.clone()));",
+        instead: r"                tokio::spawn(connection(stream, app.clone()));
+                connections.spawn(async {});",
+        caught_by: (
+            "suite",
+            "the server is shut down while it is asked how it is",
+        ),
+    },
+    Removal {
+        what: "a connection to the admin endpoint that ended gives its place to another",
+        file: "server/src/admin.rs",
+        code: "            Some(_) = connections.join_next() => {}",
+        instead: "            Some(()) = std::future::pending() => {}",
+        caught_by: ("suite", "probes come and go"),
+    },
+    Removal {
+        what: "a connection to the admin endpoint that asks nothing is ended",
+        file: "server/src/admin.rs",
+        code: "        .header_read_timeout(HEAD_WITHIN);",
+        instead: "        .header_read_timeout(None::<Duration>);",
+        // Half a minute, and a connection that lives for five minutes at most.
+        caught_by: ("server", "a_connection_that_does_nothing_ends"),
+    },
+    Removal {
+        what: "a connection to the admin endpoint lives so long",
+        file: "server/src/admin.rs",
+        code: "        () = sleep(LIFETIME) => {}",
+        instead: "        () = std::future::pending() => {}",
+        caught_by: ("server", "a_connection_that_does_nothing_ends"),
+    },
+    Removal {
+        what: "an answer of the admin endpoint that is not read is given up",
+        file: "server/src/admin.rs",
+        code: "    let _ = timeout(LAST_ANSWER_WITHIN, connection).await;",
+        instead: "    let _ = connection.await;",
+        caught_by: ("server", "a_connection_that_does_nothing_ends"),
+    },
     // server.rs
     Removal {
         what: "the server's end is noticed",
@@ -691,4 +818,37 @@ pub(crate) const REMOVALS: &[Removal] = &[
         instead: "        self.tasks.detach_all();",
         caught_by: ("suite", "the server is shut down"),
     },
+];
+
+/// Clean-up code that is in no removal, since something else does the same: what it does, and what else
+/// does it.
+pub(crate) const DOUBLED: &[(&str, &str)] = &[
+    (
+        "an answer gives way to a newer one of its kind (fanout/answers.rs)",
+        "it goes by itself ten seconds after it was asked for last, and there are eight at most",
+    ),
+    (
+        "ranges whose changes are held back are let go of when etcd's history ends (fanout/mod.rs)",
+        "the flush that was arranged lets go of them 20 ms later",
+    ),
+    (
+        "ranges leave their tables when etcd's history ends, or the server (fanout/scopes.rs)",
+        "their streams end then, and the last one takes its range out",
+    ),
+    (
+        "a delete leaves the table of deleted keys when its key comes back (store/writer.rs)",
+        "it leaves it with its place in the order of deletes, of which so many are remembered",
+    ),
+    (
+        "jobs that compute deltas are aborted with the prefix that they are for (delta/jobs.rs)",
+        "each ends by itself within 100 ms",
+    ),
+    (
+        "etcd's connection is pinged, and connecting has a limit of its own (source/etcd/connection.rs)",
+        "a watch that says nothing is given up sooner, and so is each request",
+    ),
+    (
+        "what etcd tells of the past has a limit (source/etcd/earlier.rs)",
+        "it ends with the watch, unless etcd goes on to say other things and never this",
+    ),
 ];

@@ -17,9 +17,6 @@ use crate::scenario::Scenario;
 /// Within this all of a dropped client is gone, by promise.
 const CLIENT: Duration = Duration::from_secs(1);
 
-/// Within this a dropped watcher's stream, tasks and socket are gone, by promise.
-const WATCHER: Duration = Duration::from_millis(100);
-
 /// How many operations on the network two first states take, with some to spare.
 const OPERATIONS: u64 = 64;
 
@@ -122,7 +119,9 @@ async fn shut_down(rounds: Rounds) -> Outcome {
                 drop(done);
             } else {
                 let polls = usize::try_from(round / 2).unwrap() % POLLS;
-                drop(poll_times(polls, client.shutdown().into_future()).await);
+                // What is waited for and not polled is held, so it may never be over.
+                let ending = poll_times(polls, client.shutdown().into_future());
+                let _ = timeout(A_MOMENT, ending).await;
             }
         })
         .await
@@ -146,13 +145,14 @@ async fn in_backoff(rounds: Rounds) -> Outcome {
 
 async fn no_good(rounds: Rounds) -> Outcome {
     let server = Server::start().await;
-    let channel = tonic::transport::Endpoint::from_shared(server.url()).unwrap();
-    let channel = channel.connect().await.unwrap();
     rounds
         .and(&server.gauges())
-        .promised(WATCHER)
+        .promised(CLIENT)
         .run(async |round| {
-            let mut client = ConfigClient::new(channel.clone());
+            // A connection for each: HTTP/2 remembers for a while which streams were broken off.
+            let channel = tonic::transport::Endpoint::from_shared(server.url()).unwrap();
+            let channel = in_time("a connection", channel.connect()).await.unwrap();
+            let mut client = ConfigClient::new(channel);
             let key = |length| range::Kind::Key(vec![b'k'; length].into());
             let (kind, code) = match round % 4 {
                 0 => (None, Code::InvalidArgument),

@@ -27,10 +27,12 @@ mod one_way;
 mod options;
 mod peers;
 mod readers;
+mod returning;
 mod runner;
 mod scenario;
 mod scripted;
 mod server;
+mod shutdowns;
 mod slow;
 mod tls;
 mod upstream;
@@ -51,6 +53,8 @@ fn scenarios() -> impl Iterator<Item = &'static Scenario> {
         client::SCENARIOS,
         handles::SCENARIOS,
         server::SCENARIOS,
+        returning::SCENARIOS,
+        shutdowns::SCENARIOS,
         endings::SCENARIOS,
         peers::SCENARIOS,
         readers::SCENARIOS,

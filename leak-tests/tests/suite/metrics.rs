@@ -37,6 +37,14 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         planted_for: &[],
         run: |rounds| Box::pin(no_place(rounds)),
     },
+    Scenario {
+        name: "probes come and go",
+        about: "In each round somebody asks whether the server is ready, over a connection of its own.",
+        takes_long: false,
+        takes_the_time: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(probes(rounds)),
+    },
 ];
 
 async fn no_labels(rounds: Rounds) -> Outcome {
@@ -86,6 +94,17 @@ async fn no_place(rounds: Rounds) -> Outcome {
             assert!(timeout(A_MOMENT, waiting).await.is_err());
             drop(guest);
         })
+        .await;
+    server.stop().await;
+    outcome
+}
+
+async fn probes(rounds: Rounds) -> Outcome {
+    let etcd = Etcd::started().await;
+    let server = Running::start(settings(&etcd.endpoint())).await;
+    let outcome = rounds
+        .promised(CLIENT)
+        .run(async |_| assert!(in_time("an answer", server.is_ready()).await))
         .await;
     server.stop().await;
     outcome

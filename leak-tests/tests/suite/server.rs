@@ -138,6 +138,7 @@ async fn lengths(rounds: Rounds) -> Outcome {
 
 async fn replaced(rounds: Rounds) -> Outcome {
     let server = Server::start().await;
+    // To the byte: the log is always empty afterwards.
     let metrics = server.metrics.clone();
     let log = gauge("log_bytes", move || metrics.log_bytes.get());
     let client = server.client();

@@ -1,4 +1,4 @@
-//! What was begun with etcd, and etcd is lost: it is begun again.
+//! What was begun with etcd, and etcd is lost or read anew: it is begun again.
 
 use driftless_proto::{Epoch, Revision};
 use tokio::sync::mpsc;
@@ -23,6 +23,15 @@ impl Source for Said {
     }
 }
 
+fn state() -> Update {
+    Update::State(State {
+        epoch: Epoch::of_cluster(1, ""),
+        revision: Revision::new(5_000),
+        entries: vec![entry("/c/a", "1", 4_500)],
+        history: History::Continues,
+    })
+}
+
 /// The loop of a prefix at revision 5,000, which audits once a second.
 struct Loop {
     say: mpsc::Sender<Update>,
@@ -44,13 +53,7 @@ impl Loop {
         };
         let mut running = JoinSet::new();
         running.spawn(run(Said(said), catch_up, publisher, limits));
-        let state = State {
-            epoch: Epoch::of_cluster(1, ""),
-            revision: Revision::new(5_000),
-            entries: vec![entry("/c/a", "1", 4_500)],
-            history: History::Continues,
-        };
-        say.send(Update::State(state)).await.unwrap();
+        say.send(state()).await.unwrap();
         fanout.synced().await;
         Self {
             say,
@@ -67,13 +70,17 @@ impl Loop {
         asked.expect("within a minute");
     }
 
-    /// etcd is lost, and there again: nothing changed meanwhile.
-    async fn lose(&self) {
-        let reason = "a test".to_owned();
-        for update in [Update::Lost { reason }, Update::Contact] {
+    async fn hear(&self, updates: impl IntoIterator<Item = Update>) {
+        for update in updates {
             self.say.send(update).await.unwrap();
         }
     }
+}
+
+/// etcd is lost, and there again: nothing changed meanwhile.
+fn lost() -> [Update; 2] {
+    let reason = "a test".to_owned();
+    [Update::Lost { reason }, Update::Contact]
 }
 
 #[tokio::test(start_paused = true)]
@@ -82,18 +89,37 @@ async fn an_audit_that_etcd_was_lost_in_is_not_the_last() {
     let is_audit = |question: &Question| matches!(question, Question::Audit(_));
     for _ in 0..3 {
         ingest.asked(is_audit).await;
-        ingest.lose().await;
+        ingest.hear(lost()).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_audit_during_which_the_state_was_read_anew_is_not_the_last() {
+    let mut ingest = Loop::start().await;
+    let is_audit = |question: &Question| matches!(question, Question::Audit(_));
+    for _ in 0..3 {
+        ingest.asked(is_audit).await;
+        ingest.hear([state()]).await;
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_etcd_was_saying_of_the_past_as_it_was_lost_is_asked_for_again() {
+    asks_for_the_past_again_after(lost()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_etcd_was_saying_of_the_past_as_the_state_was_read_anew_is_asked_for_again() {
+    asks_for_the_past_again_after([state()]).await;
+}
+
+async fn asks_for_the_past_again_after(updates: impl IntoIterator<Item = Update>) {
     let mut ingest = Loop::start().await;
     let fanout = ingest.fanout.clone();
     let mut waiting = JoinSet::new();
     waiting.spawn(async move { fanout.reach_back(Revision::new(4_200)).await });
     let is_past = |question: &Question| matches!(question, Question::Earlier(_));
     ingest.asked(is_past).await;
-    ingest.lose().await;
+    ingest.hear(updates).await;
     ingest.asked(is_past).await;
 }

@@ -259,6 +259,10 @@ impl Service {
             "/driftless.v1.Config/Watch" => self.watch(request, connection).await,
             "/driftless.v1.Config/Get" => self.get(request, connection).await,
             "/driftless.v1.Config/Report" => self.report(request, connection).await,
+            // Those who watch it have been let go by then: nobody would end this one.
+            "/grpc.health.v1.Health/Watch" if self.is_draining() => {
+                Err(unavailable(Unavailable::Draining))
+            }
             _ => {
                 let until_drained = |body| Body::new(UntilDrained::new(body, &self.0.draining));
                 let request = request.map(until_drained);

@@ -686,11 +686,14 @@ async fn while_the_server_shuts_down_clients_are_told_when_to_come_back() {
         range,
         client: None,
     };
+    let health = HealthCheckRequest::default();
     for mut call in [
         client.call(WATCH, &watch).await,
         client.call(GET, &get).await,
+        client.call(HEALTH_WATCH, &health).await,
     ] {
-        let (code, message, pushback) = call.status().await;
+        let told = timeout(Duration::from_secs(1), call.status()).await;
+        let (code, message, pushback) = told.expect("at once");
         assert_eq!(
             (code, pushback),
             (Code::Unavailable, Some(100)),
@@ -1196,6 +1199,44 @@ async fn who_is_from_a_time_that_etcd_does_not_tell_of_gets_a_snapshot() {
     assert_eq!(replica.heard, ["hello", "snapshot"]);
     assert_eq!(replica.entries(), now);
     assert_eq!(engine.metrics().answers_snapshot.get(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_needs_to_know_what_etcd_does_not_say_is_not_kept_waiting() {
+    // Nobody answers, and nobody says so.
+    let (catch_up, _questions) = CatchUp::channel();
+    let (script, source) = ScriptedSource::new(CatchUp::channel().1);
+    let served = [(prefix("/c/"), source, catch_up)];
+    let engine = Engine::start(&settings(), Metrics::new(), served);
+    let now = vec![entry("/c/a", "new", 50)];
+    assert!(script.say(state(50, now.clone(), History::Continues)).await);
+    engine.ready().await;
+    let client = Client::new(&engine).await;
+    let range = prefix("/c/");
+    let replica = |value: &'static str, revision| {
+        let held = vec![entry("/c/a", value, revision)];
+        let epoch = Epoch::of_cluster(1, "");
+        Replica::holding(range.clone(), &epoch, Revision::new(revision), held)
+    };
+    let soon = ANSWER_WITHIN + Duration::from_secs(1);
+
+    // What is to come.
+    let ahead = replica("newer", 60).applier.have(Bytes::new());
+    let call = async { client.watch(&range, ahead).await.status().await };
+    let (code, message, _) = timeout(soon, call).await.unwrap();
+    assert_eq!(code, Code::Unavailable, "{message}");
+
+    // What was before.
+    let mut before = replica("old", 40);
+    let have = before.applier.have(Bytes::new());
+    let call = async {
+        let mut watch = client.watch(&range, have).await;
+        let read = watch.read_to(&mut before, Revision::new(50)).await;
+        read.unwrap();
+    };
+    timeout(soon, call).await.unwrap();
+    assert_eq!(before.heard, ["hello", "snapshot"]);
+    assert_eq!(before.entries(), now);
 }
 
 /// Publishes while the clients do not read, then lets them; they are alive and come to the state.
