@@ -324,7 +324,9 @@ async fn the_next_endpoint_is_tried_when_one_says_nothing() {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let silent_at = format!("http://{}", silent.local_addr().unwrap());
     let mut subject = Subject::new(&[silent_at, etcd.endpoint()]);
-    subject.lost().await;
+    // HTTP/2's pings would find out after fifteen seconds.
+    let lost = tokio::time::timeout(Duration::from_secs(10), subject.lost());
+    lost.await.unwrap();
     subject.state().await;
 }
 
