@@ -143,7 +143,6 @@ impl Task {
             }
             if end.purge {
                 tracing::warn!(range = %self.range, "the right to read the range was taken back");
-                self.show.entries.send_replace(None);
                 self.close(Closed::Revoked);
                 return;
             }

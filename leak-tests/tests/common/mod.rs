@@ -22,7 +22,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 /// The longest wait for what should come soon: a busy machine fails no test.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How often an impatient server pings: the least that it takes.
+/// How often an impatient server pings, and says that nothing has changed: the least that it takes.
 const IMPATIENT_PING: Duration = Duration::from_millis(100);
 
 /// How long it waits for what a client should do. Who is too slow for that, on a busy machine, comes
@@ -169,6 +169,7 @@ impl Server {
     /// One that soon has enough of clients that do nothing.
     pub(crate) async fn impatient() -> Self {
         Self::with(|settings| {
+            let settings = settings.progress_interval(IMPATIENT_PING);
             let settings = settings.ping_interval(IMPATIENT_PING);
             settings.patience(IMPATIENT_PATIENCE)
         })

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use crate::server::DOUBLED;
 use crate::targets::{Target, read};
-use crate::{removals, workspace};
+use crate::{Removal, removals, workspace};
 
 /// Where clean-up code is looked for.
 const SOURCES: [&str; 2] = ["client/src", "server/src"];
@@ -165,15 +165,20 @@ fn nothing_escapes() -> Vec<String> {
 pub(crate) fn table() -> String {
     let mut table = "| what is taken out | where | caught by |\n| --- | --- | --- |\n".to_owned();
     for removal in removals() {
-        let (target, test) = removal.caught_by;
-        let (what, file) = (removal.what, removal.file);
-        writeln!(table, "| {what} | `{file}` | {target}: {test} |").unwrap();
+        writeln!(table, "{}", row(removal)).unwrap();
     }
     table += "\n| what is not taken out | what else does it |\n| --- | --- |\n";
     for (what, else_by) in DOUBLED {
         writeln!(table, "| {what} | {else_by} |").unwrap();
     }
     table
+}
+
+/// Its row there.
+pub(crate) fn row(removal: &Removal) -> String {
+    let (target, test) = removal.caught_by;
+    let (what, file) = (removal.what, removal.file);
+    format!("| {what} | `{file}` | {target}: {test} |")
 }
 
 fn readme_has_the_table() -> Vec<String> {

@@ -187,17 +187,11 @@ pub(crate) const REMOVALS: &[Removal] = &[
         file: "client/src/subscription/task.rs",
         code: "connection.retire();",
         instead: "let _ = connection;",
+        // It goes with its users all the same: what shows is where the next attempt goes.
         caught_by: (
             "scripted",
-            "silence_ends_a_stream_and_leaves_the_connection",
+            "a_server_that_drains_is_left_although_others_still_use_the_connection",
         ),
-    },
-    Removal {
-        what: "what was held goes when the right to it is taken back",
-        file: "client/src/subscription/task.rs",
-        code: "self.show.entries.send_replace(None);",
-        instead: "",
-        caught_by: ("scripted", "a_right_that_is_taken_back_closes_the_watcher"),
     },
     Removal {
         what: "dialling TCP has a limit",

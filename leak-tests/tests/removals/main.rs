@@ -3,7 +3,7 @@
 //! `cargo test` only checks that the list is complete and can be done. Doing it takes long:
 //!
 //! ```sh
-//! cargo test -p driftless-leak-tests --test removals -- --run ["part of a name"]
+//! cargo test -p driftless-leak-tests --test removals -- --run ["part of a row"] [--from "part of one"]
 //! ```
 #![allow(
     clippy::unwrap_used,
@@ -52,8 +52,11 @@ fn workspace() -> PathBuf {
 fn main() -> ExitCode {
     let (mut run, mut everything, mut table, mut list) = (false, false, false, false);
     let mut parts = Vec::new();
-    for argument in std::env::args().skip(1) {
+    let mut from = None;
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
         match argument.as_str() {
+            "--from" => from = arguments.next(),
             "--run" => run = true,
             "--all" => everything = true,
             "--table" => table = true,
@@ -68,10 +71,9 @@ fn main() -> ExitCode {
         print!("{}", checks::table());
         ExitCode::SUCCESS
     } else if run {
-        run::all(
-            removals().filter(|removal| wanted(removal.what)),
-            everything,
-        )
+        let is_first = |row: &str| from.as_ref().is_none_or(|from| row.contains(from));
+        let rest = removals().skip_while(|removal| !is_first(&checks::row(removal)));
+        run::all(rest.filter(|it| wanted(&checks::row(it))), everything)
     } else {
         checks::all(list, wanted)
     }

@@ -90,6 +90,17 @@ pub(crate) const REMOVALS: &[Removal] = &[
         caught_by: ("suite", "a value changes"),
     },
     Removal {
+        what: "a change that a range forgets is let go of with its frame",
+        file: "server/src/fanout/scope.rs",
+        code: "            oldest.forget(self.id);\n",
+        instead: "",
+        // Bounded by the log.
+        caught_by: (
+            "server",
+            "a_frame_that_is_made_anew_in_the_last_moment_goes_with_its_change",
+        ),
+    },
+    Removal {
         what: "a range that goes takes its frames out of the log",
         file: "server/src/fanout/scope.rs",
         code: "        inner.heads.iter().for_each(|head| head.forget(self.id));",
@@ -188,7 +199,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         // For a call that came before and subscribes after.
         caught_by: (
             "server",
-            "while_the_server_shuts_down_clients_are_told_when_to_come_back",
+            "another_history_ends_streams_and_their_successors_stay",
         ),
     },
     Removal {
@@ -812,11 +823,6 @@ pub(crate) const REMOVALS: &[Removal] = &[
 /// Clean-up code that is in no removal, since something else does the same: what it does, and what else
 /// does it.
 pub(crate) const DOUBLED: &[(&str, &str)] = &[
-    (
-        "a change that a range remembers no more is let go of with its frame (fanout/scope.rs)",
-        "it was 768 changes before; only a stream that made the frame anew at that moment shows it, and it \
-         goes with the log",
-    ),
     (
         "an answer gives way to a newer one of its kind (fanout/answers.rs)",
         "it goes by itself ten seconds after it was asked for last, and there are eight at most",

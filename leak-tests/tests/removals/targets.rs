@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use crate::workspace;
 
@@ -27,6 +28,14 @@ const EACH: &str = "15000";
 
 /// How long each may take where all of them are run.
 const EACH_OF_ALL: &str = "2000";
+
+/// Scenarios at a time, for each processor: most of a round is waiting.
+const JOBS: usize = 2;
+
+/// How long the test that should notice may take: what was taken out may make it wait for ever. A
+/// round of a scenario that does so ends after a minute.
+const TEST_WITHIN: Duration = Duration::from_secs(60);
+const SCENARIO_WITHIN: Duration = Duration::from_secs(5 * 60);
 
 pub(crate) const TARGETS: &[Target] = &[
     Target::of_leak_tests(SUITE, &["--test", SUITE], "leak-tests/tests/suite"),
@@ -110,23 +119,34 @@ impl Target {
     }
 
     /// What builds it, for cargo.
-    pub(crate) fn build(&self) -> Vec<&'static str> {
+    pub(crate) fn build(&self) -> Vec<String> {
         let mut arguments = vec!["test", "--locked", "--no-run", "-p", self.package];
         arguments.extend(self.selects);
-        arguments
+        arguments.into_iter().map(str::to_owned).collect()
     }
 
     /// What runs these tests of it, or all of them.
-    pub(crate) fn run<'a>(&self, tests: &[&'a str]) -> Vec<&'a str> {
-        let mut arguments: Vec<&str> = vec!["test", "--locked", "-p", self.package];
+    pub(crate) fn run(&self, tests: &[&str]) -> Vec<String> {
+        let mut arguments = vec!["test", "--locked", "-p", self.package];
         arguments.extend(self.selects);
         arguments.push("--");
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let jobs = (JOBS * processors).to_string();
         if self.name == SUITE {
-            arguments.extend(["--exact", "--rounds", ROUNDS, "--milliseconds-each"]);
-            arguments.push(if tests.is_empty() { EACH_OF_ALL } else { EACH });
+            let each = if tests.is_empty() { EACH_OF_ALL } else { EACH };
+            arguments.extend(["--exact", "--rounds", ROUNDS, "--milliseconds-each", each]);
+            arguments.extend(["--jobs", &jobs]);
         }
         arguments.extend(tests);
-        arguments
+        arguments.into_iter().map(str::to_owned).collect()
+    }
+
+    /// How long one test of it may take.
+    pub(crate) fn within(&self) -> Duration {
+        match self.name {
+            SUITE => SCENARIO_WITHIN,
+            _ => TEST_WITHIN,
+        }
     }
 
     /// Whether it has such a test.

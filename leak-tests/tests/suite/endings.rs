@@ -17,9 +17,6 @@ use crate::scenario::Scenario;
 /// Within this all of a dropped client is gone, by promise.
 const CLIENT: Duration = Duration::from_secs(1);
 
-/// Within this a dropped watcher's stream, tasks and socket are gone, by promise.
-const WATCHER: Duration = Duration::from_millis(100);
-
 /// How many operations on the network two first states take, with some to spare.
 const OPERATIONS: u64 = 64;
 
@@ -148,13 +145,14 @@ async fn in_backoff(rounds: Rounds) -> Outcome {
 
 async fn no_good(rounds: Rounds) -> Outcome {
     let server = Server::start().await;
-    let channel = tonic::transport::Endpoint::from_shared(server.url()).unwrap();
-    let channel = channel.connect().await.unwrap();
     rounds
         .and(&server.gauges())
-        .promised(WATCHER)
+        .promised(CLIENT)
         .run(async |round| {
-            let mut client = ConfigClient::new(channel.clone());
+            // A connection for each: HTTP/2 remembers for a while which streams were broken off.
+            let channel = tonic::transport::Endpoint::from_shared(server.url()).unwrap();
+            let channel = in_time("a connection", channel.connect()).await.unwrap();
+            let mut client = ConfigClient::new(channel);
             let key = |length| range::Kind::Key(vec![b'k'; length].into());
             let (kind, code) = match round % 4 {
                 0 => (None, Code::InvalidArgument),

@@ -105,7 +105,7 @@ struct Round<'a> {
 async fn everything(rounds: Rounds) -> Outcome {
     let etcd = Etcd::started().await;
     let to_etcd = Proxy::to(etcd.port()).await;
-    let mut world = Real::over(etcd, &to_etcd.endpoint()).await;
+    let mut world = Real::watchful_over(etcd, &to_etcd.endpoint()).await;
     for number in 0..FILL_GRAVES {
         world.keys.pass(u64::MAX - number).await;
     }

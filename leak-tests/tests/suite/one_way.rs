@@ -19,8 +19,8 @@ pub(crate) enum Lost {
     ToServer,
 }
 
-/// Forwards connections to one port. Once something gets lost, no client's end is told to the server
-/// any more; a connection is closed when the server ends it.
+/// Forwards connections to one port. Once something gets lost, neither end is told any more that the
+/// other one has left.
 pub(crate) struct OneWay {
     port: u16,
     lost: watch::Sender<Lost>,
@@ -66,17 +66,29 @@ async fn forward(client: TcpStream, target: u16, losses: watch::Receiver<Lost>) 
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let (mut from_client, mut to_client) = client.into_split();
     let (mut from_server, mut to_server) = server.into_split();
-    let up = async {
-        pass(&mut from_client, &mut to_server, &losses, Lost::ToServer).await;
-        // The client has left, which the server may hear of or not.
-        if *losses.borrow() != Lost::Nothing {
-            std::future::pending::<()>().await;
-        }
+    let mut up = std::pin::pin!(pass(
+        &mut from_client,
+        &mut to_server,
+        &losses,
+        Lost::ToServer
+    ));
+    let mut down = std::pin::pin!(pass(
+        &mut from_server,
+        &mut to_client,
+        &losses,
+        Lost::ToClients
+    ));
+    let client_left = tokio::select! {
+        () = &mut up => true,
+        () = &mut down => false,
     };
-    tokio::select! {
-        () = up => {}
-        // The server has left.
-        () = pass(&mut from_server, &mut to_client, &losses, Lost::ToClients) => {}
+    // Nobody is told, so both have to leave.
+    if *losses.borrow() != Lost::Nothing {
+        if client_left {
+            down.await;
+        } else {
+            up.await;
+        }
     }
 }
 

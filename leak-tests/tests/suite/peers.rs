@@ -135,12 +135,13 @@ async fn hears_nothing(rounds: Rounds) -> Outcome {
             network.lose(Lost::Nothing);
             let client = Client::connect(network.endpoint()).unwrap();
             let mut watcher = client.entries(prefix()).await.unwrap();
-            network.lose(Lost::ToClients);
             let reaches = async |watcher: &mut EntriesWatcher, live: bool| {
                 while (watcher.status().state == State::Live) != live {
                     watcher.status_changed().await;
                 }
             };
+            in_time("the client is there", reaches(&mut watcher, true)).await;
+            network.lose(Lost::ToClients);
             in_time("the client finds out", reaches(&mut watcher, false)).await;
             network.lose(Lost::Nothing);
             in_time("the client is back", reaches(&mut watcher, true)).await;

@@ -13,7 +13,6 @@ pub(crate) struct Scenario {
     /// It takes long to set up, and is left out where only few rounds are asked for.
     pub(crate) takes_long: bool,
     /// It has much to choose from, and gets all the time there is where many rounds are asked for.
-    #[allow(dead_code, reason = "for the runner")]
     pub(crate) takes_the_time: bool,
     /// The witnesses that have to notice the leak that is planted here; empty where nothing should
     /// leak.

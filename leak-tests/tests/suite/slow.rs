@@ -3,6 +3,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -12,6 +13,9 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, Sleep, sleep};
 
+/// How often a network that has brought all it may looks whether it may bring more.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
 /// How a network is slow.
 #[derive(Clone, Copy)]
 pub(crate) struct Slow {
@@ -19,25 +23,33 @@ pub(crate) struct Slow {
     pub(crate) at_a_time: usize,
     /// How long it rests in between.
     pub(crate) rest: Duration,
-    /// How many bytes it brings at all.
+    /// How many bytes it brings at all, unless more is allowed.
     pub(crate) most: usize,
 }
 
 /// How much a [`Slow`] network has brought, in bytes.
 #[derive(Clone, Default)]
-pub(crate) struct Brought(Arc<watch::Sender<usize>>);
+pub(crate) struct Brought {
+    bytes: Arc<watch::Sender<usize>>,
+    allowed: Arc<AtomicUsize>,
+}
 
 impl Brought {
     /// Until now.
     pub(crate) fn bytes(&self) -> usize {
-        *self.0.borrow()
+        *self.bytes.borrow()
     }
 
     /// Waits until it is as much.
     pub(crate) async fn reaches(&self, bytes: usize) {
-        let mut brought = self.0.subscribe();
+        let mut brought = self.bytes.subscribe();
         // Its sender is held here.
         let _ = brought.wait_for(|brought| *brought >= bytes).await;
+    }
+
+    /// Allows it to bring so many bytes more.
+    pub(crate) fn allow(&self, more: usize) {
+        self.allowed.fetch_add(more, Ordering::SeqCst);
     }
 }
 
@@ -92,9 +104,13 @@ impl AsyncRead for SlowIo {
             brought,
         } = &mut *self;
         ready!(rested.as_mut().poll(context));
-        let left = slow.most - brought.bytes();
+        let allowed = brought.allowed.load(Ordering::SeqCst);
+        let left = slow.most.saturating_add(allowed) - brought.bytes();
         if left == 0 {
-            // Nothing wakes it any more.
+            // More may be allowed by then.
+            rested.as_mut().reset(Instant::now() + LOOK_AGAIN);
+            ready!(rested.as_mut().poll(context));
+            context.waker().wake_by_ref();
             return Poll::Pending;
         }
         let few = slow.at_a_time.min(left).min(buffer.remaining());
@@ -102,7 +118,7 @@ impl AsyncRead for SlowIo {
         ready!(Pin::new(stream).poll_read(context, &mut little))?;
         let read = little.filled().len();
         buffer.advance(read);
-        brought.0.send_modify(|brought| *brought += read);
+        brought.bytes.send_modify(|brought| *brought += read);
         rested.as_mut().reset(Instant::now() + slow.rest);
         Poll::Ready(Ok(()))
     }

@@ -419,7 +419,7 @@ async fn seen_after(world: &mut Real, mut watcher: EntriesWatcher, round: u64) {
 async fn etcd_cut(rounds: Rounds) -> Outcome {
     let etcd = Etcd::started().await;
     let proxy = Proxy::to(etcd.port()).await;
-    let mut world = Real::over(etcd, &proxy.endpoint()).await;
+    let mut world = Real::watchful_over(etcd, &proxy.endpoint()).await;
     fill_with_seen(&mut world).await;
     let (gauges, watches) = (world.gauges(), world.etcds_watches());
     rounds
@@ -441,7 +441,7 @@ async fn etcd_cut(rounds: Rounds) -> Outcome {
 }
 
 async fn killed(rounds: Rounds) -> Outcome {
-    let mut world = Real::start().await;
+    let mut world = Real::watchful().await;
     fill_with_seen(&mut world).await;
     let gauges = world.gauges();
     rounds
@@ -456,7 +456,7 @@ async fn killed(rounds: Rounds) -> Outcome {
 }
 
 async fn stopped(rounds: Rounds) -> Outcome {
-    let mut world = Real::start().await;
+    let mut world = Real::watchful().await;
     fill_with_seen(&mut world).await;
     let (gauges, watches) = (world.gauges(), world.etcds_watches());
     rounds

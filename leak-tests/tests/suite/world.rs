@@ -88,23 +88,35 @@ impl Real {
     /// `/c/a` is 1 and `/c/b` is 2.
     pub(crate) async fn start() -> Self {
         let etcd = Etcd::started().await;
-        let reached_at = etcd.endpoint();
-        Self::over(etcd, &reached_at).await
+        let config = EtcdConfig::new([etcd.endpoint()]);
+        Self::with(etcd, config).await
     }
 
-    /// The server reaches etcd at another address.
-    pub(crate) async fn over(etcd: Etcd, reached_at: &str) -> Self {
+    /// The server soon misses an etcd that is not there, and soon finds it again. Now and then it misses
+    /// one that is busy.
+    pub(crate) async fn watchful() -> Self {
+        let etcd = Etcd::started().await;
+        let reached_at = etcd.endpoint();
+        Self::watchful_over(etcd, &reached_at).await
+    }
+
+    /// The same, and the server reaches etcd at another address.
+    pub(crate) async fn watchful_over(etcd: Etcd, reached_at: &str) -> Self {
+        let mut config = EtcdConfig::new([reached_at]);
+        config.progress_interval = CONTACT;
+        config.retry_within = RETRY;
+        Self::with(etcd, config).await
+    }
+
+    async fn with(etcd: Etcd, config: EtcdConfig) -> Self {
         let mut keys = Keys::of(&etcd).await;
         keys.put("/c/a", "1").await;
         keys.put("/c/b", "2").await;
         let prefix = KeyRange::prefix(PREFIX).unwrap();
         let metrics = Metrics::new();
-        let mut config = EtcdConfig::new([reached_at]);
-        config.progress_interval = CONTACT;
-        config.retry_within = RETRY;
+        let settings = settings(&config.endpoints[0]).build().unwrap();
         let (catch_up, questions) = CatchUp::channel();
         let source = EtcdSource::new(prefix.clone(), config, metrics.clone(), questions).unwrap();
-        let settings = settings(reached_at).build().unwrap();
         let engine = Engine::start(&settings, metrics, [(prefix, source, catch_up)]);
         let serving = Serving::of(engine).await;
         Self {

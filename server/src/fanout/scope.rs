@@ -733,3 +733,45 @@ impl Drop for Scope {
         inner.heads.iter().for_each(|head| head.forget(self.id));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use driftless_proto::Epoch;
+    use driftless_proto::apply::Edit;
+
+    use super::*;
+    use crate::source::{History, State};
+    use crate::store::Writer;
+    use crate::testing::{entry, prefix};
+
+    #[tokio::test]
+    async fn a_frame_that_is_made_anew_in_the_last_moment_goes_with_its_change() {
+        let mut writer = Writer::new(State {
+            epoch: Epoch::of_cluster(1, ""),
+            revision: Revision::new(1),
+            entries: Vec::new(),
+            history: History::Continues,
+        });
+        let range = prefix("/c/");
+        let scope = Scope::new(range, writer.snapshot().clone(), &Metrics::new());
+        scope.base().await;
+        let mut push = |revision: i64| {
+            let edits = vec![Edit::Put(entry("/c/a", "v", revision))];
+            let batch = writer.apply(Revision::new(revision), edits, 0).unwrap();
+            let batch = Arc::new(batch);
+            scope.push(&batch, false, Instant::now());
+            batch
+        };
+        let first = push(2);
+        // A stream has looked up what it sends next, and sends it after a while.
+        let (due, _) = scope.due(&scope.lock(), Revision::new(1)).unwrap();
+        let last = i64::try_from(HEADS).unwrap() + 1;
+        for revision in 3..=last {
+            push(revision);
+        }
+        scope.frame(Variant::Whole, &due);
+        assert_eq!(first.frame_count(), 1);
+        push(last + 1);
+        assert_eq!(first.frame_count(), 0);
+    }
+}

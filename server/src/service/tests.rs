@@ -1011,6 +1011,27 @@ async fn a_shutdown_waits_for_the_accept_loop() {
     assert_eq!(shut_down.await, 0);
 }
 
+/// Those that have their turn read on until the deadline; a crowd behind them would wait with them.
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_does_not_wait_for_a_turn() {
+    let etcd = ScriptedEtcd::default();
+    etcd.put("/c/a", "1");
+    let engine = engine(&etcd);
+    engine.ready().await;
+    let _busy = engine.service().0.admission.keep_busy();
+    let client = Client::new(&engine).await;
+    let request = v1::GetRequest {
+        range: Some((&prefix("/c/")).into()),
+        client: None,
+    };
+    let mut call = client.call(GET, &request).await;
+    assert!(timeout(Duration::from_secs(1), call.frame()).await.is_err());
+    let start = Instant::now();
+    let (cut_off, status) = tokio::join!(engine.shut_down(Duration::from_secs(8)), call.status());
+    assert_eq!((cut_off, status.0), (0, Code::Unavailable));
+    assert!(start.elapsed() < Duration::from_secs(1));
+}
+
 /// A connection that was accepted at that moment is told to take no calls, as all others are.
 #[tokio::test(start_paused = true)]
 async fn a_shutdown_does_not_wait_for_who_came_in_the_last_moment() {
