@@ -65,7 +65,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         file: "server/src/fanout/subscriber.rs",
         code: "        self.scope.exit(self.slot);",
         instead: "        let _ = self.slot;",
-        caught_by: ("suite", "handles beside a watcher that stays"),
+        caught_by: ("suite", "one watcher stays and others come and go"),
     },
     // fanout/scope.rs
     Removal {
@@ -73,7 +73,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         file: "server/src/fanout/scope.rs",
         code: "        let slot = inner.streams.try_remove(slot);",
         instead: "        let _ = slot;\n        let slot = None::<Slot>;",
-        caught_by: ("suite", "handles beside a watcher that stays"),
+        caught_by: ("suite", "one watcher stays and others come and go"),
     },
     Removal {
         what: "a dropped stream that knows patches is counted out",

@@ -1,5 +1,5 @@
-//! Clients that come back with what they had, and clients that know less than ours: what the server makes
-//! for them goes with them.
+//! Clients that come back with what they had, clients that know less than ours, and clients beside others
+//! that stay: what the server makes for them goes with them.
 
 use std::time::Duration;
 
@@ -9,8 +9,8 @@ use driftless_proto::v1::config_client::ConfigClient;
 use driftless_proto::v1::{self, watch_response::Frame};
 use driftless_server::source::scripted::ScriptedEtcd;
 use leak_tests::{Outcome, Rounds};
-use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Streaming};
 
 use crate::common::{Server, in_time};
 use crate::scenario::Scenario;
@@ -55,12 +55,32 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         planted_for: &[],
         run: |rounds| Box::pin(no_patches(rounds)),
     },
+    Scenario {
+        name: "one watcher stays and others come and go",
+        about: "A range is watched all the time, and another client watches it in each round.",
+        takes_long: false,
+        takes_the_time: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(one_stays(rounds)),
+    },
 ];
 
 /// A connection of a client that is not ours.
 async fn connected(server: &Server) -> ConfigClient<Channel> {
     let endpoint = Endpoint::from_shared(server.url()).unwrap();
     ConfigClient::new(endpoint.connect().await.unwrap())
+}
+
+/// What the server says of this fills the connection's table of headers, which would be filled by dates
+/// otherwise, one a second.
+async fn is_refused(client: &mut ConfigClient<Channel>, round: u64) {
+    let elsewhere = KeyRange::prefix(format!("/elsewhere/{round:012}/")).unwrap();
+    let request = v1::GetRequest {
+        range: Some((&elsewhere).into()),
+        client: None,
+    };
+    let refused = client.get(request).await.unwrap_err();
+    assert_eq!(refused.code(), Code::NotFound);
 }
 
 /// A stream of somebody who has this, and knows nothing beyond the basic contract.
@@ -122,7 +142,8 @@ async fn before_a_change(rounds: Rounds) -> Outcome {
     rounds
         .and(&server.gauges())
         .promised(WATCHER)
-        .run(async |_| {
+        .run(async |round| {
+            is_refused(&mut client, round).await;
             let mut stream = watch(&mut client, &range, Some(had)).await;
             assert!(!told(&mut stream, after).await.conflated);
         })
@@ -149,6 +170,7 @@ async fn own_revisions(rounds: Rounds) -> Outcome {
         .and(&server.gauges())
         .promised(WATCHER)
         .run(async |round| {
+            is_refused(&mut client, round).await;
             let at = usize::try_from(round).unwrap() % REVISIONS;
             let mut stream = watch(&mut client, &range, Some((&server.etcd, left[at]))).await;
             assert!(told(&mut stream, now).await.conflated);
@@ -182,6 +204,22 @@ async fn no_patches(rounds: Rounds) -> Outcome {
             told(&mut stays, server.etcd.put("/c/large", &value)).await;
             let deltas = metrics.deltas_computed.get() + metrics.deltas_dropped.get();
             assert_eq!(deltas, 0, "a delta for nobody");
+        })
+        .await
+}
+
+async fn one_stays(rounds: Rounds) -> Outcome {
+    let server = Server::start().await;
+    let range = KeyRange::prefix("/c/").unwrap();
+    let _stays = server.client().entries(range.clone()).await.unwrap();
+    let client = server.client();
+    rounds
+        .and(&server.gauges())
+        .promised(WATCHER)
+        .run(async |_| {
+            // Of a connection of its own, which goes with it.
+            let watcher = client.entries(range.clone()).await.unwrap();
+            assert_eq!(watcher.load().len(), 2);
         })
         .await
 }
