@@ -39,6 +39,8 @@ pub struct Record {
     pub repeated: bool,
     /// What each witness counted.
     pub plots: Vec<Plot>,
+    /// What was asked only before the first round and after the last one: whose count, and both.
+    pub ends: Vec<(String, i64, i64)>,
     /// How long it took until everything was back, the median in microseconds.
     pub median_us: Option<u64>,
     /// How long it should take, in microseconds.
@@ -94,6 +96,7 @@ impl Record {
             rounds: outcome.rounds,
             repeated: outcome.repeated,
             plots: outcome.curves.iter().map(Plot::from).collect(),
+            ends: outcome.ends.clone(),
             median_us: outcome.median.map(micros),
             promised_us: outcome.promised.map(micros),
             leaks: outcome.leaks.iter().map(ToString::to_string).collect(),
@@ -115,6 +118,7 @@ impl Record {
             rounds: 0,
             repeated: false,
             plots: Vec::new(),
+            ends: Vec::new(),
             median_us: None,
             promised_us: None,
             leaks: vec![why.into()],
@@ -131,6 +135,11 @@ impl Record {
         self
     }
 
+    /// Whether there were enough rounds, a hundred, for a verdict on growth.
+    pub const fn tells_growth(&self) -> bool {
+        self.rounds >= FEWEST_FOR_GROWTH
+    }
+
     /// Nothing leaked; or, where a leak was planted, every witness that should notice it did.
     pub fn passed(&self) -> bool {
         if self.planted_for.is_empty() {
@@ -145,7 +154,7 @@ impl Record {
     pub fn verdict(&self) -> String {
         let noticed = self.noticed_by.join(", ");
         match (self.planted_for.is_empty(), self.passed()) {
-            (true, true) if self.rounds < FEWEST_FOR_GROWTH => {
+            (true, true) if !self.tells_growth() => {
                 "nothing is kept; too few rounds to tell of growth".to_owned()
             }
             (true, true) => "nothing leaks".to_owned(),
@@ -187,6 +196,7 @@ struct Summary<'a> {
     median_us: Option<u64>,
     promised_us: Option<u64>,
     counts: Vec<Counts<'a>>,
+    ends: &'a [(String, i64, i64)],
 }
 
 /// The extremes of a [`Plot`].
@@ -216,6 +226,7 @@ impl<'a> From<&'a Record> for Summary<'a> {
             median_us: record.median_us,
             promised_us: record.promised_us,
             counts: counts.collect(),
+            ends: &record.ends,
         }
     }
 }
@@ -304,6 +315,13 @@ fn section(page: &mut String, record: &Record) {
         plot(page, record, shown);
     }
     page.push_str("</div>");
+    for (witness, before, after) in &record.ends {
+        let witness = escaped(witness);
+        let _ = write!(
+            page,
+            "<p>{witness}: {before} before and {after} after all rounds</p>"
+        );
+    }
     if !record.stacks.is_empty() {
         page.push_str("<h4>Where it was allocated</h4>");
         for stack in &record.stacks {

@@ -29,6 +29,9 @@ pub(crate) const FEWEST_FOR_GROWTH: u64 = 100;
 /// outside of what is compared then, and a leak grows on.
 const AGAIN: u64 = 4;
 
+/// How many threads more are no leak: those of a runtime's blocking pool come and go by themselves.
+const POOL: i64 = 8;
+
 /// How many rounds' times are kept at least, spread over all of them, and half of those that are kept
 /// at most.
 const TIMES: usize = 200;
@@ -43,6 +46,7 @@ const ROUND_WITHIN: Duration = Duration::from_secs(60);
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() {
 /// let outcome = leak_tests::rounds(100)
+///     .without_bytes() // or `leak_tests::use_jemalloc!();` in the root of the test
 ///     .run(async |_| {
 ///         let task = tokio::spawn(std::future::pending::<()>());
 ///         task.abort();
@@ -59,6 +63,7 @@ pub fn rounds(count: u64) -> Rounds {
         budget: None,
         patience: RETURN_WITHIN,
         only: None,
+        without_bytes: false,
         more: Witnesses::new(),
         at_the_end: Witnesses::new(),
         promised: None,
@@ -75,6 +80,7 @@ pub struct Rounds {
     budget: Option<Duration>,
     patience: Duration,
     only: Option<Witnesses>,
+    without_bytes: bool,
     more: Witnesses,
     at_the_end: Witnesses,
     promised: Option<Duration>,
@@ -112,9 +118,15 @@ impl Rounds {
         self
     }
 
+    /// Does not count allocated bytes. Without this a program that
+    /// [`use_jemalloc!`](crate::use_jemalloc) is not in is told so, as a leak that nobody could see.
+    pub const fn without_bytes(mut self) -> Self {
+        self.without_bytes = true;
+        self
+    }
+
     /// Asks these after each round, in place of the default ones: the tasks of this runtime, this
-    /// process's descriptors and threads, and its allocated bytes where
-    /// [`use_jemalloc!`](crate::use_jemalloc) counts them.
+    /// process's descriptors, threads and allocated bytes.
     pub fn only(mut self, witnesses: Witnesses) -> Self {
         self.only = Some(witnesses);
         self
@@ -161,19 +173,33 @@ impl Rounds {
             budget,
             patience,
             only,
+            without_bytes,
             more,
             at_the_end,
             promised,
         } = self;
-        let witnesses = only.unwrap_or_else(all_there_are).and_those_of(&more);
+        let mut blind = None;
+        let witnesses = only.unwrap_or_else(|| {
+            let witnesses = all_but_bytes();
+            match Allocated::by_jemalloc() {
+                _ if without_bytes => witnesses,
+                Ok(allocated) => witnesses.and(allocated),
+                Err(unreadable) => {
+                    blind = Some(unreadable);
+                    witnesses
+                }
+            }
+        });
+        let witnesses = witnesses.and_those_of(&more);
         let mut outcome = Outcome {
             name,
             rounds: count,
             repeated: false,
             curves: Vec::new(),
+            ends: Vec::new(),
             median: None,
             promised,
-            leaks: Vec::new(),
+            leaks: blind.map(Leak::Unreadable).into_iter().collect(),
             stacks: Vec::new(),
         };
         let mut steps = 0;
@@ -197,14 +223,11 @@ impl Rounds {
     }
 }
 
-/// What is asked where nobody says whom.
-fn all_there_are() -> Witnesses {
-    let witnesses = Witnesses::of_the_process().and(Threads::but_the_runtimes());
-    match Allocated::by_jemalloc() {
-        Ok(allocated) => witnesses.and(allocated),
-        // Another allocator counts nothing.
-        Err(_) => witnesses,
-    }
+/// What is asked where nobody says whom, and what else is.
+fn all_but_bytes() -> Witnesses {
+    Witnesses::of_the_process()
+        .and(Threads::but_the_runtimes())
+        .and(Threads::all().with_slack(POOL))
 }
 
 /// Who watches, and what comes before the rounds.
@@ -250,12 +273,16 @@ impl Plan {
         }
         let growth = outcome.growth();
         outcome.leaks.extend(growth);
-        end.returned_within(self.patience)
-            .await
-            .map_err(|leaked| Leak::Kept {
-                round: outcome.rounds,
-                leaked,
-            })?;
+        let back = end.returned_within(self.patience).await;
+        for witness in self.at_the_end.iter() {
+            let before = end.before(witness.name()).unwrap_or(0);
+            let ends = (witness.name().to_owned(), before, witness.read().await?);
+            outcome.ends.push(ends);
+        }
+        back.map_err(|leaked| Leak::Kept {
+            round: outcome.rounds,
+            leaked,
+        })?;
         Ok(())
     }
 
@@ -347,6 +374,8 @@ pub struct Outcome {
     pub repeated: bool,
     /// What each witness counted after the rounds, for plots.
     pub curves: Vec<Curve>,
+    /// What was asked only before the first round and after the last one: whose count, and both.
+    pub ends: Vec<(String, i64, i64)>,
     /// How long it took after a round until everything was back: the median of 200 rounds or more,
     /// spread over all of them. `None` when they did not come to an end.
     pub median: Option<Duration>,
@@ -375,9 +404,12 @@ impl Outcome {
         for leak in &self.leaks {
             match leak {
                 Leak::Grew { witness, .. } => names.push(witness.as_str()),
-                Leak::Kept { leaked, .. } => names.extend(leaked.witnesses()),
-                Leak::Unreadable(unreadable) => names.push(&unreadable.witness),
-                Leak::Hangs { .. } => {}
+                Leak::Kept {
+                    leaked: leaked @ Leaked::Kept { .. },
+                    ..
+                } => names.extend(leaked.witnesses()),
+                // Who cannot count notices nothing.
+                Leak::Kept { .. } | Leak::Unreadable(_) | Leak::Hangs { .. } => {}
             }
         }
         names

@@ -14,12 +14,15 @@ const RUNTIME: &str = "tokio-r";
 /// How many threads this process has, by the kernel's own list. Works on Linux.
 ///
 /// A runtime's blocking pool comes and goes by itself, so threads that carry a runtime's name are
-/// not counted by [`Threads::but_the_runtimes`]. They may not grow; that they return exactly cannot
-/// be asked of a process with threads of others in it.
+/// not counted by [`Threads::but_the_runtimes`]. A thread that nobody gave a name has that of the
+/// thread that made it, which may be a runtime's: those are found among [`Threads::all`], with
+/// [a slack](Threads::with_slack) for the pool. They may not grow; that they return exactly cannot be
+/// asked of a process with threads of others in it.
 #[derive(Clone, Debug)]
 pub struct Threads {
     name: &'static str,
     without: Vec<String>,
+    slack: i64,
 }
 
 impl Threads {
@@ -28,6 +31,7 @@ impl Threads {
         Self {
             name: "threads",
             without: Vec::new(),
+            slack: 0,
         }
     }
 
@@ -44,6 +48,13 @@ impl Threads {
     #[must_use = "it counts less, and does nothing else"]
     pub fn without(mut self, prefix: impl Into<String>) -> Self {
         self.without.push(prefix.into());
+        self
+    }
+
+    /// So many more are not called growth. Default: none.
+    #[must_use = "it allows more, and does nothing else"]
+    pub const fn with_slack(mut self, threads: i64) -> Self {
+        self.slack = threads;
         self
     }
 
@@ -74,7 +85,7 @@ impl Witness for Threads {
     }
 
     fn rule(&self) -> Rule {
-        Rule::MayNotGrow { slack: 0 }
+        Rule::MayNotGrow { slack: self.slack }
     }
 
     fn read(&self) -> Reading<'_> {

@@ -79,8 +79,6 @@ impl Serving {
             while let Ok((stream, _)) = listener.accept().await {
                 // As the server itself does.
                 let _ = stream.set_nodelay(true);
-                // As a server does.
-                let _ = stream.set_nodelay(true);
                 let lost = lock(&lost).clone().cancelled_owned();
                 let lost = Box::pin(lost);
                 accepted.serve(Losable { stream, lost });

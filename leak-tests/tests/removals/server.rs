@@ -463,6 +463,16 @@ pub(crate) const REMOVALS: &[Removal] = &[
         ),
     },
     Removal {
+        what: "a connection that comes in the last moment is cut off as well",
+        file: "server/src/service/listen.rs",
+        code: "        if all.ending {\n            orders.end();\n        }\n",
+        instead: "",
+        caught_by: (
+            "server",
+            "a_shutdown_at_its_deadline_cuts_off_who_came_in_the_last_moment",
+        ),
+    },
+    Removal {
         what: "a connection that comes in the last moment is drained as well",
         file: "server/src/service/listen.rs",
         code: "            open.draining = true;\n",
@@ -492,8 +502,8 @@ pub(crate) const REMOVALS: &[Removal] = &[
     Removal {
         what: "what is left at the deadline of the shutdown is cut off",
         file: "server/src/service/listen.rs",
-        code: "            orders.end();\n",
-        instead: "            let _ = orders;\n",
+        code: "                orders.end();\n            });",
+        instead: "                let _ = orders;\n            });",
         caught_by: (
             "suite",
             "the server is shut down while a client does not read",

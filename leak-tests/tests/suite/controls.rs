@@ -50,10 +50,10 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "control: a thread",
-        about: "Every round starts a thread that waits for ever.",
+        about: "Every round starts a thread that waits for ever, half of them under a runtime's name.",
         takes_long: false,
         takes_the_time: false,
-        planted_for: &["own threads"],
+        planted_for: &["own threads", "threads"],
         run: |rounds| Box::pin(thread(rounds)),
     },
     Scenario {
@@ -105,7 +105,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         run: |rounds| Box::pin(series(rounds)),
     },
     Scenario {
-        name: "control: a watcher in a table",
+        name: "control: a small object beside a dropped watcher",
         about: "Every round leaves a small object in a list, beside a watcher that is dropped.",
         takes_long: false,
         takes_the_time: false,
@@ -147,16 +147,28 @@ async fn thread(rounds: Rounds) -> Outcome {
     let (ends, end) = std::sync::mpsc::channel::<()>();
     let end = std::sync::Arc::new(std::sync::Mutex::new(end));
     let threads = RefCell::new(Vec::new());
+    let both = Witnesses::new()
+        .and(Threads::but_the_runtimes())
+        .and(Threads::all().with_slack(8));
     // Few: the machine has to bear them.
     let outcome = rounds
-        .at_most(100)
+        .within(4 * BRIEFLY)
+        .at_most(120)
         .warm_up(5)
-        .only(Witnesses::new().and(Threads::but_the_runtimes()))
-        .run(async |_| {
+        .only(both)
+        .run(async |round| {
             let end = std::sync::Arc::clone(&end);
-            threads.borrow_mut().push(std::thread::spawn(move || {
-                drop(end.lock().map(|end| end.recv()));
-            }));
+            let wait = move || drop(end.lock().map(|end| end.recv()));
+            let thread = match round % 2 {
+                // It has the name of the thread that makes it.
+                0 => std::thread::spawn(wait),
+                _ => {
+                    let mut task = JoinSet::new();
+                    task.spawn(async { std::thread::spawn(wait) });
+                    task.join_next().await.unwrap().unwrap()
+                }
+            };
+            threads.borrow_mut().push(thread);
         })
         .await;
     drop(ends);

@@ -91,8 +91,10 @@ async fn no_place(rounds: Rounds) -> Outcome {
             let guest = in_time("a place", watching).await.unwrap();
             let waits = Client::connect(server.url()).unwrap();
             let waiting = waits.watch::<u32>("/c/a").into_future();
-            assert!(timeout(A_MOMENT, waiting).await.is_err());
+            let mut waiting = std::pin::pin!(waiting);
+            assert!(timeout(A_MOMENT, waiting.as_mut()).await.is_err());
             drop(guest);
+            in_time("the place of the other", waiting).await.unwrap();
         })
         .await;
     server.stop().await;

@@ -1,7 +1,7 @@
 //! Clients, writes, strangers and failures, several at a time, by chance: what no scenario of one
 //! thing alone comes upon.
 //!
-//! What happens in a round is decided by its number, so that a round that fails can be done again.
+//! What is done in a round is decided by its number, so that runs can be compared.
 
 use std::time::Duration;
 

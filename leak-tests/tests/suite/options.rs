@@ -15,8 +15,8 @@ const MANY_ROUNDS: u64 = 500;
 /// How long each scenario may take where nobody says.
 const FEW_SECONDS: Duration = Duration::from_secs(1);
 
-/// As many at a time as there are processors, and not more: they measure times as well.
-const MOST_JOBS: usize = 4;
+/// As many at a time as there are processors, up to so many: each has servers and an etcd of its own.
+const MOST_JOBS: usize = 8;
 
 /// How to run.
 pub(crate) struct Options {
@@ -93,13 +93,13 @@ impl Options {
                 _ if argument.starts_with('-') => {
                     return Err(format!(
                         "{argument} is not known; there are --rounds N, --minutes N, --jobs N, \
-                         --report FOLDER, --soak, --list, and parts of scenarios' names"
+                         --report FOLDER, --soak, --list, --exact, and parts of scenarios' names"
                     ));
                 }
                 _ => options.filters.push(argument),
             }
         }
-        options.jobs = options.jobs.max(1);
+        options.jobs = options.jobs.clamp(1, MOST_JOBS);
         Ok(options)
     }
 

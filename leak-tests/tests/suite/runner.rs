@@ -2,9 +2,12 @@
 
 use std::collections::VecDeque;
 use std::io::Write as _;
-use std::process::{Command, ExitCode, Stdio};
-use std::sync::Mutex;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, ExitCode, Output, Stdio};
+use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process_group};
 
 use leak_tests::{HEAP_PROFILE, Record, rounds, write_report};
 
@@ -23,6 +26,12 @@ const BRIEFLY: Duration = Duration::from_secs(4);
 
 /// How many rounds are done then: enough for what was found already.
 const PROFILED: u64 = 200;
+
+/// What a scenario may take besides its rounds: to set up, and for a round that hangs.
+const BESIDE_ROUNDS: Duration = Duration::from_secs(300);
+
+/// The rounds, four times as many where something grew, and some time to spare.
+const WITH_REPEAT: u32 = 8;
 
 /// How much of what a failed process said is kept, in bytes from its end.
 const MOST_WORDS: usize = 2000;
@@ -50,6 +59,11 @@ pub(crate) fn here(name: &str, options: &Options) -> ExitCode {
 pub(crate) fn all(options: &Options) -> ExitCode {
     let start = Instant::now();
     let wanted: Vec<&Scenario> = scenarios().filter(|s| options.wants(s)).collect();
+    if wanted.is_empty() {
+        eprintln!("no scenario is called so; --list names them");
+        return ExitCode::from(2);
+    }
+    let left_out = scenarios().count() - wanted.len();
     println!("\nrunning {} scenarios", wanted.len());
     let wanted = wanted.into_iter().enumerate();
     let (going_on, waiting): (VecDeque<_>, VecDeque<_>) =
@@ -97,7 +111,12 @@ pub(crate) fn all(options: &Options) -> ExitCode {
             }
         }
     }
-    summary(&records, start.elapsed(), options.report.is_some())
+    summary(
+        &records,
+        left_out,
+        start.elapsed(),
+        options.report.is_some(),
+    )
 }
 
 /// Runs one in a process of its own, and where it grew, once more.
@@ -130,7 +149,7 @@ fn tell(record: &Record, took: Duration) {
     let _ = std::io::stdout().lock().write_all(line.as_bytes());
 }
 
-fn summary(records: &[Record], took: Duration, for_people: bool) -> ExitCode {
+fn summary(records: &[Record], left_out: usize, took: Duration, for_people: bool) -> ExitCode {
     let failed: Vec<&Record> = records.iter().filter(|record| !record.passed()).collect();
     if !failed.is_empty() {
         println!("\nfailures:");
@@ -141,7 +160,7 @@ fn summary(records: &[Record], took: Duration, for_people: bool) -> ExitCode {
     let passed = records.len() - failed.len();
     let word = if failed.is_empty() { "ok" } else { "FAILED" };
     println!(
-        "\ntest result: {word}. {passed} passed; {} failed; 0 ignored; 0 measured; 0 filtered out; \
+        "\ntest result: {word}. {passed} passed; {} failed; 0 ignored; 0 measured; {left_out} filtered out; \
          finished in {:.2}s\n",
         failed.len(),
         took.as_secs_f64(),
@@ -150,6 +169,12 @@ fn summary(records: &[Record], took: Duration, for_people: bool) -> ExitCode {
         let names: Vec<&str> = failed.iter().map(|record| record.name.as_str()).collect();
         let which = if names.is_empty() { "" } else { ": " };
         let names = names.join(", ");
+        let passes = records.iter().filter(|record| record.passed());
+        let few = passes.filter(|record| record.planted_for.is_empty() && !record.tells_growth());
+        match few.count() {
+            0 => {}
+            few => println!("{few} of them had too few rounds to tell of growth"),
+        }
         println!("{passed} passed, {} failed{which}{names}", failed.len());
     }
     if failed.is_empty() {
@@ -173,17 +198,19 @@ fn in_a_process(
         Ok(program) => program,
         Err(error) => return failed(format!("this program is not found: {error}")),
     };
-    let output = Command::new(program)
+    let mut command = Command::new(program);
+    command
         .args(["--here", scenario.name])
         .args(["--rounds", &rounds.to_string()])
         .args(["--milliseconds-each", &each.as_millis().to_string()])
         // What it says last is to be the reason.
         .env("RUST_BACKTRACE", "0")
         .envs(variables.iter().copied())
-        .stdin(Stdio::null())
-        .output();
-    let output = match output {
-        Ok(output) => output,
+        .stdin(Stdio::null());
+    let within = each * WITH_REPEAT + BESIDE_ROUNDS;
+    let output = match ended_within(command, within) {
+        Ok(Some(output)) => output,
+        Ok(None) => return failed(format!("it did not end within {within:?}")),
         Err(error) => return failed(format!("it does not start: {error}")),
     };
     let said = String::from_utf8_lossy(&output.stdout);
@@ -198,4 +225,23 @@ fn in_a_process(
             failed(format!("{}: {}", output.status, words.trim()))
         }
     }
+}
+
+/// Runs it in a process group of its own, which is ended with it: an etcd outlives a process that was
+/// aborted. `None` when it took too long.
+fn ended_within(mut command: Command, within: Duration) -> std::io::Result<Option<Output>> {
+    command.process_group(0);
+    let child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let group = Pid::from_child(&child);
+    let (tell, ended) = mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(move || drop(tell.send(child.wait_with_output())));
+        let output = ended.recv_timeout(within);
+        // None is left, unless something went wrong.
+        let _ = kill_process_group(group, Signal::KILL);
+        output.ok().transpose()
+    })
 }

@@ -10,6 +10,7 @@ use crate::common::in_time;
 use crate::etcd::{Etcd, eventually};
 use crate::proxy::Proxy;
 use crate::scenario::Scenario;
+use crate::slow::Slow;
 use crate::world::{
     FILL_GRAVES, LARGE, Padded, Real, Running, etcd_is_missed, etcds_watches, padded, settings,
 };
@@ -27,9 +28,14 @@ const PADDED_KEY: &str = "/c/padded";
 /// that it arrives in parts, in bytes.
 const HUGE: usize = 700 * 1024;
 
-/// How many deltas a busy machine may be too late for, and a twentieth of all. A server waits for 256 of
-/// them at a time at most: one that goes on waiting for those is found out soon after as many.
-const DELTAS_MISSED: u64 = 8;
+/// In so many rounds a delta is computed in time, however busy the machine. A server waits for 256 of
+/// them at a time at most: one that goes on waiting for those computes none any more.
+const DELTA_WITHIN: u64 = 300;
+
+/// More than a small first state takes, and a part of such a value, in bytes; and in how many places a
+/// change to it is broken off.
+const SMALL: usize = 16 * 1024;
+const PLACES: usize = 24;
 
 /// Where it is.
 const HUGE_KEY: &str = "/c/huge";
@@ -94,7 +100,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "a watcher is dropped mid-change",
-        about: "A watcher is dropped while a change is on its way to it.",
+        about: "A part of a change of 700 KiB has arrived, and no more does; the watcher is dropped.",
         takes_long: true,
         takes_the_time: false,
         planted_for: &[],
@@ -249,7 +255,7 @@ async fn large(rounds: Rounds) -> Outcome {
         })
         .await;
     world.keys.put("/c/large", value.clone()).await;
-    let computed = world.metrics.deltas_computed.get();
+    let mut computed = world.metrics.deltas_computed.get();
     rounds
         .and(&world.gauges())
         .run(async |round| {
@@ -258,9 +264,10 @@ async fn large(rounds: Rounds) -> Outcome {
             let revision = world.keys.put("/c/large", value.clone()).await;
             entries_reach(&mut watcher, revision).await;
             // There is always room for one more that waits for its delta.
-            let news = world.metrics.deltas_computed.get() - computed;
-            let missed = DELTAS_MISSED + round / 20;
-            assert!(news + missed > round, "{news} deltas in {round} rounds");
+            if round % DELTA_WITHIN == DELTA_WITHIN - 1 {
+                let before = std::mem::replace(&mut computed, world.metrics.deltas_computed.get());
+                assert!(computed > before, "no delta in {DELTA_WITHIN} rounds");
+            }
         })
         .await
 }
@@ -269,7 +276,9 @@ async fn large(rounds: Rounds) -> Outcome {
 async fn keys(rounds: Rounds, number: fn(u64) -> u64) -> Outcome {
     let mut world = Real::start().await;
     let mut watcher = world.client().entries(prefix()).await.unwrap();
-    for round in 0..FILL_GRAVES {
+    // Trees from which the oldest are taken are less dense, and that takes its time to be the same
+    // everywhere.
+    for round in 0..FILL_GRAVES * 3 / 2 {
         let revision = world.keys.pass(number(u64::MAX - round)).await;
         // A watcher that is far behind gets a difference of states, and the server keeps the state for
         // a while, for others who are.
@@ -289,15 +298,28 @@ async fn keys(rounds: Rounds, number: fn(u64) -> u64) -> Outcome {
 
 async fn mid_change(rounds: Rounds) -> Outcome {
     let mut world = Real::start().await;
-    let client = world.client();
+    let network = Slow {
+        at_a_time: SMALL,
+        rest: Duration::ZERO,
+        most: SMALL,
+    };
     rounds
         .and(&world.gauges())
-        .promised(WATCHER)
+        .promised(CLIENT)
         .run(async |round| {
-            let watcher = client.entries(prefix()).await.unwrap();
+            // Its first state is all of it, and far smaller than what may come.
+            world.keys.put(HUGE_KEY, "small").await;
+            let (client, brought) = network.counted(&world.url());
+            let watching = client.entries(HUGE_KEY).into_future();
+            let mut watcher = in_time("the first state", watching).await.unwrap();
             let byte = u8::try_from(round % 250).unwrap();
             world.keys.put(HUGE_KEY, vec![byte; HUGE]).await;
-            drop(watcher);
+            let part = 1 + usize::try_from(round).unwrap() % PLACES;
+            brought.allow(part * SMALL);
+            tokio::select! {
+                _ = watcher.changed() => panic!("the change is whole"),
+                () = in_time("a part of it", brought.reaches(SMALL + part * SMALL)) => {}
+            }
         })
         .await
 }
@@ -443,9 +465,10 @@ async fn etcd_cut(rounds: Rounds) -> Outcome {
 async fn killed(rounds: Rounds) -> Outcome {
     let mut world = Real::watchful().await;
     fill_with_seen(&mut world).await;
-    let gauges = world.gauges();
+    let (gauges, watches) = (world.gauges(), world.etcds_watches());
     rounds
         .and(&gauges)
+        .at_the_end(watches)
         .run(async |round| {
             let watcher = seen_watcher(&world).await;
             world.etcd.kill();

@@ -8,7 +8,7 @@ use driftless_server::metrics::Metrics;
 use driftless_server::source::CatchUp;
 use driftless_server::source::etcd::{EtcdConfig, EtcdSource};
 use driftless_server::{Engine, ServeError, Server, Settings, SettingsBuilder};
-use etcd_client::{Error, Txn, TxnOp};
+use etcd_client::{Error, ResponseHeader, Txn, TxnOp};
 use leak_tests::{Scraped, Witnesses};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -38,6 +38,9 @@ pub(crate) const LARGE: usize = 64 * 1024;
 /// So many changes are told one by one, to a watcher that is behind, and in less time than if each were
 /// waited for.
 const AT_ONCE: u64 = 100;
+
+/// What an operation of a transaction costs etcd, in bytes, about.
+const AN_OPERATION: usize = 256;
 
 /// How many deleted keys a server remembers, with some to spare.
 const GRAVES: u64 = 70_000;
@@ -291,13 +294,18 @@ impl Keys {
         let value = value.into();
         self.written += value.len();
         let answer = self.client.put(key, value, None).await?;
-        let revision = answer.header().map(|header| header.revision()).unwrap();
+        Ok(self.wrote(answer.header()).await)
+    }
+
+    /// Returns at which revision. etcd forgets what is old now and then, or its disk would be full.
+    async fn wrote(&mut self, header: Option<&ResponseHeader>) -> Revision {
+        let revision = header.map(ResponseHeader::revision).unwrap();
         if self.written > COMPACT_EVERY {
             self.written = 0;
             // Another time, where etcd is away by now, or has not so many.
             let _ = self.client.compact(revision - KEPT, None).await;
         }
-        Ok(Revision::new(revision))
+        Revision::new(revision)
     }
 
     /// So many large values, in keys of their own: of one key only the last would be sent.
@@ -355,8 +363,9 @@ impl Keys {
         operations: impl IntoIterator<Item = TxnOp>,
     ) -> Result<Revision, Error> {
         let operations: Vec<_> = operations.into_iter().collect();
+        self.written += operations.len() * AN_OPERATION;
         let asked = Txn::new().and_then(operations);
         let answer = self.client.txn(asked).await?;
-        Ok(Revision::new(answer.header().unwrap().revision()))
+        Ok(self.wrote(answer.header()).await)
     }
 }

@@ -166,6 +166,7 @@ pub struct Connections {
 struct Open {
     orders: Slab<Arc<Orders>>,
     draining: bool,
+    ending: bool,
 }
 
 /// One connection's place among the open ones. Dropping it gives it back.
@@ -182,6 +183,10 @@ impl Place {
         // One that was accepted in the last moment.
         if all.draining {
             orders.drain();
+        }
+        // The accept loop may be about to hand one over at that moment.
+        if all.ending {
+            orders.end();
         }
         let key = all.orders.insert(Arc::clone(&orders));
         drop(all);
@@ -358,10 +363,13 @@ impl Connections {
             () = deadline => {}
         }
         let left = self.metrics.connections.get();
-        // None comes any more: the accept loop has ended long ago.
-        lock(&self.open).orders.iter().for_each(|(_, orders)| {
-            orders.end();
-        });
+        {
+            let mut open = lock(&self.open);
+            open.ending = true;
+            open.orders.iter().for_each(|(_, orders)| {
+                orders.end();
+            });
+        }
         self.tasks.wait().await;
         usize::try_from(left).unwrap_or(0)
     }

@@ -1059,6 +1059,29 @@ async fn a_shutdown_does_not_wait_for_who_came_in_the_last_moment() {
     assert!(start.elapsed() < Duration::from_secs(1));
 }
 
+/// The same where there is no time left.
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_at_its_deadline_cuts_off_who_came_in_the_last_moment() {
+    let engine = engine(&ScriptedEtcd::default());
+    engine.ready().await;
+    let connections = Connections::new(engine.service().clone(), 1);
+    let (accepting, late) = (connections.clone(), connections.clone());
+    let mut accept = Box::pin(async move {
+        let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        accepting.accept(listener).await;
+    });
+    let mut cx = Context::from_waker(std::task::Waker::noop());
+    assert!(accept.as_mut().poll(&mut cx).is_pending());
+    let start = Instant::now();
+    let mut shut_down = Box::pin(connections.shut_down(std::future::ready(())));
+    assert!(shut_down.as_mut().poll(&mut cx).is_pending());
+    let (_silent, server) = duplex(64 * 1024);
+    late.serve(server);
+    accept.await;
+    shut_down.await;
+    assert!(start.elapsed() < Duration::from_secs(1));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_shutdown_cuts_off_at_its_deadline_who_does_not_read() {
     let etcd = ScriptedEtcd::default();
