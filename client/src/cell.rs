@@ -90,6 +90,14 @@ pub(crate) struct Version {
     pub(crate) closed: Option<Closed>,
 }
 
+impl Version {
+    /// Whether there is something to tell to whoever was told of the value with this number. They may
+    /// have been told of it before this version was: then the version is behind, and no news.
+    pub(crate) const fn is_news_after(&self, told: u64) -> bool {
+        self.number > told || self.closed.is_some()
+    }
+}
+
 /// The current value, and a bell that rings when it is replaced.
 pub(crate) struct Cell<T> {
     slot: ArcSwap<Versioned<T>>,
@@ -328,6 +336,16 @@ mod tests {
         );
         assert!(bell.has_changed().unwrap());
         assert_eq!(bell.borrow_and_update().number, 1);
+    }
+
+    /// A watcher that found the next value before its version was told took that for its end.
+    #[test]
+    fn a_version_that_is_behind_is_no_news() {
+        let version = |number, closed| Version { number, closed };
+        assert!(!version(4, None).is_news_after(5));
+        assert!(!version(5, None).is_news_after(5));
+        assert!(version(6, None).is_news_after(5));
+        assert!(version(4, Some(Closed::Ended)).is_news_after(5));
     }
 
     #[test]

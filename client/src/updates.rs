@@ -70,7 +70,7 @@ pub struct Updates<T> {
 async fn news(mut version: watch::Receiver<Version>, told: u64) -> watch::Receiver<Version> {
     // It fails only when the cell is gone, which the stream holds.
     let _ = version
-        .wait_for(|version| version.number > told || version.closed.is_some())
+        .wait_for(|version| version.is_news_after(told))
         .await;
     version
 }

@@ -437,7 +437,7 @@ impl<T> Watcher<T> {
         let seen = self.seen;
         let news = self
             .version
-            .wait_for(|version| version.number != seen || version.closed.is_some())
+            .wait_for(|version| version.is_news_after(seen))
             .await;
         // Cannot fail while the cell is held; if it could, it would mean this.
         let Version { number, closed } = *news.map_err(|_| Closed::Ended)?;
