@@ -118,7 +118,7 @@ impl Rounds {
         self
     }
 
-    /// Does not count allocated bytes. Without this a program that
+    /// Does not count allocated bytes. Without this, a program that
     /// [`use_jemalloc!`](crate::use_jemalloc) is not in is told so, as a leak that nobody could see.
     pub const fn without_bytes(mut self) -> Self {
         self.without_bytes = true;

@@ -284,6 +284,7 @@ fn what_is_asked_at_the_end_is_compared_with_the_start() {
 fn rounds_take_times_and_keep_few_points() {
     alone(async {
         let outcome = rounds(2_000)
+            .without_bytes()
             .promised(Duration::from_millis(100))
             .run(async |_| tokio::task::yield_now().await)
             .await;
@@ -297,10 +298,22 @@ fn rounds_take_times_and_keep_few_points() {
 }
 
 #[test]
+fn who_cannot_count_bytes_says_so_and_notices_nothing() {
+    alone(async {
+        let outcome = rounds(5).run(async |_| {}).await;
+        assert!(matches!(outcome.leaks[..], [Leak::Unreadable(_)]));
+        assert!(outcome.noticed_by().is_empty());
+        let said = outcome.to_string();
+        assert!(said.contains("use_jemalloc!"), "{said}");
+    });
+}
+
+#[test]
 fn rounds_end_when_their_time_is_over() {
     alone(async {
         let slow = async |_| tokio::time::sleep(Duration::from_millis(5)).await;
         let outcome = rounds(1_000_000)
+            .without_bytes()
             .within(Duration::from_millis(500))
             .run(slow)
             .await;
