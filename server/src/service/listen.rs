@@ -339,7 +339,10 @@ impl Connections {
             .keep_alive_timeout(self.patience.ping_answer)
             .max_concurrent_streams(MAX_STREAMS)
             .max_send_buf_size(SEND_BUFFER)
-            .max_header_list_size(MAX_HEADERS);
+            .max_header_list_size(MAX_HEADERS)
+            // gRPC has no use for it, and each second's would be another entry in the client's table
+            // of headers.
+            .auto_date_header(false);
         let connection = builder.serve_connection(TokioIo::new(io), service);
         Serving::new(connection, begun, orders, called, self.patience.first_call)
     }
