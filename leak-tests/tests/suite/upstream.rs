@@ -28,9 +28,9 @@ const PADDED_KEY: &str = "/c/padded";
 /// that it arrives in parts, in bytes.
 const HUGE: usize = 700 * 1024;
 
-/// In so many rounds a delta is computed in time, however busy the machine. A server waits for 256 of
-/// them at a time at most: one that goes on waiting for those computes none any more.
-const DELTA_WITHIN: u64 = 300;
+/// In so many rounds one delta at least is computed in time, however busy the machine. A server waits
+/// for 256 of them at a time at most: one that goes on waiting for those computes none any more.
+const DELTA_WITHIN: u64 = 40;
 
 /// More than a small first state takes, and a part of such a value, in bytes; and in how many places a
 /// change to it is broken off.
