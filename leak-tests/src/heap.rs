@@ -118,7 +118,7 @@ fn parsed(text: &str) -> HashMap<Vec<usize>, i64> {
 
 /// Whether it is this crate that keeps what is compared and plotted.
 fn are_ours(frames: &[String]) -> bool {
-    let ours = ["leak_tests::heap::", "leak_tests::curve::"];
+    let ours = ["leak-tests/src/heap.rs:", "leak-tests/src/curve.rs:"];
     let is_ours = |frame: &String| ours.iter().any(|module| frame.contains(module));
     frames.iter().any(is_ours)
 }

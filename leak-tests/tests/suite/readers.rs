@@ -74,7 +74,7 @@ fn a_part(round: u64) -> Slow {
 
 async fn large_world() -> Real {
     let mut world = Real::start().await;
-    world.keys.put_much(0, STATE).await;
+    world.hold_much(STATE).await;
     world
 }
 
@@ -114,7 +114,7 @@ async fn mid_read(rounds: Rounds) -> Outcome {
 
 async fn slowly(rounds: Rounds) -> Outcome {
     let mut world = Real::start().await;
-    world.keys.put_much(0, WRITTEN).await;
+    world.hold_much(WRITTEN).await;
     let network = Slow {
         at_a_time: LITTLE,
         rest: Duration::ZERO,

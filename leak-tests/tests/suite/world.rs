@@ -129,6 +129,21 @@ impl Real {
         }
     }
 
+    /// So many large values, which the server has heard of when this returns.
+    pub(crate) async fn hold_much(&mut self, values: u64) {
+        self.keys.put_much(0, values).await;
+        let client = self.client();
+        let last = format!("/c/much/{:03}", values - 1);
+        let watching = client.entries(last.as_str()).into_future();
+        let mut watcher = in_time("a first state", watching).await.unwrap();
+        let heard = async {
+            while watcher.load().is_empty() {
+                watcher.changed().await.unwrap();
+            }
+        };
+        in_time("the server hears of what was written", heard).await;
+    }
+
     /// What etcd has to say of its watches.
     pub(crate) fn etcds_watches(&self) -> Witnesses {
         etcds_watches(&self.etcd)
