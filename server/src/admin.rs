@@ -2,7 +2,9 @@
 //! address of its own; never a value.
 
 use std::fmt::Write;
-use std::pin::pin;
+use std::io::{self, Cursor};
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -11,10 +13,11 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use axum::routing::get;
-use hyper::server::conn::http1;
+use hyper::rt::Executor;
+use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -29,6 +32,9 @@ const CONNECTIONS: usize = 64;
 /// How long a request's head may take, and a connection may do nothing between two requests: longer
 /// than probes and scrapers usually wait, a minute at most, so that they need not connect anew.
 const HEAD_WITHIN: Duration = Duration::from_secs(75);
+
+/// How HTTP/2 begins.
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// How long a connection may live, so that who does not read an answer does not keep its place. What is
 /// being answered then has a little longer.
@@ -60,20 +66,61 @@ pub(crate) async fn serve(listener: TcpListener, app: Router) {
     }
 }
 
-async fn connection(io: impl AsyncRead + AsyncWrite + Unpin, app: Router) {
+async fn connection(mut io: impl AsyncRead + AsyncWrite + Unpin, app: Router) {
+    let Ok(Ok((start, is_http2))) = timeout(HEAD_WITHIN, begins(&mut io)).await else {
+        return;
+    };
+    let (read, write) = tokio::io::split(io);
+    let io = TokioIo::new(tokio::io::join(Cursor::new(start).chain(read), write));
     let service = TowerToHyperService::new(app);
-    let mut builder = http1::Builder::new();
-    builder
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_WITHIN);
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(io), service));
-    // How it ended is the other side's affair.
+    if is_http2 {
+        // Whoever takes this for the address of gRPC is to hear that it is not.
+        let streams = Streams::default();
+        let connection = http2::Builder::new(streams).serve_connection(io, service);
+        lives(pin!(connection), |it| it.graceful_shutdown()).await;
+    } else {
+        let mut builder = http1::Builder::new();
+        builder
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_WITHIN);
+        let connection = builder.serve_connection(io, service);
+        lives(pin!(connection), |it| it.graceful_shutdown()).await;
+    }
+}
+
+/// The first bytes, and whether they are HTTP/2's.
+async fn begins(io: &mut (impl AsyncRead + Unpin)) -> io::Result<(Vec<u8>, bool)> {
+    let mut start = [0; PREFACE.len()];
+    let mut length = 0;
+    while length < PREFACE.len() && start[..length] == PREFACE[..length] {
+        match io.read(&mut start[length..]).await? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            read => length += read,
+        }
+    }
+    Ok((start[..length].to_vec(), start == *PREFACE))
+}
+
+/// Until it ends, or has lived for so long. How it ends is the other side's affair.
+async fn lives<C: Future>(mut connection: Pin<&mut C>, shut_down: impl FnOnce(Pin<&mut C>)) {
     tokio::select! {
         _ = connection.as_mut() => return,
         () = sleep(LIFETIME) => {}
     }
-    connection.as_mut().graceful_shutdown();
+    shut_down(connection.as_mut());
     let _ = timeout(LAST_ANSWER_WITHIN, connection).await;
+}
+
+/// The tasks of an HTTP/2 connection's streams, which go with it.
+#[derive(Clone, Debug, Default)]
+struct Streams(Arc<Mutex<JoinSet<()>>>);
+
+impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
+    fn execute(&self, stream: F) {
+        let mut streams = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        while streams.try_join_next().is_some() {}
+        streams.spawn(stream);
+    }
 }
 
 /// 200 once every prefix has its first state, and until the server shuts down: with etcd gone, what
@@ -141,7 +188,7 @@ async fn scrape(State(metrics): State<Metrics>) -> impl IntoResponse {
 #[cfg(test)]
 mod tests {
     use driftless_proto::{Epoch, KeyRange, Revision};
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::io::AsyncWriteExt;
     use tokio::net::TcpStream;
     use tokio::time::Instant;
 

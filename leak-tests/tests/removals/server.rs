@@ -796,7 +796,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         file: "server/src/admin.rs",
         code: "        .header_read_timeout(HEAD_WITHIN);",
         instead: "        .header_read_timeout(None::<Duration>);",
-        // Half a minute, and a connection that lives for five minutes at most.
+        // It lives for five minutes at most.
         caught_by: ("server", "a_connection_that_does_nothing_ends"),
     },
     Removal {
