@@ -416,6 +416,7 @@ fn escaped(text: &str) -> String {
 const STYLE: &str = "body{font:14px/1.45 system-ui,sans-serif;margin:2em auto;max-width:72em;padding:0 \
     1em;color:#222;background:#fff}h1{font-size:1.5em}table{border-collapse:collapse;width:100%}\
     th,td{text-align:left;padding:.3em .8em;border-bottom:1px solid #ddd;vertical-align:top}\
+    td:first-child{min-width:20em}\
     td.n{white-space:nowrap}tr.ok td:last-child,section.ok .v{color:#17713a}\
     tr.bad td:last-child,section.bad .v{color:#b3261e;font-weight:600}\
     section{margin:2em 0;border-top:1px solid #ddd}section div{display:flex;flex-wrap:wrap;gap:1em}\
