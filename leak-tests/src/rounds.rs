@@ -156,8 +156,8 @@ impl Rounds {
     ///
     /// What [returns](Rule::Returns) must be back after each round in
     /// [time](Self::patience); the first round after which it is not ends the run.
-    /// From a hundred rounds on, what [may not grow](Rule::MayNotGrow) is compared by its lowest values in two fifths of the
-    /// rounds, the second and the last; where it grew, four times as many rounds follow and count
+    /// From a hundred rounds on, what [may not grow](Rule::MayNotGrow) is compared by its lowest values
+    /// in two fifths of the rounds, the second and the last; where it grew, four times as many rounds follow and count
     /// instead.
     ///
     /// # Panics

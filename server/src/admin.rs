@@ -4,7 +4,7 @@
 use std::fmt::Write;
 use std::io::{self, Cursor};
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use axum::Router;
@@ -75,8 +75,9 @@ async fn connection(mut io: impl AsyncRead + AsyncWrite + Unpin, app: Router) {
     let service = TowerToHyperService::new(app);
     if is_http2 {
         // Whoever takes this for the address of gRPC is to hear that it is not.
-        let streams = Streams::default();
-        let connection = http2::Builder::new(streams).serve_connection(io, service);
+        let streams = Arc::new(Mutex::new(JoinSet::new()));
+        let executor = Streams(Arc::downgrade(&streams));
+        let connection = http2::Builder::new(executor).serve_connection(io, service);
         lives(pin!(connection), |it| it.graceful_shutdown()).await;
     } else {
         let mut builder = http1::Builder::new();
@@ -111,13 +112,16 @@ async fn lives<C: Future>(mut connection: Pin<&mut C>, shut_down: impl FnOnce(Pi
     let _ = timeout(LAST_ANSWER_WITHIN, connection).await;
 }
 
-/// The tasks of an HTTP/2 connection's streams, which go with it.
-#[derive(Clone, Debug, Default)]
-struct Streams(Arc<Mutex<JoinSet<()>>>);
+/// The tasks of an HTTP/2 connection's streams, which go with it. Weak: a task may hold one of these.
+#[derive(Clone, Debug)]
+struct Streams(Weak<Mutex<JoinSet<()>>>);
 
 impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
     fn execute(&self, stream: F) {
-        let mut streams = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(streams) = self.0.upgrade() else {
+            return;
+        };
+        let mut streams = streams.lock().unwrap_or_else(PoisonError::into_inner);
         while streams.try_join_next().is_some() {}
         streams.spawn(stream);
     }
