@@ -35,7 +35,7 @@ pub struct Record {
     pub about: String,
     /// How many rounds the verdict is about.
     pub rounds: u64,
-    /// Something had grown, so they are four times as many as were done at first.
+    /// Something had grown, so they were done again, up to four times as many.
     pub repeated: bool,
     /// What each witness counted.
     pub plots: Vec<Plot>,

@@ -1,6 +1,7 @@
 //! Many rounds of one thing: does what it leaves behind grow with them?
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
@@ -28,6 +29,10 @@ pub(crate) const FEWEST_FOR_GROWTH: u64 = 100;
 /// How many times the rounds are done again where something grew: a table that doubled once does so
 /// outside of what is compared then, and a leak grows on.
 const AGAIN: u64 = 4;
+
+/// How long that may take, where there is a budget: as long as the budget, or so long where that is
+/// shorter, since a table that doubles soon after the start of few rounds may do so again in as few.
+const AGAIN_WITHIN: Duration = Duration::from_secs(60);
 
 /// How many threads more are no leak: those of a runtime's blocking pool come and go by themselves.
 const POOL: i64 = 8;
@@ -106,7 +111,8 @@ impl Rounds {
     }
 
     /// Does no more rounds when this is over, counted from the start of [`run`](Self::run): at least
-    /// five. What grew is done again all the same, four times over. Default: no limit.
+    /// five. What grew is done again all the same, and may take as long again, or a minute where that
+    /// is longer, and a hundred rounds. Default: no limit.
     pub const fn within(mut self, budget: Duration) -> Self {
         self.budget = Some(budget);
         self
@@ -157,8 +163,8 @@ impl Rounds {
     /// What [returns](Rule::Returns) must be back after each round in
     /// [time](Self::patience); the first round after which it is not ends the run.
     /// From a hundred rounds on, what [may not grow](Rule::MayNotGrow) is compared by its lowest values
-    /// in two fifths of the rounds, the second and the last; where it grew, four times as many rounds follow and count
-    /// instead.
+    /// in two fifths of the rounds, the second and the last; where it grew, four times as many rounds
+    /// follow, or as many as there is [time](Self::within) for, and count instead.
     ///
     /// # Panics
     /// Outside a tokio runtime.
@@ -260,12 +266,18 @@ impl Plan {
         let asked = outcome.rounds;
         let deadline = self.budget.map(|budget| start + budget);
         let mut heap = Heap::now();
-        self.series(outcome, asked, deadline, &before, next).await?;
+        let rounds = FEWEST..=asked;
+        self.series(outcome, rounds, deadline, &before, next)
+            .await?;
         if !outcome.growth().is_empty() {
             outcome.repeated = true;
-            let again = outcome.rounds.saturating_mul(AGAIN);
+            // In fewer, what grew would pass for what cannot be told.
+            let rounds = FEWEST_FOR_GROWTH..=outcome.rounds.saturating_mul(AGAIN);
+            let now = Instant::now();
+            let deadline = self.budget.map(|budget| now + budget.max(AGAIN_WITHIN));
             heap = Heap::now();
-            self.series(outcome, again, None, &before, next).await?;
+            self.series(outcome, rounds, deadline, &before, next)
+                .await?;
         }
         // Also where there were too few rounds for a verdict: somebody asked.
         if let Some((before, after)) = heap.zip(Heap::now()) {
@@ -286,12 +298,12 @@ impl Plan {
         Ok(())
     }
 
-    /// All rounds once, or as many as there is time for. What it keeps is allocated before the first
-    /// of them.
+    /// The most of these rounds, or as many as there is time for, and the fewest at least. What it
+    /// keeps is allocated before the first of them.
     async fn series(
         &self,
         outcome: &mut Outcome,
-        most: u64,
+        rounds: RangeInclusive<u64>,
         deadline: Option<Instant>,
         before: &Baseline,
         next: &mut impl AsyncFnMut() -> Result<(), Leak>,
@@ -303,10 +315,10 @@ impl Plan {
         outcome.curves = curves.collect();
         outcome.rounds = 0;
         let mut times = Times::new();
-        while outcome.rounds < most {
+        while outcome.rounds < *rounds.end() {
             let round = outcome.rounds;
             let is_over = deadline.is_some_and(|deadline| Instant::now() >= deadline);
-            if is_over && round >= FEWEST {
+            if is_over && round >= *rounds.start() {
                 break;
             }
             next().await?;
@@ -370,7 +382,7 @@ pub struct Outcome {
     pub name: String,
     /// How many rounds the verdict is about.
     pub rounds: u64,
-    /// Something had grown, so they are four times as many as were done at first.
+    /// Something had grown, so they were done again, up to four times as many.
     pub repeated: bool,
     /// What each witness counted after the rounds, for plots.
     pub curves: Vec<Curve>,

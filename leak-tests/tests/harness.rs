@@ -325,6 +325,31 @@ fn rounds_end_when_their_time_is_over() {
     });
 }
 
+/// The clock jumps, and counts rounds: each takes a second, and two when they are done again.
+#[tokio::test(start_paused = true)]
+async fn what_grew_is_done_again_for_as_long_and_no_longer() {
+    let grows = async |seconds: u64, slower: u64| {
+        let bytes = Arc::new(AtomicI64::new(0));
+        let lost = Arc::clone(&bytes);
+        let read = move || bytes.load(Ordering::Relaxed);
+        let outcome = rounds(1_000_000)
+            .warm_up(0)
+            .only(Witnesses::new().and(bounded_gauge("bytes", 0, read)))
+            .within(Duration::from_secs(seconds))
+            .run(async |round| {
+                lost.fetch_add(1, Ordering::Relaxed);
+                let takes = if round < slower { 1 } else { 2 };
+                tokio::time::sleep(Duration::from_secs(takes)).await;
+            })
+            .await;
+        assert!(outcome.repeated && !outcome.leaks.is_empty(), "{outcome}");
+        outcome.rounds
+    };
+    assert_eq!(grows(400, 400).await, 200);
+    // Fewer would tell nothing.
+    assert_eq!(grows(120, 120).await, 100);
+}
+
 #[test]
 fn a_future_is_polled_so_often_and_dropped() {
     alone(async {

@@ -30,8 +30,8 @@ const PROFILED: u64 = 200;
 /// What a scenario may take besides its rounds: to set up, and for a round that hangs.
 const BESIDE_ROUNDS: Duration = Duration::from_secs(300);
 
-/// The rounds, four times as many where something grew, and some time to spare.
-const WITH_REPEAT: u32 = 8;
+/// The rounds, as many again where something grew, and some time to spare.
+const WITH_REPEAT: u32 = 4;
 
 /// How much of what a failed process said is kept, in bytes from its end.
 const MOST_WORDS: usize = 2000;
