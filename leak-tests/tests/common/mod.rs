@@ -161,12 +161,19 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) async fn start() -> Self {
-        Self::with(|settings| settings).await
+        Self::of(scripted(), |settings| settings).await
+    }
+
+    /// One that has this value as well: whoever reads finds it.
+    pub(crate) async fn holding(key: &str, value: impl AsRef<[u8]>) -> Self {
+        let etcd = scripted();
+        etcd.put(key, value);
+        Self::of(etcd, |settings| settings).await
     }
 
     /// One that soon has enough of clients that do nothing.
     pub(crate) async fn impatient() -> Self {
-        Self::with(|settings| {
+        Self::of(scripted(), |settings| {
             let settings = settings.progress_interval(IMPATIENT_PING);
             let settings = settings.ping_interval(IMPATIENT_PING);
             settings.patience(IMPATIENT_PATIENCE)
@@ -182,13 +189,18 @@ impl Server {
         Self { etcd, serving }
     }
 
-    async fn with(set: impl FnOnce(SettingsBuilder) -> SettingsBuilder) -> Self {
-        let etcd = ScriptedEtcd::default();
-        etcd.put("/c/a", "1");
-        etcd.put("/c/b", "2");
+    async fn of(etcd: ScriptedEtcd, set: impl FnOnce(SettingsBuilder) -> SettingsBuilder) -> Self {
         let serving = Serving::of(engine(&etcd, set)).await;
         Self { etcd, serving }
     }
+}
+
+/// A model of etcd with the keys that each server has.
+fn scripted() -> ScriptedEtcd {
+    let etcd = ScriptedEtcd::default();
+    etcd.put("/c/a", "1");
+    etcd.put("/c/b", "2");
+    etcd
 }
 
 fn engine(etcd: &ScriptedEtcd, set: impl FnOnce(SettingsBuilder) -> SettingsBuilder) -> Engine {

@@ -279,8 +279,7 @@ async fn begun(server: &Server, client: &Client, reads: usize, turns: i64) -> Ve
 }
 
 async fn waits(rounds: Rounds) -> Outcome {
-    let server = Server::start().await;
-    server.etcd.put("/c/huge", vec![b'x'; HUGE]);
+    let server = Server::holding("/c/huge", vec![b'x'; HUGE]).await;
     let client = server.client();
     rounds
         .and(&server.gauges())
@@ -304,8 +303,7 @@ async fn holds_up_nobody(rounds: Rounds) -> Outcome {
         .promised(CLIENT)
         .run(async |_| {
             // A new one has few turns; they become more where reads are quick.
-            let server = Server::start().await;
-            server.etcd.put("/c/huge", vec![b'x'; HUGE]);
+            let server = Server::holding("/c/huge", vec![b'x'; HUGE]).await;
             let client = server.client();
             let _connected = client.watch::<u32>("/c/a").await.unwrap();
             let reads = begun(&server, &client, ALL_TURNS, FIRST_TURNS).await;

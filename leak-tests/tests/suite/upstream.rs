@@ -55,7 +55,7 @@ const MORE_THAN_A_WINDOW: u64 = 24;
 
 /// After so many rounds of keys that come and go a watcher gets what changed one by one still, and need
 /// not be waited for after each.
-const NOT_FAR: u64 = 8;
+const NOT_FAR: u64 = 4;
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario {
