@@ -10,13 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::common::{Server, in_time};
-use crate::scenario::Scenario;
-
-/// Within this a dropped watcher's stream, tasks and socket are gone, by promise.
-const WATCHER: Duration = Duration::from_millis(100);
-
-/// Within this all of a dropped client is gone, by promise.
-const CLIENT: Duration = Duration::from_secs(1);
+use crate::scenario::{CLIENT, Scenario, WATCHER, prefix};
 
 /// How many polls a first value takes, with some to spare.
 const POLLS: u64 = 12;
@@ -150,10 +144,6 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-fn prefix() -> KeyRange {
-    KeyRange::prefix("/c/").unwrap()
-}
-
 async fn watcher(rounds: Rounds) -> Outcome {
     let server = Server::start().await;
     let client = server.client();
@@ -254,9 +244,9 @@ async fn backoff(rounds: Rounds) -> Outcome {
 }
 
 /// Somebody who takes connections and never says a word: where, and the task that does.
-pub(crate) async fn silent() -> (String, JoinSet<()>) {
+pub(crate) async fn silent(scheme: &str) -> (String, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
+    let url = format!("{scheme}://{}", listener.local_addr().unwrap());
     let mut silent = JoinSet::new();
     silent.spawn(async move {
         let mut connections = JoinSet::new();
@@ -272,7 +262,7 @@ pub(crate) async fn silent() -> (String, JoinSet<()>) {
 }
 
 async fn silence(rounds: Rounds) -> Outcome {
-    let (url, _silent) = silent().await;
+    let (url, _silent) = silent("http").await;
     let client = Client::connect(url).unwrap();
     rounds
         .promised(WATCHER)

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use driftless_client::{Client, Held, KeyRange};
+use driftless_client::{Client, Held};
 use driftless_proto::v1::config_client::ConfigClient;
 use driftless_proto::v1::{self, range};
 use leak_tests::{Outcome, Rounds, Stall, Witnesses, gauge, poll_times};
@@ -12,10 +12,7 @@ use tokio::time::timeout;
 use tonic::Code;
 
 use crate::common::{Server, in_time};
-use crate::scenario::Scenario;
-
-/// Within this all of a dropped client is gone, by promise.
-const CLIENT: Duration = Duration::from_secs(1);
+use crate::scenario::{CLIENT, Scenario, prefix};
 
 /// How many operations on the network two first states take, with some to spare.
 const OPERATIONS: u64 = 64;
@@ -82,10 +79,6 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         run: |rounds| Box::pin(look_up_hangs(rounds)),
     },
 ];
-
-fn prefix() -> KeyRange {
-    KeyRange::prefix("/c/").unwrap()
-}
 
 async fn shut_down(rounds: Rounds) -> Outcome {
     let server = Server::start().await;

@@ -11,13 +11,7 @@ use tokio::task::JoinSet;
 
 use crate::client::silent;
 use crate::common::{Server, in_time};
-use crate::scenario::Scenario;
-
-/// Within this a dropped watcher's stream, tasks and socket are gone, by promise.
-const WATCHER: Duration = Duration::from_millis(100);
-
-/// Within this all of a dropped client is gone, by promise.
-const CLIENT: Duration = Duration::from_secs(1);
+use crate::scenario::{CLIENT, Scenario, WATCHER};
 
 /// How long a shutdown may take on a slow machine: less than an attempt to connect, which ends by itself.
 const ENDED_WITHIN: Duration = Duration::from_secs(4);
@@ -107,7 +101,7 @@ fn long_name(number: usize) -> String {
 
 async fn shut_down(rounds: Rounds) -> Outcome {
     let server = Server::start().await;
-    let (silent, _silent) = silent().await;
+    let (silent, _silent) = silent("http").await;
     // In somebody's hands until the next round: all else is gone.
     let kept = RefCell::new(None::<Watcher<u32>>);
     let rounds = rounds.and(&server.gauges()).promised(CLIENT);
@@ -150,7 +144,7 @@ async fn shut_down(rounds: Rounds) -> Outcome {
 
 async fn too_long(rounds: Rounds) -> Outcome {
     let server = Server::start().await;
-    let (silent, _silent) = silent().await;
+    let (silent, _silent) = silent("http").await;
     let rounds = rounds.and(&server.gauges()).promised(CLIENT);
     rounds
         .run(async |round| {

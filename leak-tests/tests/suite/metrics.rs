@@ -10,11 +10,8 @@ use tokio::time::timeout;
 
 use crate::common::in_time;
 use crate::etcd::Etcd;
-use crate::scenario::Scenario;
+use crate::scenario::{CLIENT, Scenario};
 use crate::world::{Running, settings};
-
-/// Within this all of a dropped client is gone, by promise.
-const CLIENT: Duration = Duration::from_secs(1);
 
 /// Long enough to be on the way, and short beside what it waits for.
 const A_MOMENT: Duration = Duration::from_millis(3);

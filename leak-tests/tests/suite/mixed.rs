@@ -15,7 +15,7 @@ use tokio::time::{sleep, timeout};
 use crate::common::{Serving, in_time};
 use crate::etcd::Etcd;
 use crate::proxy::Proxy;
-use crate::scenario::Scenario;
+use crate::scenario::{Scenario, prefix};
 use crate::slow::Slow;
 use crate::world::{FILL_GRAVES, Keys, Padded, Real, etcd_is_missed, padded};
 
@@ -150,10 +150,6 @@ async fn everything(rounds: Rounds) -> Outcome {
             is_well(serving, keys, number).await;
         })
         .await
-}
-
-fn prefix() -> KeyRange {
-    KeyRange::prefix("/c/").unwrap()
 }
 
 /// Some keys are put, some deleted. etcd may be away, and says so then.

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use driftless_client::{Client, Closed, EntriesWatcher, KeyRange, State, WatchError};
+use driftless_client::{Client, Closed, EntriesWatcher, State, WatchError};
 use leak_tests::{Outcome, Rounds};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -12,11 +12,8 @@ use tokio::net::TcpStream;
 use crate::common::{Server, in_time};
 use crate::etcd::eventually;
 use crate::one_way::{Lost, OneWay};
-use crate::scenario::Scenario;
+use crate::scenario::{CLIENT, Scenario, prefix};
 use crate::scripted::{Says, Scripted};
-
-/// Within this all of a dropped client is gone, by promise.
-const CLIENT: Duration = Duration::from_secs(1);
 
 /// The parts of a handshake: how HTTP/2 begins, the client's settings, and a call that it begins and
 /// never ends.
@@ -74,10 +71,6 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         run: |rounds| Box::pin(nonsense(rounds)),
     },
 ];
-
-fn prefix() -> KeyRange {
-    KeyRange::prefix("/c/").unwrap()
-}
 
 async fn never_finished(rounds: Rounds) -> Outcome {
     let server = Server::impatient().await;

@@ -2,16 +2,12 @@
 
 use std::time::Duration;
 
-use driftless_client::KeyRange;
 use leak_tests::{Outcome, Rounds};
 
 use crate::common::in_time;
-use crate::scenario::Scenario;
+use crate::scenario::{CLIENT, Scenario, prefix};
 use crate::slow::Slow;
 use crate::world::{LARGE, Real};
-
-/// Within this all of a dropped client is gone, by promise.
-const CLIENT: Duration = Duration::from_secs(1);
 
 /// How many large values are a large state: 4 MiB.
 const STATE: u64 = 64;
@@ -57,10 +53,6 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         run: |rounds| Box::pin(slowly(rounds)),
     },
 ];
-
-fn prefix() -> KeyRange {
-    KeyRange::prefix("/c/").unwrap()
-}
 
 /// A network that brings a part of the state, another one in each round: from the first of it on.
 fn a_part(round: u64) -> Slow {

@@ -1,8 +1,6 @@
 //! Clients that come back with what they had, clients that know less than ours, and clients beside others
 //! that stay: what the server makes for them goes with them.
 
-use std::time::Duration;
-
 use driftless_client::{KeyRange, Revision};
 use driftless_proto::digest::Digest;
 use driftless_proto::v1::config_client::ConfigClient;
@@ -13,10 +11,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Streaming};
 
 use crate::common::{Server, in_time};
-use crate::scenario::Scenario;
-
-/// Within this a dropped watcher's stream, tasks and socket are gone, by promise.
-const WATCHER: Duration = Duration::from_millis(100);
+use crate::scenario::{Scenario, WATCHER};
 
 /// More changes than are told one by one.
 const MANY_CHANGES: u64 = 300;

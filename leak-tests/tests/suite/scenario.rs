@@ -1,8 +1,16 @@
 //! What a scenario is.
 
 use std::pin::Pin;
+use std::time::Duration;
 
+use driftless_client::KeyRange;
 use leak_tests::{Outcome, Rounds};
+
+/// Within this a dropped watcher's stream, tasks and socket are gone, by promise.
+pub(crate) const WATCHER: Duration = Duration::from_millis(100);
+
+/// Within this all of a dropped client is gone, by promise.
+pub(crate) const CLIENT: Duration = Duration::from_secs(1);
 
 /// Something that is done many times over in a process of its own.
 pub(crate) struct Scenario {
@@ -22,3 +30,8 @@ pub(crate) struct Scenario {
 }
 
 pub(crate) type Run = Pin<Box<dyn Future<Output = Outcome>>>;
+
+/// What the servers here serve.
+pub(crate) fn prefix() -> KeyRange {
+    KeyRange::prefix("/c/").unwrap()
+}

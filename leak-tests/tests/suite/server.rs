@@ -13,14 +13,8 @@ use tokio::net::TcpStream;
 
 use crate::common::{Server, in_time};
 use crate::etcd::{Etcd, eventually};
-use crate::scenario::Scenario;
+use crate::scenario::{CLIENT, Scenario, WATCHER, prefix};
 use crate::world::{Keys, Real, Running, etcds_watches, settings};
-
-/// Within this a dropped watcher's stream, tasks and socket are gone, by promise.
-const WATCHER: Duration = Duration::from_millis(100);
-
-/// Within this all of a dropped client is gone, by promise.
-const CLIENT: Duration = Duration::from_secs(1);
 
 /// Prefixes of so many lengths are watched: nearly as many as there can be.
 const LENGTHS: u64 = 4_000;
@@ -118,10 +112,6 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         run: |rounds| Box::pin(cut_off(rounds)),
     },
 ];
-
-fn prefix() -> KeyRange {
-    KeyRange::prefix("/c/").unwrap()
-}
 
 async fn lengths(rounds: Rounds) -> Outcome {
     let server = Server::start().await;

@@ -19,11 +19,8 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::common::in_time;
 use crate::etcd::Etcd;
-use crate::scenario::Scenario;
+use crate::scenario::{CLIENT, Scenario};
 use crate::world::{PREFIX, Running, settings};
-
-/// Within this all of a dropped client is gone, by promise.
-const CLIENT: Duration = Duration::from_secs(1);
 
 /// Long enough for what waits for nobody, on a busy machine.
 const SOON: Duration = Duration::from_secs(5);

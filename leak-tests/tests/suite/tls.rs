@@ -8,17 +8,14 @@ use leak_tests::{Outcome, Rounds, Witnesses, gauge, poll_times};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::client::silent;
 use crate::common::in_time;
 use crate::etcd::Etcd;
-use crate::scenario::Scenario;
+use crate::scenario::{CLIENT, Scenario};
 use crate::world::{Running, settings};
-
-/// Within this all of a dropped client is gone, by promise.
-const CLIENT: Duration = Duration::from_secs(1);
 
 /// How many polls a first value over TLS takes, with some to spare: files are read on the way.
 const POLLS: u64 = 16;
@@ -190,19 +187,7 @@ async fn never_agreed(rounds: Rounds) -> Outcome {
 
 async fn silence(rounds: Rounds) -> Outcome {
     let files = Files::new();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("https://{}", listener.local_addr().unwrap());
-    let mut silent = JoinSet::new();
-    silent.spawn(async move {
-        let mut connections = JoinSet::new();
-        while let Ok((mut stream, _)) = listener.accept().await {
-            while connections.try_join_next().is_some() {}
-            connections.spawn(async move {
-                let mut nothing = [0; 1024];
-                while stream.read(&mut nothing).await.is_ok_and(|read| read > 0) {}
-            });
-        }
-    });
+    let (url, _silent) = silent("https").await;
     let client = files.trusting(&url).build().unwrap();
     let quiescence = client.quiescence();
     let read = gauge("files", move || {

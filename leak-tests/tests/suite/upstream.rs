@@ -9,17 +9,11 @@ use leak_tests::{Outcome, Rounds, Stall};
 use crate::common::in_time;
 use crate::etcd::{Etcd, eventually};
 use crate::proxy::Proxy;
-use crate::scenario::Scenario;
+use crate::scenario::{CLIENT, Scenario, WATCHER, prefix};
 use crate::slow::Slow;
 use crate::world::{
     FILL_GRAVES, LARGE, Padded, Real, Running, etcd_is_missed, etcds_watches, padded, settings,
 };
-
-/// Within this a dropped watcher's stream, tasks and socket are gone, by promise.
-const WATCHER: Duration = Duration::from_millis(100);
-
-/// Within this all of a dropped client is gone, by promise.
-const CLIENT: Duration = Duration::from_secs(1);
 
 /// Where values are that are as long as each other.
 const PADDED_KEY: &str = "/c/padded";
@@ -174,10 +168,6 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         run: |rounds| Box::pin(shut_down(rounds)),
     },
 ];
-
-fn prefix() -> KeyRange {
-    KeyRange::prefix("/c/").unwrap()
-}
 
 /// Waits until a watcher has moved to this revision.
 async fn reaches(watcher: &mut Watcher<Padded>, revision: Revision) {
