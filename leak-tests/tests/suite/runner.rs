@@ -119,12 +119,12 @@ pub(crate) fn all(options: &Options) -> ExitCode {
     )
 }
 
-/// Runs one in a process of its own, and where it grew, once more.
+/// Runs one in a process of its own, and for a report once more where it grew.
 fn one(scenario: &Scenario, options: &Options, each: Duration) -> Record {
     let mut record = in_a_process(scenario, options.rounds, each, &[]);
     let grew = record.noticed_by.iter().any(|name| name == BYTES);
-    if grew && (options.report.is_some() || !record.passed()) {
-        // Slowly, to say where.
+    if grew && options.report.is_some() {
+        // Slowly, minutes where much is set up, to say where.
         let rounds = options.rounds.min(PROFILED);
         record.stacks = in_a_process(scenario, rounds, BRIEFLY, &[HEAP_PROFILE]).stacks;
     }

@@ -364,6 +364,7 @@ async fn is_left(rounds: Rounds) -> Outcome {
         .and(&world.gauges())
         .promised(CLIENT)
         .run(async |round| {
+            let left = world.metrics.stalled_closed.get();
             let (_stall, _watcher) = stalled(&world).await;
             world.keys.put_much(round, MORE_THAN_A_WINDOW).await;
             let metrics = &world.metrics;
@@ -372,6 +373,11 @@ async fn is_left(rounds: Rounds) -> Outcome {
                 held.iter().all(|gauge| gauge.get() == 0)
             })
             .await;
+            // And not because it does not answer, for which the server waits longer.
+            assert!(
+                metrics.stalled_closed.get() > left,
+                "it was not left as stalled"
+            );
         })
         .await
 }
