@@ -52,6 +52,11 @@ impl Baseline {
         found.map(|(_, before)| *before)
     }
 
+    /// What each witness counted, in the order in which they were given.
+    pub(crate) fn counts(&self) -> impl Iterator<Item = i64> {
+        self.before.iter().copied()
+    }
+
     /// Waits until every count is back, and says how long that took. What may not grow is back when
     /// it is at most its slack above what it was.
     ///

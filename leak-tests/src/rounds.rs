@@ -145,6 +145,7 @@ impl Rounds {
     }
 
     /// Asks these before the first round and after the last one: those that are too slow for each.
+    /// In place of any that were given before.
     pub fn at_the_end(mut self, witnesses: Witnesses) -> Self {
         self.at_the_end = witnesses;
         self
@@ -286,8 +287,7 @@ impl Plan {
         let growth = outcome.growth();
         outcome.leaks.extend(growth);
         let back = end.returned_within(self.patience).await;
-        for witness in self.at_the_end.iter() {
-            let before = end.before(witness.name()).unwrap_or(0);
+        for (witness, before) in self.at_the_end.iter().zip(end.counts()) {
             let ends = (witness.name().to_owned(), before, witness.read().await?);
             outcome.ends.push(ends);
         }
@@ -389,7 +389,7 @@ pub struct Outcome {
     /// What was asked only before the first round and after the last one: whose count, and both.
     pub ends: Vec<(String, i64, i64)>,
     /// How long it took after a round until everything was back: the median of 200 rounds or more,
-    /// spread over all of them. `None` when they did not come to an end.
+    /// spread over all of them, or of all where there are fewer. `None` when they did not come to an end.
     pub median: Option<Duration>,
     /// How long it should take.
     pub promised: Option<Duration>,

@@ -166,11 +166,11 @@ impl Server {
     /// When connections had to be cut off, or there is a bug.
     ///
     /// # Cancel safety
-    /// Not cancel-safe: dropped half-way, open connections end only with their peers.
+    /// Dropping it ends everything at once: connections are cut off, without a goodbye.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), ServeError> {
         let mut engine = Engine::start(&self.settings, self.metrics, self.sources);
         if let Some((tls, reloader)) = self.tls {
-            engine.connections = engine.connections.over_tls(tls);
+            engine.connections.lay_tls(tls);
             engine.spawn("tls", reloader.run());
         }
         let connections = engine.connections.clone();
@@ -194,14 +194,20 @@ impl Server {
 }
 
 /// The inside of a server, over any sources and any connections: [`Server`] is one over etcd and
-/// TCP. Dropping it ends ingest at once; connections end with their peers, unless
-/// [`Engine::shut_down`] ended them.
+/// TCP. Dropping it ends everything at once: connections are cut off, without the goodbye that
+/// [`Engine::shut_down`] says.
 #[derive(Debug)]
 pub struct Engine {
     service: Service,
     metrics: Metrics,
     connections: Connections,
     tasks: JoinSet<String>,
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.connections.cut_off();
+    }
 }
 
 impl Engine {
@@ -289,7 +295,7 @@ impl Engine {
     /// many connections had to be.
     ///
     /// # Cancel safety
-    /// Not cancel-safe: dropped half-way, open connections end only with their peers.
+    /// Dropping it cuts off what is left.
     pub async fn shut_down(mut self, within: Duration) -> usize {
         let cut_off = self.connections.shut_down(sleep(within)).await;
         // Ingest last, so that the streams' last words are true; dropping a source ends its watch.

@@ -2,9 +2,6 @@
 //!
 //! What is taken out is as little as goes. A `Weak` made strong is a clone that is forgotten: that
 //! keeps as much alive, and is one edit.
-//!
-//! Not in the list: HTTP/2's keepalive, which finds out earlier what silence and a read's limit find
-//! out as well.
 
 use crate::Removal;
 
@@ -263,5 +260,43 @@ pub(crate) const REMOVALS: &[Removal] = &[
             Executor(Arc::downgrade(&self.0))
         }",
         caught_by: ("suite", "a watcher is dropped"),
+    },
+    // watcher.rs, entries.rs
+    Removal {
+        what: "a watch waits for its first value for so long",
+        file: "client/src/watcher.rs",
+        code: "                () = tokio::time::sleep(self.within) => {\n",
+        instead: "                () = std::future::pending::<()>() => {\n",
+        caught_by: ("scripted", "a_default_is_there_when_no_server_is"),
+    },
+    Removal {
+        what: "a watch that will never have a value ends",
+        file: "client/src/watcher.rs",
+        code: "                error = shared.hopeless() => return Err(error),\n",
+        instead: "",
+        caught_by: ("suite", "a subscription is refused"),
+    },
+    Removal {
+        what: "a watch of entries waits for its first state for so long",
+        file: "client/src/entries.rs",
+        code: "within = expired(self.within) => {",
+        instead: "within = std::future::pending::<Duration>() => {",
+        caught_by: ("scripted", "a_first_state_can_have_a_limit"),
+    },
+    Removal {
+        what: "a watch of entries that will never have a state ends",
+        file: "client/src/entries.rs",
+        code: "                error = shared.hopeless() => return Err(error),\n",
+        instead: "",
+        caught_by: ("suite", "a subscription is refused"),
+    },
+    Removal {
+        what: "a subscription ends when the right to its range is taken back",
+        file: "client/src/subscription/task.rs",
+        code: r#"                self.close(Closed::Revoked);
+                return;
+"#,
+        instead: "",
+        caught_by: ("suite", "a client is told to purge"),
     },
 ];

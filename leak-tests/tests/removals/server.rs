@@ -815,6 +815,13 @@ pub(crate) const REMOVALS: &[Removal] = &[
     },
     // server.rs
     Removal {
+        what: "a server that is dropped cuts off its connections",
+        file: "server/src/server.rs",
+        code: "        self.connections.cut_off();",
+        instead: "        let _ = &self.connections;",
+        caught_by: ("suite", "servers die"),
+    },
+    Removal {
         what: "the server's end is noticed",
         file: "server/src/server.rs",
         code: "            () = shutdown.cancelled() => Ok(()),",
@@ -833,6 +840,10 @@ pub(crate) const REMOVALS: &[Removal] = &[
 /// Clean-up code that is in no removal, since something else does the same: what it does, and what else
 /// does it.
 pub(crate) const DOUBLED: &[(&str, &str)] = &[
+    (
+        "HTTP/2's keepalive of the client (transport/mod.rs)",
+        "a stream's silence and a read's limit end what it would end, a little later",
+    ),
     (
         "an answer gives way to a newer one of its kind (fanout/answers.rs)",
         "it goes by itself ten seconds after it was asked for last, and there are eight at most",

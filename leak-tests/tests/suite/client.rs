@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use driftless_client::{Client, KeyRange, State};
+use driftless_client::{Client, KeyRange, State, WatchError};
 use leak_tests::{Outcome, Rounds, Stall, poll_times};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -292,7 +292,17 @@ async fn refused(rounds: Rounds) -> Outcome {
     rounds
         .run(async |round| {
             let range = format!("/elsewhere/{round:012}");
-            client.watch::<u32>(range.as_str()).await.unwrap_err();
+            let refused = if round % 2 == 0 {
+                let watch = client.watch::<u32>(range.as_str()).into_future();
+                in_time("a refusal", watch).await.map(drop)
+            } else {
+                let watch = client.entries(range.as_str()).into_future();
+                in_time("a refusal", watch).await.map(drop)
+            };
+            assert!(
+                matches!(refused, Err(WatchError::Refused(_))),
+                "{refused:?}"
+            );
         })
         .await
 }

@@ -122,7 +122,6 @@ async fn shut_down(rounds: Rounds) -> Outcome {
 
 async fn in_backoff(rounds: Rounds) -> Outcome {
     rounds
-        .promised(CLIENT)
         .run(async |round| {
             // Nobody may listen on port 1.
             let client = Client::connect("http://127.0.0.1:1").unwrap();

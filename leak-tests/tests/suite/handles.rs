@@ -104,7 +104,7 @@ async fn shut_down(rounds: Rounds) -> Outcome {
     let (silent, _silent) = silent("http").await;
     // In somebody's hands until the next round: all else is gone.
     let kept = RefCell::new(None::<Watcher<u32>>);
-    let rounds = rounds.and(&server.gauges()).promised(CLIENT);
+    let rounds = rounds.and(&server.gauges());
     rounds
         .run(async |round| {
             let stall = Stall::never();

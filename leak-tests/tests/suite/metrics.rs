@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use driftless_client::{Client, KeyRange};
 use leak_tests::{Outcome, Rounds};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::common::in_time;
 use crate::etcd::Etcd;
 use crate::scenario::{CLIENT, Scenario};
+use crate::server::call;
 use crate::world::{Running, settings};
 
 /// Long enough to be on the way, and short beside what it waits for.
@@ -103,7 +104,18 @@ async fn probes(rounds: Rounds) -> Outcome {
     let server = Running::start(settings(&etcd.endpoint())).await;
     let outcome = rounds
         .promised(CLIENT)
-        .run(async |_| assert!(in_time("an answer", server.is_ready()).await))
+        .run(async |round| {
+            if round % 2 == 0 {
+                assert!(in_time("an answer", server.is_ready()).await);
+            } else {
+                // A client that took the address for the other one is told so.
+                let mut lost = TcpStream::connect(server.admin).await.unwrap();
+                lost.write_all(&call()).await.unwrap();
+                let mut answer = [0; 64];
+                let answered = in_time("an answer", lost.read(&mut answer)).await;
+                assert!(answered.unwrap() > 0);
+            }
+        })
         .await;
     server.stop().await;
     outcome

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use driftless_client::{Client, Closed, EntriesWatcher, State, WatchError};
+use driftless_client::{Client, Closed, EntriesWatcher, State, Status, WatchError};
 use leak_tests::{Outcome, Rounds};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -70,7 +70,53 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         planted_for: &[],
         run: |rounds| Box::pin(nonsense(rounds)),
     },
+    Scenario {
+        name: "servers die",
+        about: "Of two servers the one dies that a watcher is connected to, and then the other; the watcher is \
+                dropped while nobody is there. What proves who it is comes from a file.",
+        takes_long: false,
+        takes_the_time: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(die(rounds)),
+    },
 ];
+
+async fn die(rounds: Rounds) -> Outcome {
+    let folder = tempfile::tempdir().unwrap();
+    let token = folder.path().join("token");
+    std::fs::write(&token, "who-we-are").unwrap();
+    rounds
+        .promised(CLIENT)
+        .run(async |_| {
+            let servers = (Server::start().await, Server::start().await);
+            let client = Client::builder().endpoint(servers.0.url());
+            let client = client.endpoint(servers.1.url()).token_file(&token);
+            let client = client.build().unwrap();
+            let watching = client.entries(prefix()).into_future();
+            let mut watcher = in_time("the first state", watching).await.unwrap();
+            let (first, second) = match servers.0.metrics.connections.get() {
+                0 => (servers.1, servers.0),
+                _ => servers,
+            };
+            drop(first);
+            let other = watcher_is(&mut watcher, |status| {
+                status.reconnects > 0 && status.state == State::Live
+            });
+            in_time("the other server is reached", other).await;
+            drop(second);
+            let away = watcher_is(&mut watcher, |status| status.state == State::Backoff);
+            in_time("nobody is there", away).await;
+            assert_eq!(watcher.load().len(), 2);
+        })
+        .await
+}
+
+/// Waits until that is so.
+async fn watcher_is(watcher: &mut EntriesWatcher, so: impl Fn(&Status) -> bool) {
+    while !so(&watcher.status()) {
+        watcher.status_changed().await;
+    }
+}
 
 async fn never_finished(rounds: Rounds) -> Outcome {
     let server = Server::impatient().await;

@@ -7,8 +7,8 @@ use driftless_proto::v1::config_client::ConfigClient;
 use driftless_proto::v1::{self, watch_response::Frame};
 use driftless_server::source::scripted::ScriptedEtcd;
 use leak_tests::{Outcome, Rounds};
+use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Streaming};
 
 use crate::common::{Server, in_time};
 use crate::scenario::{Scenario, WATCHER};
@@ -64,18 +64,6 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
 async fn connected(server: &Server) -> ConfigClient<Channel> {
     let endpoint = Endpoint::from_shared(server.url()).unwrap();
     ConfigClient::new(endpoint.connect().await.unwrap())
-}
-
-/// What the server says of this fills the connection's table of headers, which would be filled by dates
-/// otherwise, one a second.
-async fn is_refused(client: &mut ConfigClient<Channel>, round: u64) {
-    let elsewhere = KeyRange::prefix(format!("/elsewhere/{round:012}/")).unwrap();
-    let request = v1::GetRequest {
-        range: Some((&elsewhere).into()),
-        client: None,
-    };
-    let refused = client.get(request).await.unwrap_err();
-    assert_eq!(refused.code(), Code::NotFound);
 }
 
 /// A stream of somebody who has this, and knows nothing beyond the basic contract.
@@ -137,8 +125,7 @@ async fn before_a_change(rounds: Rounds) -> Outcome {
     rounds
         .and(&server.gauges())
         .promised(WATCHER)
-        .run(async |round| {
-            is_refused(&mut client, round).await;
+        .run(async |_| {
             let mut stream = watch(&mut client, &range, Some(had)).await;
             assert!(!told(&mut stream, after).await.conflated);
         })
@@ -165,7 +152,6 @@ async fn own_revisions(rounds: Rounds) -> Outcome {
         .and(&server.gauges())
         .promised(WATCHER)
         .run(async |round| {
-            is_refused(&mut client, round).await;
             let at = usize::try_from(round).unwrap() % REVISIONS;
             let mut stream = watch(&mut client, &range, Some((&server.etcd, left[at]))).await;
             assert!(told(&mut stream, now).await.conflated);

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use driftless_client::{Client, Entries, GetError, KeyRange};
+use driftless_client::{Client, Entries, GetError, KeyRange, Revision};
 use driftless_server::ServeError;
 use leak_tests::{Outcome, Rounds, Stall, gauge};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -153,7 +153,7 @@ async fn replaced(rounds: Rounds) -> Outcome {
 
 /// All that a connection has to say until it has begun to call `Watch`: how it begins, no settings, and
 /// the headers of a request without an end.
-fn call() -> Vec<u8> {
+pub(crate) fn call() -> Vec<u8> {
     let text = |text: &str| {
         let length = u8::try_from(text.len()).unwrap();
         [&[length], text.as_bytes()].concat()
@@ -273,7 +273,6 @@ async fn waits(rounds: Rounds) -> Outcome {
     let client = server.client();
     rounds
         .and(&server.gauges())
-        .promised(WATCHER)
         .run(async |_| {
             let connected = client.watch::<u32>("/c/a").await.unwrap();
             drop(begun(&server, &client, MORE_THAN_TURNS, FIRST_TURNS).await);
@@ -306,9 +305,9 @@ async fn holds_up_nobody(rounds: Rounds) -> Outcome {
 }
 
 /// Puts a value that takes the place of all else in the log.
-async fn empty_log(keys: &mut Keys, round: u64) {
+async fn empty_log(keys: &mut Keys, round: u64) -> Revision {
     let value = vec![u8::try_from(round % 250).unwrap(); HUGE];
-    keys.put("/c/huge", value).await;
+    keys.put("/c/huge", value).await
 }
 
 async fn held_back(rounds: Rounds) -> Outcome {
@@ -319,6 +318,7 @@ async fn held_back(rounds: Rounds) -> Outcome {
         .and(&gauges)
         .promised(WATCHER)
         .run(async |round| {
+            let heard = world.heard();
             let mut watcher = client.entries(prefix()).await.unwrap();
             let (burst, first) = tokio::join!(
                 world.keys.burst(MORE_THAN_A_BURST),
@@ -327,6 +327,7 @@ async fn held_back(rounds: Rounds) -> Outcome {
             ((), _) = (burst, first.unwrap());
             drop(watcher);
             empty_log(&mut world.keys, round).await;
+            world.hears(heard + MORE_THAN_A_BURST as u64 + 1).await;
         })
         .await
 }
@@ -360,11 +361,17 @@ async fn cut_off(rounds: Rounds) -> Outcome {
             let client = client.connector(stall.over_tcp()).build().unwrap();
             let watching = client.entries(prefix()).into_future();
             let _watcher = in_time("the first state", watching).await.unwrap();
+            let other = Client::connect(server.url()).unwrap();
+            let reading = other.entries("/c/huge").into_future();
+            let mut reads = in_time("the first state", reading).await.unwrap();
             stall.begin();
             // More than is sent ahead, and than the kernel takes of a connection.
-            for _ in 0..4 {
-                empty_log(&mut keys, round).await;
+            for part in 0..4 {
+                let revision = empty_log(&mut keys, 4 * round + part).await;
+                let there = async { while reads.changed().await.unwrap().revision < revision {} };
+                in_time("a change arrives", there).await;
             }
+            drop((reads, other));
             let ended = server.ended().await;
             assert!(
                 matches!(ended, Err(ServeError::CutOff { connections: 1 })),

@@ -12,7 +12,8 @@ use crate::proxy::Proxy;
 use crate::scenario::{CLIENT, Scenario, WATCHER, prefix};
 use crate::slow::Slow;
 use crate::world::{
-    FILL_GRAVES, LARGE, Padded, Real, Running, etcd_is_missed, etcds_watches, padded, settings,
+    FILL_GRAVES, Keys, LARGE, Padded, Real, Running, etcd_is_missed, etcds_watches, padded,
+    settings,
 };
 
 /// Where values are that are as long as each other.
@@ -51,6 +52,9 @@ const MORE_THAN_A_WINDOW: u64 = 24;
 /// not be waited for after each.
 const NOT_FAR: u64 = 4;
 
+/// How often a server compares its state with etcd's, at the most.
+const AUDIT: Duration = Duration::from_millis(100);
+
 pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "a value changes",
@@ -75,6 +79,23 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_the_time: false,
         planted_for: &[],
         run: |rounds| Box::pin(large(rounds)),
+    },
+    Scenario {
+        name: "the server compares its state with etcd's",
+        about: "All the time; in each round a value changes, and the state is compared once more.",
+        takes_long: false,
+        takes_the_time: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(audited(rounds)),
+    },
+    Scenario {
+        name: "a server takes another one's place",
+        about: "A server dies or is shut down, and another one comes to its address; a watcher that was there \
+                before is told what it missed, for which etcd is asked.",
+        takes_long: false,
+        takes_the_time: false,
+        planted_for: &[],
+        run: |rounds| Box::pin(successor(rounds)),
     },
     Scenario {
         name: "keys come and go",
@@ -322,6 +343,7 @@ async fn mid_change(rounds: Rounds) -> Outcome {
 async fn last_watcher(rounds: Rounds) -> Outcome {
     let world = Real::start().await;
     let client = world.client();
+    let nobody = world.etcds_watches().baseline().await.unwrap();
     rounds
         .and(&world.gauges())
         .at_the_end(world.etcds_watches())
@@ -329,7 +351,12 @@ async fn last_watcher(rounds: Rounds) -> Outcome {
         .run(async |round| {
             let one = client.watch::<u32>("/c/a").await.unwrap();
             let range = KeyRange::prefix(format!("/c/{}", round % 7)).unwrap();
-            drop((one, client.entries(range).await.unwrap()));
+            let other = client.entries(range).await.unwrap();
+            if round == 0 {
+                let more = "etcd is watched for each watcher";
+                nobody.returned().await.expect(more);
+            }
+            drop((one, other));
         })
         .await
 }
@@ -362,7 +389,6 @@ async fn is_left(rounds: Rounds) -> Outcome {
     let mut world = Real::start().await;
     rounds
         .and(&world.gauges())
-        .promised(CLIENT)
         .run(async |round| {
             let left = world.metrics.stalled_closed.get();
             let (_stall, _watcher) = stalled(&world).await;
@@ -390,6 +416,7 @@ async fn cut(rounds: Rounds) -> Outcome {
         .and(&world.gauges())
         .promised(CLIENT)
         .run(async |round| {
+            let heard = world.heard();
             let watcher = client.watch::<u32>("/c/a").await.unwrap();
             proxy.stall();
             let byte = u8::try_from(round % 250).unwrap();
@@ -401,6 +428,7 @@ async fn cut(rounds: Rounds) -> Outcome {
             drop(watcher);
             // The other end learns of it when the network is there again.
             proxy.heal();
+            world.hears(heard + 1).await;
         })
         .await
 }
@@ -436,6 +464,9 @@ async fn seen_after(world: &mut Real, mut watcher: EntriesWatcher, round: u64) {
         }
     };
     let revision = in_time("etcd takes a put", put).await;
+    entries_reach(&mut watcher, revision).await;
+    // And another: what a new connection has room for is there when it has been read from.
+    let revision = world.keys.put(SEEN_KEY, seen(round + 1)).await;
     entries_reach(&mut watcher, revision).await;
 }
 
@@ -497,12 +528,62 @@ async fn stopped(rounds: Rounds) -> Outcome {
         .await
 }
 
+async fn audited(rounds: Rounds) -> Outcome {
+    let mut world = Real::audited(AUDIT).await;
+    let mut watcher = padded_watcher(&mut world).await;
+    let (gauges, watches) = (world.gauges(), world.etcds_watches());
+    rounds
+        .and(&gauges)
+        .at_the_end(watches)
+        .run(async |round| {
+            let audits = world.metrics.audits.get();
+            let value = padded(&round.to_string());
+            let revision = world.keys.put(PADDED_KEY, value).await;
+            reaches(&mut watcher, revision).await;
+            eventually("an audit", async || world.metrics.audits.get() > audits).await;
+            assert_eq!(world.metrics.audit_differences.get(), 0);
+        })
+        .await
+}
+
+async fn successor(rounds: Rounds) -> Outcome {
+    let etcd = Etcd::started().await;
+    let mut keys = Keys::of(&etcd).await;
+    rounds
+        .at_the_end(etcds_watches(&etcd))
+        .promised(CLIENT)
+        .run(async |round| {
+            let server = Running::start(settings(&etcd.endpoint())).await;
+            let address = server.address;
+            let client = Client::connect(server.url()).unwrap();
+            let watching = client.entries(prefix()).into_future();
+            let mut watcher = in_time("the first state", watching).await.unwrap();
+            let before = keys.put("/c/a", round.to_string()).await;
+            entries_reach(&mut watcher, before).await;
+            match round % 2 {
+                0 => drop(server),
+                _ => server.stop().await,
+            }
+            // Nobody hears of it, and the next one does not remember a time before it.
+            keys.put("/c/b", round.to_string()).await;
+            let server = Running::start(settings(&etcd.endpoint()).listen(address)).await;
+            let after = keys.put("/c/a", "after").await;
+            entries_reach(&mut watcher, after).await;
+            let page = server.page("/metrics").await;
+            assert!(
+                page.contains("driftless_etcd_earlier_watches_total 1"),
+                "etcd was not asked what came before: {page}"
+            );
+            server.stop().await;
+        })
+        .await
+}
+
 async fn shut_down(rounds: Rounds) -> Outcome {
     let etcd = Etcd::started().await;
     let settings = settings(&etcd.endpoint());
     rounds
         .at_the_end(etcds_watches(&etcd))
-        .promised(CLIENT)
         .run(async |_| {
             let server = Running::start(settings.clone()).await;
             let url = server.url();

@@ -111,13 +111,26 @@ impl Real {
         Self::with(etcd, config).await
     }
 
+    /// The server compares its state with etcd's so often.
+    pub(crate) async fn audited(every: Duration) -> Self {
+        let etcd = Etcd::started().await;
+        let config = EtcdConfig::new([etcd.endpoint()]);
+        let settings = settings(&etcd.endpoint()).audit_interval(Some(every));
+        Self::of(etcd, config, settings).await
+    }
+
     async fn with(etcd: Etcd, config: EtcdConfig) -> Self {
+        let settings = settings(&config.endpoints[0]);
+        Self::of(etcd, config, settings).await
+    }
+
+    async fn of(etcd: Etcd, config: EtcdConfig, settings: SettingsBuilder) -> Self {
         let mut keys = Keys::of(&etcd).await;
         keys.put("/c/a", "1").await;
         keys.put("/c/b", "2").await;
         let prefix = KeyRange::prefix(PREFIX).unwrap();
         let metrics = Metrics::new();
-        let settings = settings(&config.endpoints[0]).build().unwrap();
+        let settings = settings.build().unwrap();
         let (catch_up, questions) = CatchUp::channel();
         let source = EtcdSource::new(prefix.clone(), config, metrics.clone(), questions).unwrap();
         let engine = Engine::start(&settings, metrics, [(prefix, source, catch_up)]);
@@ -142,6 +155,19 @@ impl Real {
             }
         };
         in_time("the server hears of what was written", heard).await;
+    }
+
+    /// How many changes the server has heard of.
+    pub(crate) fn heard(&self) -> u64 {
+        self.metrics.changes.get()
+    }
+
+    /// Waits until it has heard of so many.
+    pub(crate) async fn hears(&self, changes: u64) {
+        eventually("the server hears of what was written", async || {
+            self.heard() >= changes
+        })
+        .await;
     }
 
     /// What etcd has to say of its watches.
@@ -200,6 +226,11 @@ impl Running {
         is_ready(self.admin).await
     }
 
+    /// Its answer, from its admin endpoint.
+    pub(crate) async fn page(&self, path: &str) -> String {
+        page(self.admin, path).await
+    }
+
     /// What it shows of itself, and how much. Asking takes a connection to it, in this process.
     pub(crate) fn shows(&self) -> Witnesses {
         let address = self.admin.to_string();
@@ -222,14 +253,16 @@ impl Running {
 }
 
 async fn is_ready(admin: SocketAddr) -> bool {
+    page(admin, "/readyz").await.starts_with("HTTP/1.0 200")
+}
+
+async fn page(admin: SocketAddr, path: &str) -> String {
     let mut stream = TcpStream::connect(admin).await.unwrap();
-    stream
-        .write_all(b"GET /readyz HTTP/1.0\r\n\r\n")
-        .await
-        .unwrap();
+    let request = format!("GET {path} HTTP/1.0\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
-    answer.starts_with("HTTP/1.0 200")
+    answer
 }
 
 /// What etcd has to say of its watches.

@@ -227,10 +227,9 @@ impl Connections {
         }
     }
 
-    /// The same, with TLS on every connection. Default: none.
-    pub(crate) fn over_tls(mut self, tls: Tls) -> Self {
+    /// Lays TLS over every connection from now on. Default: none.
+    pub(crate) fn lay_tls(&mut self, tls: Tls) {
         self.tls = Some(tls);
-        self
     }
 
     /// The same, with this patience. Default: that of the constants.
@@ -348,11 +347,11 @@ impl Connections {
     }
 
     /// Ends every connection: streams get their goodbye, and what has not ended when `deadline`
-    /// resolves is cut off. Returns the number of connections that had to be.
+    /// resolves is [cut off](Self::cut_off). Returns the number of connections that had to be.
     ///
     /// # Cancel safety
-    /// Not cancel-safe: dropped half-way, what is left ends only with its peers.
-    pub async fn shut_down(self, deadline: impl Future<Output = ()>) -> usize {
+    /// Not cancel-safe: dropped half-way, what is left ends with its peers, or is cut off.
+    pub async fn shut_down(&self, deadline: impl Future<Output = ()>) -> usize {
         self.drain.cancel();
         {
             let mut open = lock(&self.open);
@@ -366,15 +365,19 @@ impl Connections {
             () = deadline => {}
         }
         let left = self.metrics.connections.get();
-        {
-            let mut open = lock(&self.open);
-            open.ending = true;
-            open.orders.iter().for_each(|(_, orders)| {
-                orders.end();
-            });
-        }
+        self.cut_off();
         self.tasks.wait().await;
         usize::try_from(left).unwrap_or(0)
+    }
+
+    /// Ends every connection at once, and those that come in this moment.
+    pub(crate) fn cut_off(&self) {
+        self.drain.cancel();
+        let mut open = lock(&self.open);
+        open.ending = true;
+        open.orders.iter().for_each(|(_, orders)| {
+            orders.end();
+        });
     }
 }
 

@@ -1548,7 +1548,8 @@ async fn a_tls_handshake_that_does_not_end_is_ended_and_leaves_nothing() {
     let (_dir, tls) = tls().await;
     let (engine, _script) = scripted_engine();
     let metrics = engine.metrics().clone();
-    let connections = Connections::new(engine.service().clone(), 10).over_tls(tls);
+    let mut connections = Connections::new(engine.service().clone(), 10);
+    connections.lay_tls(tls);
     let tasks = || {
         tokio::runtime::Handle::current()
             .metrics()
