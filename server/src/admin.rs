@@ -1,7 +1,7 @@
 //! The admin endpoint: is it alive, is it ready, what does it count. For probes and scrapers, on an
 //! address of its own; never a value.
 
-use std::fmt::Write;
+use std::fmt::Write as _;
 use std::io::{self, Cursor};
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -13,7 +13,7 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use axum::routing::get;
-use hyper::rt::Executor;
+use hyper::rt::{Executor, Read, Write};
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -74,11 +74,7 @@ async fn connection(mut io: impl AsyncRead + AsyncWrite + Unpin, app: Router) {
     let io = TokioIo::new(tokio::io::join(Cursor::new(start).chain(read), write));
     let service = TowerToHyperService::new(app);
     if is_http2 {
-        // Whoever takes this for the address of gRPC is to hear that it is not.
-        let streams = Arc::new(Mutex::new(JoinSet::new()));
-        let executor = Streams(Arc::downgrade(&streams));
-        let connection = http2::Builder::new(executor).serve_connection(io, service);
-        lives(pin!(connection), |it| it.graceful_shutdown()).await;
+        serve_http2(io, service, Arc::default()).await;
     } else {
         let mut builder = http1::Builder::new();
         builder
@@ -87,6 +83,17 @@ async fn connection(mut io: impl AsyncRead + AsyncWrite + Unpin, app: Router) {
         let connection = builder.serve_connection(io, service);
         lives(pin!(connection), |it| it.graceful_shutdown()).await;
     }
+}
+
+/// Whoever takes this for the address of gRPC is to hear that it is not.
+async fn serve_http2(
+    io: impl Read + Write + Unpin,
+    service: TowerToHyperService<Router>,
+    streams: Arc<Mutex<JoinSet<()>>>,
+) {
+    let executor = Streams(Arc::downgrade(&streams));
+    let connection = http2::Builder::new(executor).serve_connection(io, service);
+    lives(pin!(connection), |it| it.graceful_shutdown()).await;
 }
 
 /// The first bytes, and whether they are HTTP/2's.
@@ -194,6 +201,7 @@ mod tests {
     use driftless_proto::{Epoch, KeyRange, Revision};
     use tokio::io::AsyncWriteExt;
     use tokio::net::TcpStream;
+    use tokio::sync::mpsc;
     use tokio::time::Instant;
 
     use super::*;
@@ -280,6 +288,54 @@ mod tests {
             );
             drop(peer);
         }
+    }
+
+    /// Those that are over while their connection goes on, and those that are not as it ends: at once,
+    /// though each holds what can add to them.
+    #[tokio::test(start_paused = true)]
+    async fn the_tasks_of_http2_streams_go_with_them_and_with_their_connection() {
+        let (begun, mut begins) = mpsc::channel::<()>(1);
+        let never = async move || {
+            let begun = begun.clone();
+            begun.send(()).await.unwrap();
+            std::future::pending::<&str>().await
+        };
+        let app = Router::new()
+            .route("/healthz", get(async || "ok\n"))
+            .route("/never", get(never));
+        let (client, io) = tokio::io::duplex(64 * 1024);
+        let streams = Arc::default();
+        let kept = Arc::downgrade(&streams);
+        let service = TowerToHyperService::new(app);
+        let mut serving = Box::pin(serve_http2(TokioIo::new(io), service, streams));
+        let (mut asking, mut unanswered) = (JoinSet::new(), None);
+        let asks = async {
+            let (mut sender, connection) = h2::client::handshake(client).await.unwrap();
+            asking.spawn(connection);
+            let mut ask = |path| {
+                let request = http::Request::get(format!("http://admin{path}"));
+                let request = request.body(()).unwrap();
+                sender.send_request(request, true).unwrap().0
+            };
+            for _ in 0..100 {
+                let mut body = ask("/healthz").await.unwrap().into_body();
+                assert_eq!(body.data().await.unwrap().unwrap(), "ok\n");
+                assert!(body.data().await.is_none());
+            }
+            let tasks = kept.upgrade().unwrap().lock().unwrap().len();
+            assert!(tasks <= 2, "{tasks}");
+            unanswered = Some(ask("/never"));
+            begins.recv().await.unwrap();
+        };
+        tokio::select! {
+            () = &mut serving => panic!("it is not over"),
+            () = asks => {}
+        }
+        assert!(unanswered.is_some());
+        drop(serving);
+        assert!(kept.upgrade().is_none(), "somebody keeps the tasks");
+        let gone = timeout(LIFETIME, begins.recv()).await;
+        assert!(matches!(gone, Ok(None)), "somebody still answers");
     }
 
     #[tokio::test]

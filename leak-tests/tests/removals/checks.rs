@@ -15,10 +15,28 @@ const SOURCES: [&str; 2] = ["client/src", "server/src"];
 const FOR_TESTS: [&str; 4] = ["/tests/", "/tests.rs", "/scripted.rs", "/testing.rs"];
 
 /// What clean-up code looks like, at the least.
-const CLEANS_UP: [&str; 3] = [" Drop for ", "AbortOnDropHandle::new(", ".abort()"];
+const CLEANS_UP: [&str; 6] = [
+    " Drop for ",
+    "AbortOnDropHandle::new(",
+    ".abort()",
+    "run_until_cancelled(",
+    "downgrade(",
+    "timeout_at(",
+];
 
 /// Clean-up code that no removal takes out: the file, a part of the line, and why.
-const EXEMPT: &[(&str, &str, &str)] = &[];
+const EXEMPT: &[(&str, &str, &str)] = &[
+    (
+        "client/src/registry.rs",
+        "Arc::downgrade(self)",
+        "a strong one would go with its subscription, which the registry does not keep",
+    ),
+    (
+        "server/src/source/etcd/earlier.rs",
+        "timeout_at(quiet, ",
+        "ends nothing: what was not heard by then is waited for again",
+    ),
+];
 
 /// A name, and what finds all that is wrong.
 type Check = (&'static str, fn() -> Vec<String>);
@@ -111,7 +129,7 @@ fn what_notices_exists() -> Vec<String> {
         .collect()
 }
 
-/// Each `Drop`, and each task that is aborted, has a removal whose code touches it.
+/// Each line that looks like clean-up code has a removal whose code touches it.
 fn nothing_escapes() -> Vec<String> {
     let mut problems = Vec::new();
     let mut unused: Vec<_> = EXEMPT.iter().collect();

@@ -90,6 +90,16 @@ pub(crate) const REMOVALS: &[Removal] = &[
         caught_by: ("suite", "a value changes"),
     },
     Removal {
+        what: "a range refers to its changes weakly",
+        file: "server/src/fanout/scope.rs",
+        code: "            batch: Arc::downgrade(batch),",
+        instead: r"            batch: {
+                std::mem::forget(Arc::clone(batch));
+                Arc::downgrade(batch)
+            },",
+        caught_by: ("server", "a_range_keeps_no_change_that_the_log_let_go_of"),
+    },
+    Removal {
         what: "a change that a range forgets is let go of with its frame",
         file: "server/src/fanout/scope.rs",
         code: "            oldest.forget(self.id);\n",
@@ -160,6 +170,17 @@ pub(crate) const REMOVALS: &[Removal] = &[
         instead: "        let _ = SHARED;\n        {",
         caught_by: ("suite", "clients come back from revisions of their own"),
     },
+    Removal {
+        what: "an answer is shared for so long",
+        file: "server/src/fanout/answers.rs",
+        code: "            && now.saturating_duration_since(self.begun) < SHARED_FOR",
+        instead: "            && self.begun <= now",
+        // One old state for each range that somebody always comes for: it does not grow.
+        caught_by: (
+            "server",
+            "an_answer_that_is_asked_for_again_and_again_gives_way_to_a_newer_one",
+        ),
+    },
     // fanout/mod.rs
     Removal {
         what: "batches whose deltas are known give their room to others",
@@ -183,6 +204,25 @@ pub(crate) const REMOVALS: &[Removal] = &[
         instead: "        let mut bases = batch.bases.clone();",
         // Bounded by the log, whose budget does not count them.
         caught_by: ("server", "a_value_that_was_replaced_is_not_kept"),
+    },
+    Removal {
+        what: "old values of which nobody wants a delta are not kept",
+        file: "server/src/fanout/mod.rs",
+        code: "            bases.retain(|_| which.next() == Some(true));\n",
+        instead: "            let _ = which.next();\n",
+        // Until their batch is settled.
+        caught_by: ("server", "old_values_are_kept_for_the_work_and_no_others"),
+    },
+    Removal {
+        what: "a batch that waits for its deltas refers to its ranges weakly",
+        file: "server/src/fanout/mod.rs",
+        code: "            self.scopes.push(Arc::downgrade(scope));",
+        instead: r"            std::mem::forget(Arc::clone(scope));
+            self.scopes.push(Arc::downgrade(scope));",
+        caught_by: (
+            "server",
+            "a_range_goes_with_its_last_stream_though_a_delta_is_computed_for_it",
+        ),
     },
     Removal {
         what: "streams are told goodbye when the server shuts down",
@@ -217,6 +257,14 @@ pub(crate) const REMOVALS: &[Removal] = &[
         instead: "            0..MOST => usize::MAX,\n            _ => usize::MAX - MOST_BYTES,\n",
         // As many as etcd brings before their jobs have had their turns.
         caught_by: ("server", "what_waits_is_bounded"),
+    },
+    Removal {
+        what: "old values go with the work on their deltas",
+        file: "server/src/fanout/unsettled.rs",
+        code: "        (Arc::clone(&self.batch), std::mem::take(&mut self.bases))",
+        instead: "        (Arc::clone(&self.batch), self.bases.clone())",
+        // Until their batch is settled.
+        caught_by: ("server", "old_values_are_kept_for_the_work_and_no_others"),
     },
     // store/log.rs
     Removal {
@@ -312,6 +360,17 @@ pub(crate) const REMOVALS: &[Removal] = &[
         };
 ",
         // A peak, gone with the answer.
+        caught_by: (
+            "server",
+            "what_finds_no_place_on_the_shelf_is_shared_by_those_who_read_together_and_made_again",
+        ),
+    },
+    Removal {
+        what: "what is made again goes with its reader",
+        file: "server/src/encode/answer.rs",
+        code: "            made.frame = Kept::There(Arc::downgrade(&frame));",
+        instead: "            made.frame = Kept::Here(Arc::clone(&frame));",
+        // The shelf does not count it; gone with the answer.
         caught_by: (
             "server",
             "what_finds_no_place_on_the_shelf_is_shared_by_those_who_read_together_and_made_again",
@@ -453,6 +512,16 @@ pub(crate) const REMOVALS: &[Removal] = &[
         caught_by: ("suite", "the server is shut down"),
     },
     Removal {
+        what: "the accept loop ends as soon as the shutdown begins",
+        file: "server/src/service/listen.rs",
+        code: r"        self.drain
+            .run_until_cancelled(self.accept_all(listener))
+            .await;
+",
+        instead: "        self.accept_all(listener).await;\n",
+        caught_by: ("server", "a_shutdown_waits_for_the_accept_loop"),
+    },
+    Removal {
         what: "the shutdown tells connections to take no more calls",
         file: "server/src/service/listen.rs",
         code: "            open.orders.iter().for_each(|(_, orders)| orders.drain());\n",
@@ -529,6 +598,17 @@ pub(crate) const REMOVALS: &[Removal] = &[
         caught_by: (
             "server",
             "a_shutdown_does_not_wait_for_those_who_watch_its_health",
+        ),
+    },
+    Removal {
+        what: "those who watch the health of a server that was never in sync are let go when it shuts down",
+        file: "server/src/service/mod.rs",
+        code: "        if draining.run_until_cancelled(self.ready()).await.is_some() {",
+        instead: r"        self.ready().await;
+        {",
+        caught_by: (
+            "server",
+            "a_shutdown_before_the_first_state_does_not_wait_for_those_who_watch_its_health",
         ),
     },
     Removal {
@@ -756,6 +836,27 @@ pub(crate) const REMOVALS: &[Removal] = &[
         // Pings find it as well, but later.
         caught_by: ("suite", "etcd is stopped"),
     },
+    // source/etcd/earlier.rs
+    Removal {
+        what: "what etcd tells of the past has a limit",
+        file: "server/src/source/etcd/earlier.rs",
+        code: "    let end = match timeout(READ_WITHIN, reading).await {",
+        instead: "    let end = match Ok::<_, tokio::time::error::Elapsed>(reading.await) {",
+        // The live watch does not end it: etcd goes on to say other things, and never this.
+        caught_by: ("server", "an_etcd_that_never_says_what_was_is_given_up"),
+    },
+    // source/etcd/errand.rs
+    Removal {
+        what: "an errand that has said everything is let go of",
+        file: "server/src/source/etcd/errand.rs",
+        code: "        *errand = None;\n",
+        instead: "",
+        // One of each kind for a watch, until the next takes its place.
+        caught_by: (
+            "server",
+            "all_is_said_in_order_and_then_the_errand_is_let_go_of",
+        ),
+    },
     // tls.rs
     Removal {
         what: "a TLS handshake that comes to no end is given up",
@@ -792,6 +893,14 @@ pub(crate) const REMOVALS: &[Removal] = &[
         caught_by: ("suite", "probes come and go"),
     },
     Removal {
+        what: "a connection to the admin endpoint that is silent from the start is ended",
+        file: "server/src/admin.rs",
+        code: "    let Ok(Ok((start, is_http2))) = timeout(HEAD_WITHIN, begins(&mut io)).await else {",
+        instead: "    let Ok((start, is_http2)) = begins(&mut io).await else {",
+        // For ever, and sixty-four of them are all that there may be.
+        caught_by: ("server", "a_connection_that_does_nothing_ends"),
+    },
+    Removal {
         what: "a connection to the admin endpoint that asks nothing is ended",
         file: "server/src/admin.rs",
         code: "        .header_read_timeout(HEAD_WITHIN);",
@@ -812,6 +921,29 @@ pub(crate) const REMOVALS: &[Removal] = &[
         code: "    let _ = timeout(LAST_ANSWER_WITHIN, connection).await;",
         instead: "    let _ = connection.await;",
         caught_by: ("server", "a_connection_that_does_nothing_ends"),
+    },
+    Removal {
+        what: "the tasks of an admin connection's streams refer to their owner weakly",
+        file: "server/src/admin.rs",
+        code: "    let executor = Streams(Arc::downgrade(&streams));",
+        instead: r"    std::mem::forget(Arc::clone(&streams));
+    let executor = Streams(Arc::downgrade(&streams));",
+        // By clients that take it for the address of gRPC.
+        caught_by: (
+            "server",
+            "the_tasks_of_http2_streams_go_with_them_and_with_their_connection",
+        ),
+    },
+    Removal {
+        what: "the tasks of an admin connection's streams that are over are let go of",
+        file: "server/src/admin.rs",
+        code: "        while streams.try_join_next().is_some() {}\n",
+        instead: "",
+        // Such a connection lives for five minutes at most.
+        caught_by: (
+            "server",
+            "the_tasks_of_http2_streams_go_with_them_and_with_their_connection",
+        ),
     },
     // server.rs
     Removal {
@@ -867,9 +999,5 @@ pub(crate) const DOUBLED: &[(&str, &str)] = &[
     (
         "etcd's connection is pinged, and connecting has a limit of its own (source/etcd/connection.rs)",
         "a watch that says nothing is given up sooner, and so is each request",
-    ),
-    (
-        "what etcd tells of the past has a limit (source/etcd/earlier.rs)",
-        "it ends with the watch, unless etcd goes on to say other things and never this",
     ),
 ];

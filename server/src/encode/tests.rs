@@ -477,6 +477,9 @@ fn what_finds_no_place_on_the_shelf_is_shared_by_those_who_read_together_and_mad
         again > 0 && again < made,
         "what is on the shelf is not made again: {again} of {made}"
     );
+    // For the next one as well: what was made again went with its reader.
+    assert_eq!(read(&answer, &metrics).0, late);
+    assert_eq!(metrics.chunks_encoded.get() - made, 2 * again);
 }
 
 #[test]

@@ -21,7 +21,7 @@ pub const TIDY_EVERY: Duration = Duration::from_secs(5);
 
 /// How long new readers are handed an answer that was begun earlier, however many come: with time the
 /// root, which it pins, has less and less in common with what is published.
-const SHARED_FOR: Duration = Duration::from_secs(120);
+pub(super) const SHARED_FOR: Duration = Duration::from_secs(120);
 
 /// How many answers a scope shares: the snapshot, and diffs since the revisions that most clients
 /// are at. Those beyond it are read by one stream each.

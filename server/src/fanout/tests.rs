@@ -12,7 +12,7 @@ use driftless_proto::Entry;
 use driftless_proto::v1::{change::Change, watch_response::Frame};
 use proptest::prelude::*;
 
-use super::answers::IDLE_FOR;
+use super::answers::{IDLE_FOR, SHARED_FOR};
 use super::pace::BURST;
 use super::*;
 use crate::delta::Deltas;
@@ -719,6 +719,29 @@ async fn an_answer_that_nobody_asks_for_any_more_goes_however_rare_progress_is()
     assert!(stream.view_now().is_some(), "the range is watched still");
 }
 
+/// Somebody always comes for it, and it pins the state that it is of.
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_is_asked_for_again_and_again_gives_way_to_a_newer_one() {
+    let hour = Duration::from_secs(3600);
+    let (fanout, _script, _ingest) = ingesting(&ScriptedEtcd::default(), hour).await;
+    let stream = fanout.subscribe(prefix("/c/")).unwrap();
+    stream.view().await.unwrap();
+    let ask = || {
+        let view = stream.view_now().unwrap();
+        stream.answer(Kind::Snapshot { reset: false }, Revision::NONE, view)
+    };
+    let first = Arc::downgrade(&ask());
+    // So often that it is never idle.
+    let every = IDLE_FOR / 2;
+    let most = SHARED_FOR.div_duration_f64(every) as usize;
+    for asked in 1..=most {
+        tokio::time::sleep(every).await;
+        let is_first = std::ptr::eq(Arc::as_ptr(&ask()), first.as_ptr());
+        assert_eq!(is_first, asked < most, "asked for {asked} times");
+    }
+    assert!(first.upgrade().is_none());
+}
+
 /// Clients from moments that nobody else was away at: each answer pins a state.
 #[tokio::test(start_paused = true)]
 async fn a_range_keeps_so_many_answers_at_most() {
@@ -760,6 +783,25 @@ async fn a_value_that_was_replaced_is_not_kept() {
     assert!(!value.is_unique());
     put("/c/a", Bytes::from(vec![b'2'; 4096]), 4).await;
     assert!(value.is_unique());
+}
+
+/// The log has a budget of bytes, and a range remembers hundreds of changes, however large.
+#[tokio::test(start_paused = true)]
+async fn a_range_keeps_no_change_that_the_log_let_go_of() {
+    let mut prefix_c = Prefix::new();
+    let _watched = prefix_c.subscribe(prefix("/c/")).await;
+    let kept = |prefix_c: &Prefix| {
+        let published = prefix_c.fanout.0.lock();
+        let log = &published.state.as_ref().unwrap().log;
+        let past = log.since(&prefix("/c/"), log.floor()).unwrap();
+        past.batches.last().map(Arc::downgrade)
+    };
+    prefix_c.put("/c/a", "1");
+    let change = kept(&prefix_c).unwrap();
+    assert!(change.upgrade().is_some());
+    // Too large for the log, which holds nothing else then.
+    prefix_c.put("/c/large", &"v".repeat(2 * 1024 * 1024));
+    assert!(change.upgrade().is_none());
 }
 
 /// Each scope left its frames in the log's batches, whose budget does not know of them.

@@ -964,6 +964,24 @@ async fn a_shutdown_does_not_wait_for_those_who_watch_its_health() {
     assert!(start.elapsed() < Duration::from_secs(1));
 }
 
+/// It is not serving yet, and may never be: those who wait for it to serve are let go all the same.
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_before_the_first_state_does_not_wait_for_those_who_watch_its_health() {
+    use health_check_response::ServingStatus;
+    let (engine, _script) = scripted_engine();
+    let client = Client::new(&engine).await;
+    let mut call = client
+        .call(HEALTH_WATCH, &HealthCheckRequest::default())
+        .await;
+    let now: HealthCheckResponse = call.message().await.unwrap();
+    assert_eq!(now.status(), ServingStatus::NotServing);
+    let start = Instant::now();
+    let read = async { while call.message::<HealthCheckResponse>().await.is_some() {} };
+    let (cut_off, ()) = tokio::join!(engine.shut_down(Duration::from_secs(8)), read);
+    assert_eq!(cut_off, 0);
+    assert!(start.elapsed() < Duration::from_secs(1));
+}
+
 /// Tools that look at what a server offers keep their call open, and held up every shutdown.
 #[tokio::test(start_paused = true)]
 async fn a_shutdown_does_not_wait_for_those_who_look_around() {

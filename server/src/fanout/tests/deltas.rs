@@ -290,6 +290,41 @@ async fn what_waits_is_bounded() {
     prefix_c.settle_all();
 }
 
+/// Neither those of which nobody wants a delta, nor the others once the work is done.
+#[tokio::test(start_paused = true)]
+async fn old_values_are_kept_for_the_work_and_no_others() {
+    let mut prefix_c = Prefix::new();
+    let keys = ["/c/a", "/c/b", "/c/c"];
+    let all = |line: &str| keys.map(|key| Op::put(key, large(line))).to_vec();
+    prefix_c.txn(all("1"));
+    let mut stream = Stream::patched(&prefix_c, prefix("/c/b")).await;
+    stream.drain();
+    prefix_c.txn(all("2"));
+    let (batch, bases) = prefix_c.unsettled[0].take_work();
+    let key = |base: &Base| batch.changes[base.change].edit.key().to_string();
+    assert_eq!(bases.iter().map(key).collect::<Vec<_>>(), ["/c/b"]);
+    drop(bases);
+    let (_, left) = prefix_c.unsettled[0].take_work();
+    assert!(left.is_empty(), "they went with the work");
+    // Without them nothing is found.
+    prefix_c.settle_all();
+    stream.drain();
+    stream.check(&prefix_c.etcd);
+    assert_eq!(stream.patches, Some(0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_range_goes_with_its_last_stream_though_a_delta_is_computed_for_it() {
+    let mut prefix_c = Prefix::new();
+    prefix_c.put("/c/a", &large("1"));
+    let stream = Stream::patched(&prefix_c, prefix("/c/")).await;
+    prefix_c.put("/c/a", &large("2"));
+    assert_eq!(prefix_c.unsettled.len(), 1);
+    drop(stream);
+    assert_eq!(prefix_c.fanout.metrics().scopes.get(), 0);
+    prefix_c.settle_all();
+}
+
 /// Ingest as it is, with a gate before its jobs.
 struct Running {
     etcd: ScriptedEtcd,

@@ -44,7 +44,16 @@ pub(super) async fn read(
         say: &say,
         bytes: 0,
     };
-    let end = match timeout(READ_WITHIN, reader.read()).await {
+    say_how_it_ends(reader.read(), &say).await;
+}
+
+/// Waits for the end, but not for too long, and says which it was. etcd may go on to say other things,
+/// so that the live watch stays, and never this.
+async fn say_how_it_ends(
+    reading: impl Future<Output = Result<(), Error>>,
+    say: &mpsc::Sender<Update>,
+) {
+    let end = match timeout(READ_WITHIN, reading).await {
         Ok(Ok(())) => Earlier::End,
         Ok(Err(error)) => Earlier::Failed {
             reason: error.to_string(),
@@ -203,4 +212,25 @@ fn bytes(change: &EarlierChange) -> usize {
         Edit::Delete { .. } => 0,
     };
     change.edit.key().as_ref().len() + new + previous.map_or(0, |entry| entry.value.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::errand::{self, Errand};
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_etcd_that_never_says_what_was_is_given_up() {
+        let (held, mut gone) = mpsc::channel::<()>(1);
+        let never = async move {
+            let _held = held;
+            std::future::pending().await
+        };
+        let errand = Errand::new(|say| async move { say_how_it_ends(never, &say).await });
+        let mut errand = Some(errand);
+        let hour = Duration::from_secs(3600);
+        let said = timeout(hour, errand::next(&mut errand)).await;
+        assert!(matches!(said, Ok(Update::Earlier(Earlier::Failed { .. }))));
+        assert!(gone.recv().await.is_none(), "nobody reads any more");
+    }
 }

@@ -44,23 +44,29 @@ impl Errand {
     }
 }
 
-/// What the errand in this place says next. Waits for ever where there is none.
+/// What the errand in this place says next. One that has said everything is let go of; where there is
+/// none, this waits for ever.
 ///
 /// # Cancel safety
 /// Cancel-safe, as [`Errand::next`].
-pub(super) async fn next(errand: &mut Option<Errand>) -> Option<Update> {
-    match errand {
-        Some(errand) => errand.next().await,
-        None => std::future::pending().await,
+pub(super) async fn next(errand: &mut Option<Errand>) -> Update {
+    if let Some(under_way) = errand {
+        if let Some(update) = under_way.next().await {
+            return update;
+        }
+        *errand = None;
     }
+    std::future::pending().await
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::timeout;
+
     use super::*;
 
-    #[tokio::test]
-    async fn all_is_said_in_order_and_then_nothing() {
+    #[tokio::test(start_paused = true)]
+    async fn all_is_said_in_order_and_then_the_errand_is_let_go_of() {
         let mut errand = Some(Errand::new(|say| async move {
             for revision in 1..=3 {
                 let revision = driftless_proto::Revision::new(revision);
@@ -70,9 +76,12 @@ mod tests {
         for expected in 1..=3 {
             assert!(matches!(
                 next(&mut errand).await,
-                Some(Update::Progress { revision }) if revision.get() == expected
+                Update::Progress { revision } if revision.get() == expected
             ));
         }
-        assert!(next(&mut errand).await.is_none());
+        // That there is nothing more is no news: whoever waits would turn round and round.
+        let hour = std::time::Duration::from_secs(3600);
+        assert!(timeout(hour, next(&mut errand)).await.is_err());
+        assert!(errand.is_none());
     }
 }

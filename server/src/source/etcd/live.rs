@@ -156,14 +156,8 @@ impl Live {
                 self.hear(core, heard?)?;
             }
             () = tokio::time::sleep_until(due) => return self.tick(core, silence),
-            said = errand::next(&mut self.earlier) => match said {
-                Some(update) => core.ready.push_back(update),
-                None => self.earlier = None,
-            },
-            said = errand::next(&mut self.audit) => match said {
-                Some(update) => core.ready.push_back(update),
-                None => self.audit = None,
-            },
+            update = errand::next(&mut self.earlier) => core.ready.push_back(update),
+            update = errand::next(&mut self.audit) => core.ready.push_back(update),
         }
         self.reach(core);
         Ok(None)
