@@ -206,6 +206,7 @@ pub struct Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
+        self.connections.drain();
         self.connections.cut_off();
     }
 }

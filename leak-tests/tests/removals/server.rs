@@ -524,7 +524,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
     Removal {
         what: "the shutdown tells connections to take no more calls",
         file: "server/src/service/listen.rs",
-        code: "            open.orders.iter().for_each(|(_, orders)| orders.drain());\n",
+        code: "        open.orders.iter().for_each(|(_, orders)| orders.drain());\n",
         instead: "",
         caught_by: (
             "suite",
@@ -544,7 +544,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
     Removal {
         what: "a connection that comes in the last moment is drained as well",
         file: "server/src/service/listen.rs",
-        code: "            open.draining = true;\n",
+        code: "        open.draining = true;\n",
         instead: "",
         caught_by: (
             "server",
@@ -571,8 +571,8 @@ pub(crate) const REMOVALS: &[Removal] = &[
     Removal {
         what: "what is left at the deadline of the shutdown is cut off",
         file: "server/src/service/listen.rs",
-        code: "                orders.end();\n            });",
-        instead: "                let _ = orders;\n            });",
+        code: "        for (_, orders) in &open.orders {\n            orders.end();\n        }\n",
+        instead: "",
         caught_by: (
             "suite",
             "the server is shut down while a client does not read",

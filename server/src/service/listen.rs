@@ -352,12 +352,7 @@ impl Connections {
     /// # Cancel safety
     /// Not cancel-safe: dropped half-way, what is left ends with its peers, or is cut off.
     pub async fn shut_down(&self, deadline: impl Future<Output = ()>) -> usize {
-        self.drain.cancel();
-        {
-            let mut open = lock(&self.open);
-            open.draining = true;
-            open.orders.iter().for_each(|(_, orders)| orders.drain());
-        }
+        self.drain();
         self.service.drain();
         self.tasks.close();
         tokio::select! {
@@ -370,14 +365,21 @@ impl Connections {
         usize::try_from(left).unwrap_or(0)
     }
 
-    /// Ends every connection at once, and those that come in this moment.
-    pub(crate) fn cut_off(&self) {
+    /// No more connections are accepted, and no more calls.
+    pub(crate) fn drain(&self) {
         self.drain.cancel();
         let mut open = lock(&self.open);
+        open.draining = true;
+        open.orders.iter().for_each(|(_, orders)| orders.drain());
+    }
+
+    /// Ends every connection at once, and those that come in this moment.
+    pub(crate) fn cut_off(&self) {
+        let mut open = lock(&self.open);
         open.ending = true;
-        open.orders.iter().for_each(|(_, orders)| {
+        for (_, orders) in &open.orders {
             orders.end();
-        });
+        }
     }
 }
 
