@@ -314,16 +314,14 @@ async fn mid_change(rounds: Rounds) -> Outcome {
         rest: Duration::ZERO,
         most: SMALL,
     };
-    let client = world.client();
-    let watching = client.entries(HUGE_KEY).into_future();
-    let mut stays = in_time("a first state", watching).await.unwrap();
     rounds
         .and(&world.gauges())
         .promised(CLIENT)
         .run(async |round| {
             // Its first state is all of it, and far smaller than what may come.
-            let small = world.keys.put(HUGE_KEY, "small").await;
-            entries_reach(&mut stays, small).await;
+            let heard = world.heard();
+            world.keys.put(HUGE_KEY, "small").await;
+            world.hears(heard + 1).await;
             let (client, brought) = network.counted(&world.url());
             let watching = client.entries(HUGE_KEY).into_future();
             let mut watcher = in_time("the first state", watching).await.unwrap();
@@ -331,7 +329,6 @@ async fn mid_change(rounds: Rounds) -> Outcome {
             let huge = world.keys.put(HUGE_KEY, vec![byte; HUGE]).await;
             let part = 1 + usize::try_from(round).unwrap() % PLACES;
             brought.allow(part * SMALL);
-            // The first state may be an earlier one, which the server still has, and changes follow.
             tokio::select! {
                 () = entries_reach(&mut watcher, huge) => panic!("the change is whole"),
                 () = in_time("a part of it", brought.reaches(SMALL + part * SMALL)) => {}
