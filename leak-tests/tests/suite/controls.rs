@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 
 use crate::common::Server;
 use crate::etcd::Etcd;
-use crate::scenario::Scenario;
+use crate::scenario::{Pace, Scenario};
 use crate::world::etcds_watches;
 
 /// How long a control may take: it says what it has to say early, and what grows is done again four
@@ -36,7 +36,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "control: a forgotten watcher",
         about: "Every tenth watcher is pushed into a list that nobody looks at.",
         takes_long: false,
-        takes_the_time: false,
+        pace: Pace::Works,
         planted_for: &["tasks", "descriptors", "streams", "connections"],
         run: |rounds| Box::pin(watcher(rounds)),
     },
@@ -44,7 +44,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "control: a detached task",
         about: "Every tenth task waits for ever.",
         takes_long: false,
-        takes_the_time: false,
+        pace: Pace::Works,
         planted_for: &["tasks"],
         run: |rounds| Box::pin(task(rounds)),
     },
@@ -52,7 +52,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "control: a thread",
         about: "Every round starts a thread that waits for ever, half of them under a runtime's name.",
         takes_long: false,
-        takes_the_time: false,
+        pace: Pace::Works,
         planted_for: &["own threads", "threads"],
         run: |rounds| Box::pin(thread(rounds)),
     },
@@ -60,7 +60,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "control: a socket",
         about: "Every tenth connection is kept.",
         takes_long: false,
-        takes_the_time: false,
+        pace: Pace::Works,
         planted_for: &["descriptors"],
         run: |rounds| Box::pin(socket(rounds)),
     },
@@ -68,7 +68,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "control: a watch at etcd that is only half-closed",
         about: "A watch's responses are dropped, and what it was asked with is kept.",
         takes_long: false,
-        takes_the_time: false,
+        pace: Pace::Works,
         planted_for: &["etcd_debugging_mvcc_watcher_total"],
         run: |rounds| Box::pin(half_closed(rounds)),
     },
@@ -76,7 +76,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "control: a map entry left behind",
         about: "Every round leaves an entry in a map.",
         takes_long: false,
-        takes_the_time: false,
+        pace: Pace::Works,
         planted_for: &["allocated bytes"],
         run: |rounds| Box::pin(map(rounds)),
     },
@@ -84,7 +84,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "control: an ever-growing buffer",
         about: "Every round appends to a buffer that nobody empties.",
         takes_long: false,
-        takes_the_time: false,
+        pace: Pace::Works,
         planted_for: &["allocated bytes"],
         run: |rounds| Box::pin(buffer(rounds)),
     },
@@ -92,7 +92,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "control: a metric label per client",
         about: "Every round counts under a label of its own.",
         takes_long: false,
-        takes_the_time: false,
+        pace: Pace::Works,
         planted_for: &["allocated bytes"],
         run: |rounds| Box::pin(label(rounds)),
     },
@@ -100,7 +100,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "control: a metric series per client",
         about: "Every round counts under a label of its own, and a page shows it.",
         takes_long: false,
-        takes_the_time: false,
+        pace: Pace::Works,
         planted_for: &["metric series"],
         run: |rounds| Box::pin(series(rounds)),
     },
@@ -108,7 +108,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "control: a small object beside a dropped watcher",
         about: "Every round leaves a small object in a list, beside a watcher that is dropped.",
         takes_long: false,
-        takes_the_time: false,
+        pace: Pace::Works,
         planted_for: &["allocated bytes"],
         run: |rounds| Box::pin(beside(rounds)),
     },

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use tonic::Code;
 
 use crate::common::{Server, in_time};
-use crate::scenario::{CLIENT, Scenario, prefix};
+use crate::scenario::{CLIENT, Pace, Scenario, prefix};
 
 /// How many operations on the network two first states take, with some to spare.
 const OPERATIONS: u64 = 64;
@@ -32,7 +32,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "Clients whose network stops for ever at its 1st, 2nd, 3rd, … operation are shut down, and \
                 every other one is dropped in the middle of that.",
         takes_long: false,
-        takes_the_time: false,
+        pace: Pace::Works,
         planted_for: &[],
         run: |rounds| Box::pin(shut_down(rounds)),
     },
@@ -40,7 +40,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "a client is shut down in its backoff",
         about: "Nobody listens where the client dials; it is shut down between two attempts.",
         takes_long: false,
-        takes_the_time: false,
+        pace: Pace::Works,
         planted_for: &[],
         run: |rounds| Box::pin(in_backoff(rounds)),
     },
@@ -49,7 +49,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "Ranges that are missing, empty or too long, reports of streams that nobody has, a request \
                 that is too large: by a client that is not ours.",
         takes_long: false,
-        takes_the_time: false,
+        pace: Pace::Works,
         planted_for: &[],
         run: |rounds| Box::pin(no_good(rounds)),
     },
@@ -57,7 +57,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "a server is not in sync",
         about: "etcd has never been there: clients are put off, and dropped while they wait.",
         takes_long: false,
-        takes_the_time: false,
+        pace: Pace::Works,
         planted_for: &[],
         run: |rounds| Box::pin(not_in_sync(rounds)),
     },
@@ -66,7 +66,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "The server's name is looked up, on a thread of the runtime; the watch is dropped after 0, 1, \
                 2, … polls.",
         takes_long: false,
-        takes_the_time: false,
+        pace: Pace::Works,
         planted_for: &[],
         run: |rounds| Box::pin(named(rounds)),
     },
@@ -74,7 +74,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "a watch is dropped in a look-up that hangs",
         about: "The look-up of the server's name does not come to an end before the client is dropped.",
         takes_long: false,
-        takes_the_time: false,
+        pace: Pace::Works,
         planted_for: &[],
         run: |rounds| Box::pin(look_up_hangs(rounds)),
     },

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 
 use crate::client::silent;
 use crate::common::{Server, in_time};
-use crate::scenario::{CLIENT, Scenario, WATCHER};
+use crate::scenario::{CLIENT, Pace, Scenario, WATCHER};
 
 /// How long a shutdown may take on a slow machine: less than an attempt to connect, which ends by itself.
 const ENDED_WITHIN: Duration = Duration::from_secs(4);
@@ -32,7 +32,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
                 callback, and another client's watcher; and on the same connection another range, and \
                 reads of ranges with long names.",
         takes_long: false,
-        takes_the_time: false,
+        pace: Pace::Works,
         planted_for: &[],
         run: |rounds| Box::pin(beside(rounds)),
     },
@@ -41,7 +41,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "A client is shut down while a watcher of it is live and kept, and while a read \
                 waits: for a connection, for the server's first word, for an answer.",
         takes_long: false,
-        takes_the_time: false,
+        pace: Pace::Works,
         planted_for: &[],
         run: |rounds| Box::pin(shut_down(rounds)),
     },
@@ -50,7 +50,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "Reads that are given up: of somebody who never says a word, and of a server that is \
                 cut off.",
         takes_long: false,
-        takes_the_time: false,
+        pace: Pace::Works,
         planted_for: &[],
         run: |rounds| Box::pin(too_long(rounds)),
     },
@@ -58,7 +58,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "a watcher outlives its runtime",
         about: "A watcher's runtime ends; who waits for a change elsewhere is told so.",
         takes_long: false,
-        takes_the_time: false,
+        pace: Pace::Works,
         planted_for: &[],
         run: |rounds| Box::pin(outlives(rounds)),
     },

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use crate::common::in_time;
 use crate::etcd::Etcd;
-use crate::scenario::{CLIENT, Scenario};
+use crate::scenario::{CLIENT, Pace, Scenario};
 use crate::server::call;
 use crate::world::{Running, settings};
 
@@ -23,7 +23,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "Clients that are called otherwise each time, ranges that nobody ever watched, ranges that \
                 are refused, strangers; the server's page of metrics does not grow.",
         takes_long: false,
-        takes_the_time: false,
+        pace: Pace::Works,
         planted_for: &[],
         run: |rounds| Box::pin(no_labels(rounds)),
     },
@@ -31,7 +31,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "a server has no place",
         about: "As many connections as the server takes are there; another client waits, and is dropped.",
         takes_long: false,
-        takes_the_time: false,
+        pace: Pace::Works,
         planted_for: &[],
         run: |rounds| Box::pin(no_place(rounds)),
     },
@@ -39,7 +39,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "probes come and go",
         about: "In each round somebody asks whether the server is ready, over a connection of its own.",
         takes_long: false,
-        takes_the_time: false,
+        pace: Pace::Works,
         planted_for: &[],
         run: |rounds| Box::pin(probes(rounds)),
     },

@@ -15,7 +15,7 @@ use tokio::time::{sleep, timeout};
 use crate::common::{Serving, in_time};
 use crate::etcd::Etcd;
 use crate::proxy::Proxy;
-use crate::scenario::{Scenario, prefix};
+use crate::scenario::{Pace, Scenario, prefix};
 use crate::slow::Slow;
 use crate::world::{FILL_GRAVES, Keys, Padded, Real, etcd_is_missed, padded};
 
@@ -25,7 +25,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[Scenario {
             dropped at any moment; keys that are put and deleted; strangers; connections that are \
             lost; the network to the server and to etcd cut or stalled; etcd stopped and killed.",
     takes_long: true,
-    takes_the_time: true,
+    pace: Pace::Soaks,
     planted_for: &[],
     run: |rounds| Box::pin(everything(rounds)),
 }];

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::scenario::Scenario;
+use crate::scenario::{Pace, Scenario};
 
 /// Rounds of a run without arguments: the fewest that tell of growth, and they fit into everybody's
 /// tests.
@@ -103,9 +103,14 @@ impl Options {
         Ok(options)
     }
 
-    /// Whether a scenario goes on beside the others while they come and go.
-    pub(crate) fn goes_on(&self, scenario: &Scenario) -> bool {
-        self.soak && scenario.takes_the_time && self.jobs > 1
+    /// Its pace in this run.
+    pub(crate) fn pace(&self, scenario: &Scenario) -> Pace {
+        match (scenario.pace, self.budget) {
+            (Pace::Soaks, _) if !self.soak || self.jobs == 1 => Pace::Works,
+            // All have the same time.
+            (Pace::Waits, Budget::Each(_)) => Pace::Works,
+            (pace, _) => pace,
+        }
     }
 
     /// How long a scenario may take that goes on beside the others.

@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use crate::common::{Server, in_time};
 use crate::etcd::eventually;
 use crate::one_way::{Lost, OneWay};
-use crate::scenario::{CLIENT, Scenario, prefix};
+use crate::scenario::{CLIENT, Pace, Scenario, prefix};
 use crate::scripted::{Says, Scripted};
 
 /// The parts of a handshake: how HTTP/2 begins, the client's settings, and a call that it begins and
@@ -30,7 +30,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "Connections on which nothing comes, or a part of the handshake, and which stay open: the \
                 server closes them.",
         takes_long: false,
-        takes_the_time: false,
+        pace: Pace::Waits,
         planted_for: &[],
         run: |rounds| Box::pin(never_finished(rounds)),
     },
@@ -39,7 +39,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "What the server sends is lost, or what clients send, and connections stay open; the client \
                 is dropped, and the server finds out by itself.",
         takes_long: false,
-        takes_the_time: false,
+        pace: Pace::Waits,
         planted_for: &[],
         run: |rounds| Box::pin(one_way(rounds)),
     },
@@ -48,7 +48,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "What the server sends is lost, and connections stay open; both ends find out by \
                 themselves, and the client comes back.",
         takes_long: false,
-        takes_the_time: false,
+        pace: Pace::Waits,
         planted_for: &[],
         run: |rounds| Box::pin(hears_nothing(rounds)),
     },
@@ -57,7 +57,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "A server takes the right to a range back, at once or later: the watcher is closed, and dropped \
                 afterwards.",
         takes_long: false,
-        takes_the_time: false,
+        pace: Pace::Works,
         planted_for: &[],
         run: |rounds| Box::pin(purged(rounds)),
     },
@@ -66,7 +66,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "A server that answers with an error, with frames out of order, or with a snapshot that \
                 never ends; the client is dropped.",
         takes_long: false,
-        takes_the_time: false,
+        pace: Pace::Works,
         planted_for: &[],
         run: |rounds| Box::pin(nonsense(rounds)),
     },
@@ -75,7 +75,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "Of two servers the one dies that a watcher is connected to, and then the other; the watcher is \
                 dropped while nobody is there. What proves who it is comes from a file.",
         takes_long: false,
-        takes_the_time: false,
+        pace: Pace::Waits,
         planted_for: &[],
         run: |rounds| Box::pin(die(rounds)),
     },

@@ -5,7 +5,7 @@ use std::time::Duration;
 use leak_tests::{Outcome, Rounds};
 
 use crate::common::in_time;
-use crate::scenario::{CLIENT, Scenario, prefix};
+use crate::scenario::{CLIENT, Pace, Scenario, prefix};
 use crate::slow::Slow;
 use crate::world::{LARGE, Real};
 
@@ -32,7 +32,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "a watch is dropped mid-snapshot",
         about: "A part of a first state of 4 MiB has arrived, and no more does; the watch is dropped.",
         takes_long: true,
-        takes_the_time: false,
+        pace: Pace::Works,
         planted_for: &[],
         run: |rounds| Box::pin(mid_snapshot(rounds)),
     },
@@ -40,7 +40,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "a read is dropped mid-snapshot",
         about: "The same of a range that is read once.",
         takes_long: true,
-        takes_the_time: false,
+        pace: Pace::Works,
         planted_for: &[],
         run: |rounds| Box::pin(mid_read(rounds)),
     },
@@ -48,7 +48,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "a client that reads slowly is dropped",
         about: "A client reads a little at a time while more than that is written, and is dropped.",
         takes_long: true,
-        takes_the_time: false,
+        pace: Pace::Works,
         planted_for: &[],
         run: |rounds| Box::pin(slowly(rounds)),
     },

@@ -11,7 +11,7 @@ use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::common::{Server, in_time};
-use crate::scenario::{Scenario, WATCHER};
+use crate::scenario::{Pace, Scenario, WATCHER};
 
 /// More changes than are told one by one.
 const MANY_CHANGES: u64 = 300;
@@ -28,7 +28,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "In each round somebody comes back to a range that nobody watches, is told of the one \
                 change that there was, and is dropped.",
         takes_long: false,
-        takes_the_time: false,
+        pace: Pace::Works,
         planted_for: &[],
         run: |rounds| Box::pin(before_a_change(rounds)),
     },
@@ -37,7 +37,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "In each round somebody comes back who has missed much, since a revision that nobody \
                 else is at; the range is watched all the time.",
         takes_long: false,
-        takes_the_time: false,
+        pace: Pace::Works,
         planted_for: &[],
         run: |rounds| Box::pin(own_revisions(rounds)),
     },
@@ -46,7 +46,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "A client that knows no patches stays; one that does is dropped, and then a large value \
                 changes.",
         takes_long: false,
-        takes_the_time: false,
+        pace: Pace::Works,
         planted_for: &[],
         run: |rounds| Box::pin(no_patches(rounds)),
     },
@@ -54,7 +54,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "one watcher stays and others come and go",
         about: "A range is watched all the time, and another client watches it in each round.",
         takes_long: false,
-        takes_the_time: false,
+        pace: Pace::Works,
         planted_for: &[],
         run: |rounds| Box::pin(one_stays(rounds)),
     },

@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use leak_tests::{HEAP_PROFILE, Record, rounds, write_report};
 
 use crate::options::{Budget, Options};
-use crate::scenario::Scenario;
+use crate::scenario::{Pace, Scenario};
 use crate::scenarios;
 
 /// What comes before the record in a process's output.
@@ -26,6 +26,9 @@ const BRIEFLY: Duration = Duration::from_secs(4);
 
 /// How many rounds are done then: enough for what was found already.
 const PROFILED: u64 = 200;
+
+/// How many of those go on at a time that mostly wait, beside those that work.
+const WAITING_JOBS: usize = 4;
 
 /// What a scenario may take besides its rounds: to set up, and for a round that hangs.
 const BESIDE_ROUNDS: Duration = Duration::from_secs(300);
@@ -65,11 +68,6 @@ pub(crate) fn all(options: &Options) -> ExitCode {
     }
     let left_out = scenarios().count() - wanted.len();
     println!("\nrunning {} scenarios", wanted.len());
-    let wanted = wanted.into_iter().enumerate();
-    let (going_on, waiting): (VecDeque<_>, VecDeque<_>) =
-        wanted.partition(|(_, scenario)| options.goes_on(scenario));
-    let jobs = options.jobs.saturating_sub(going_on.len()).max(1);
-    let waiting = Mutex::new(waiting);
     let done: Mutex<Vec<(usize, Record)>> = Mutex::default();
     let run = |index: usize, scenario: &Scenario, each: Duration| {
         let begun = Instant::now();
@@ -77,25 +75,38 @@ pub(crate) fn all(options: &Options) -> ExitCode {
         tell(&record, begun.elapsed());
         done.lock().unwrap().push((index, record));
     };
+    let of_pace = |pace| {
+        let all = wanted.iter().enumerate();
+        let these = all.filter(move |(_, scenario)| options.pace(scenario) == pace);
+        these.collect::<VecDeque<_>>()
+    };
+    let soaking = of_pace(Pace::Soaks);
+    let working = options.jobs.saturating_sub(soaking.len()).max(1);
+    let queues = [
+        (working, Mutex::new(of_pace(Pace::Works))),
+        (WAITING_JOBS, Mutex::new(of_pace(Pace::Waits))),
+    ];
     std::thread::scope(|scope| {
-        for (index, scenario) in going_on {
+        for (index, scenario) in soaking {
             let run = &run;
             scope.spawn(move || run(index, scenario, options.whole()));
         }
-        for _ in 0..jobs {
-            scope.spawn(|| {
-                loop {
-                    let (next, left) = {
-                        let mut waiting = waiting.lock().unwrap();
-                        (waiting.pop_front(), waiting.len() + 1)
-                    };
-                    let Some((index, scenario)) = next else {
-                        return;
-                    };
-                    let each = options.next(left, jobs, start.elapsed());
-                    run(index, scenario, each);
-                }
-            });
+        for (jobs, queue) in &queues {
+            for _ in 0..*jobs {
+                scope.spawn(|| {
+                    loop {
+                        let (next, left) = {
+                            let mut queue = queue.lock().unwrap();
+                            (queue.pop_front(), queue.len() + 1)
+                        };
+                        let Some((index, scenario)) = next else {
+                            return;
+                        };
+                        let each = options.next(left, *jobs, start.elapsed());
+                        run(index, scenario, each);
+                    }
+                });
+            }
         }
     });
     let mut done = done.into_inner().unwrap();

@@ -20,13 +20,24 @@ pub(crate) struct Scenario {
     pub(crate) about: &'static str,
     /// It takes long to set up, and is left out where only few rounds are asked for.
     pub(crate) takes_long: bool,
-    /// It has much to choose from, and gets all the time there is where many rounds are asked for.
-    pub(crate) takes_the_time: bool,
+    /// How it goes on beside others.
+    pub(crate) pace: Pace,
     /// The witnesses that have to notice the leak that is planted here; empty where nothing should
     /// leak.
     pub(crate) planted_for: &'static [&'static str],
     /// Does it.
     pub(crate) run: fn(Rounds) -> Run,
+}
+
+/// What a scenario needs most of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pace {
+    /// The processor: it has it to itself for a while.
+    Works,
+    /// Time: a round waits for somebody to have enough, and others work meanwhile.
+    Waits,
+    /// It has much to choose from. In a soak it gets nearly all the time there is, else it works.
+    Soaks,
 }
 
 pub(crate) type Run = Pin<Box<dyn Future<Output = Outcome>>>;

@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 
 use crate::common::{Server, in_time};
 use crate::etcd::{Etcd, eventually};
-use crate::scenario::{CLIENT, Scenario, WATCHER, prefix};
+use crate::scenario::{CLIENT, Pace, Scenario, WATCHER, prefix};
 use crate::world::{Keys, Real, Running, etcds_watches, settings};
 
 /// Prefixes of so many lengths are watched: nearly as many as there can be.
@@ -49,7 +49,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "prefixes of every length come and go",
         about: "In each round somebody watches a prefix of a length that nobody watched lately.",
         takes_long: false,
-        takes_the_time: false,
+        pace: Pace::Works,
         planted_for: &[],
         run: |rounds| Box::pin(lengths(rounds)),
     },
@@ -58,7 +58,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "A key is put, and etcd goes back to what it was before, as from a backup; the server \
                 begins anew, and a watcher with it.",
         takes_long: false,
-        takes_the_time: false,
+        pace: Pace::Works,
         planted_for: &[],
         run: |rounds| Box::pin(replaced(rounds)),
     },
@@ -66,7 +66,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "strangers call and are gone",
         about: "Connections that say how they begin, make a call, and end, all of it at once.",
         takes_long: false,
-        takes_the_time: false,
+        pace: Pace::Works,
         planted_for: &[],
         run: |rounds| Box::pin(strangers(rounds)),
     },
@@ -74,7 +74,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "a crowd is dropped while it waits for its turn",
         about: "A hundred large reads begin and stop reading: most never had their turn.",
         takes_long: false,
-        takes_the_time: false,
+        pace: Pace::Works,
         planted_for: &[],
         run: |rounds| Box::pin(waits(rounds)),
     },
@@ -82,7 +82,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "a crowd that does not read holds up nobody",
         about: "Large reads have all the turns and stop reading; another client reads all the same.",
         takes_long: false,
-        takes_the_time: false,
+        pace: Pace::Works,
         planted_for: &[],
         run: |rounds| Box::pin(holds_up_nobody(rounds)),
     },
@@ -90,7 +90,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "a watcher is dropped while changes are held back",
         about: "More changes than go out one by one, and the watcher is dropped after the first.",
         takes_long: false,
-        takes_the_time: false,
+        pace: Pace::Works,
         planted_for: &[],
         run: |rounds| Box::pin(held_back(rounds)),
     },
@@ -98,7 +98,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "a server of few connections",
         about: "Clients come and go at a server that takes four connections at a time.",
         takes_long: false,
-        takes_the_time: false,
+        pace: Pace::Works,
         planted_for: &[],
         run: |rounds| Box::pin(few(rounds)),
     },
@@ -107,7 +107,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "A client stalls, more than a window is written for it, and the server is shut down: \
                 it is cut off in time.",
         takes_long: false,
-        takes_the_time: false,
+        pace: Pace::Waits,
         planted_for: &[],
         run: |rounds| Box::pin(cut_off(rounds)),
     },

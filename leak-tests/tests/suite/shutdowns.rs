@@ -19,7 +19,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::common::in_time;
 use crate::etcd::Etcd;
-use crate::scenario::{CLIENT, Scenario};
+use crate::scenario::{CLIENT, Pace, Scenario};
 use crate::world::{PREFIX, Running, settings};
 
 /// Long enough for what waits for nobody, on a busy machine.
@@ -42,7 +42,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "the server is shut down while a stranger stays connected",
         about: "Somebody was refused and keeps the connection; the shutdown does not wait for that.",
         takes_long: false,
-        takes_the_time: false,
+        pace: Pace::Works,
         planted_for: &[],
         run: |rounds| Box::pin(stranger(rounds)),
     },
@@ -50,7 +50,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "the server is shut down while a crowd waits for its turn",
         about: "Forty calls read what is large; those that wait for their turn are told at once.",
         takes_long: false,
-        takes_the_time: false,
+        pace: Pace::Works,
         planted_for: &[],
         run: |rounds| Box::pin(crowd(rounds)),
     },
@@ -59,7 +59,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "Somebody has begun to ask the admin endpoint for something; its connection ends with \
                 the server.",
         takes_long: false,
-        takes_the_time: false,
+        pace: Pace::Works,
         planted_for: &[],
         run: |rounds| Box::pin(half_a_question(rounds)),
     },

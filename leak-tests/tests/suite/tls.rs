@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use crate::client::silent;
 use crate::common::in_time;
 use crate::etcd::Etcd;
-use crate::scenario::{CLIENT, Scenario};
+use crate::scenario::{CLIENT, Pace, Scenario};
 use crate::world::{Running, settings};
 
 /// How many polls a first value over TLS takes, with some to spare: files are read on the way.
@@ -35,7 +35,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "a client comes and goes over TLS",
         about: "A new client watches a value over TLS; some are dropped after 0, 1, 2, … polls.",
         takes_long: false,
-        takes_the_time: false,
+        pace: Pace::Works,
         planted_for: &[],
         run: |rounds| Box::pin(comes_and_goes(rounds)),
     },
@@ -44,7 +44,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "A client that trusts another CA, and one without the certificate that the server asks for, \
                 try and are dropped.",
         takes_long: false,
-        takes_the_time: false,
+        pace: Pace::Works,
         planted_for: &[],
         run: |rounds| Box::pin(refused(rounds)),
     },
@@ -53,7 +53,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "Clients that say nothing, half a ClientHello, or something else, and stay: the server \
                 closes their connections.",
         takes_long: false,
-        takes_the_time: false,
+        pace: Pace::Waits,
         planted_for: &[],
         run: |rounds| Box::pin(never_agreed(rounds)),
     },
@@ -61,7 +61,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "a watch is dropped while TLS is agreed on",
         about: "The client says how it would speak TLS to somebody who never says a word.",
         takes_long: false,
-        takes_the_time: false,
+        pace: Pace::Works,
         planted_for: &[],
         run: |rounds| Box::pin(silence(rounds)),
     },
