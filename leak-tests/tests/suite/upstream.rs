@@ -1,10 +1,14 @@
 //! What the server does with a real etcd, and what it keeps: values that change, keys that come and
 //! go, clients that do not read, and etcd's and the network's failures.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use driftless_client::{Client, EntriesWatcher, KeyRange, Revision, State, Watcher};
+use driftless_client::{
+    Client, Connecting, Endpoint, EntriesWatcher, Io, KeyRange, Revision, State, Watcher,
+};
 use leak_tests::{Outcome, Rounds, Stall};
+use tokio::net::TcpStream;
 
 use crate::common::in_time;
 use crate::etcd::{Etcd, eventually};
@@ -90,7 +94,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "a server takes another one's place",
-        about: "A server dies or is shut down, and another one comes to its address; a watcher that was there \
+        about: "A server dies or is shut down, and another one is there for it; a watcher that was there \
                 before is told what it missed, for which etcd is asked.",
         takes_long: false,
         pace: Pace::Waits,
@@ -551,8 +555,18 @@ async fn successor(rounds: Rounds) -> Outcome {
         .promised(CLIENT)
         .run(async |round| {
             let server = Running::start(settings(&etcd.endpoint())).await;
-            let address = server.address;
-            let client = Client::connect(server.url()).unwrap();
+            // A name for whoever serves: a port that was left may be somebody else's by now.
+            let place = Arc::new(Mutex::new(server.address));
+            let who = Arc::clone(&place);
+            let connector = move |_: &Endpoint| -> Connecting {
+                let address = *who.lock().unwrap();
+                Box::pin(async move {
+                    let stream = TcpStream::connect(address).await?;
+                    Ok(Box::new(stream) as Box<dyn Io>)
+                })
+            };
+            let client = Client::builder().endpoint("http://whoever:7400");
+            let client = client.connector(connector).build().unwrap();
             let watching = client.entries(prefix()).into_future();
             let mut watcher = in_time("the first state", watching).await.unwrap();
             let before = keys.put("/c/a", round.to_string()).await;
@@ -563,7 +577,8 @@ async fn successor(rounds: Rounds) -> Outcome {
             }
             // Nobody hears of it, and the next one does not remember a time before it.
             keys.put("/c/b", round.to_string()).await;
-            let server = Running::start(settings(&etcd.endpoint()).listen(address)).await;
+            let server = Running::start(settings(&etcd.endpoint())).await;
+            *place.lock().unwrap() = server.address;
             let after = keys.put("/c/a", "after").await;
             entries_reach(&mut watcher, after).await;
             let page = server.page("/metrics").await;
