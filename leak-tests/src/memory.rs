@@ -2,7 +2,7 @@
 //!
 //! It says `unsafe` once: an allocator reads its configuration from a symbol.
 
-use tikv_jemalloc_ctl::{epoch, epoch_mib, opt, stats};
+use tikv_jemalloc_ctl::{epoch, epoch_mib, opt, stats, thread};
 
 use crate::witness::{Reading, Rule, Unreadable, Witness, counted};
 
@@ -88,13 +88,11 @@ impl Allocated {
                  root of the test target",
             ));
         }
-        // Far more than anything else may free meanwhile.
-        const PROBE: usize = 1024 * 1024;
-        let before = counter.count()?;
-        let probe = std::hint::black_box(vec![1_u8; PROBE]);
-        let after = counter.count()?;
-        drop(probe);
-        if after - before < PROBE as i64 / 2 {
+        // Of this thread alone: others may free much meanwhile.
+        let by_this_thread = thread::allocatedp::read().map_err(unreadable)?;
+        let before = by_this_thread.get();
+        drop(std::hint::black_box(vec![1_u8; 64]));
+        if by_this_thread.get() == before {
             return Err(Unreadable::new(
                 NAME,
                 "jemalloc is not the allocator of this program; put `leak_tests::use_jemalloc!();` \

@@ -22,6 +22,9 @@ const A_MOMENT: Duration = Duration::from_millis(3);
 /// How long a long name is, in bytes: nearly as long as one may be.
 const LONG: usize = 4_000;
 
+/// So many streams at a time are more than a round has, and HTTP/2 remembers.
+const ROOM: usize = 200;
+
 /// How many are read at a time.
 const LONG_READS: usize = 6;
 
@@ -64,10 +67,23 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
 ];
 
+/// Opens more streams on a client's connection than a round does: HTTP/2 remembers for a while those that
+/// were broken off, so the tables at both ends would double at some time later.
+pub(crate) async fn make_room(client: &Client) {
+    let mut many = JoinSet::new();
+    for number in 0..ROOM {
+        let key = format!("/c/room/{number}");
+        many.spawn(client.entries(key.as_str()).into_future());
+    }
+    let many = in_time("many streams", many.join_all()).await;
+    assert!(many.iter().all(Result::is_ok));
+}
+
 async fn beside(rounds: Rounds) -> Outcome {
     let server = Server::start().await;
     let client = server.client();
     let stays = client.watch::<u32>("/c/a").await.unwrap();
+    make_room(&client).await;
     let rounds = rounds.and(&server.gauges()).promised(WATCHER);
     rounds
         .run(async |_| {
