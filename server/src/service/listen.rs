@@ -347,7 +347,7 @@ impl Connections {
     }
 
     /// Ends every connection: streams get their goodbye, and what has not ended when `deadline`
-    /// resolves is [cut off](Self::cut_off). Returns the number of connections that had to be.
+    /// resolves is cut off. Returns the number of connections that had to be.
     ///
     /// # Cancel safety
     /// Not cancel-safe: dropped half-way, what is left ends with its peers, or is cut off.
