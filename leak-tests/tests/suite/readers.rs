@@ -117,6 +117,7 @@ async fn slowly(rounds: Rounds) -> Outcome {
         .promised(CLIENT)
         .run(async |round| {
             let (client, brought) = network.counted(&world.url());
+            let heard = world.heard();
             // Nothing that is large.
             let _watcher = in_time("a value", client.entries("/c/a").into_future()).await;
             let reading = client.entries(prefix()).into_future();
@@ -133,6 +134,7 @@ async fn slowly(rounds: Rounds) -> Outcome {
                 _ = reading => panic!("it reads all, and there is more"),
                 () = writing => {}
             }
+            world.hears(heard + WRITTEN).await;
         })
         .await
 }

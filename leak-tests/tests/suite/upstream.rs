@@ -378,10 +378,12 @@ async fn does_not_read(rounds: Rounds) -> Outcome {
         .and(&world.gauges())
         .promised(CLIENT)
         .run(async |round| {
+            let heard = world.heard();
             let (stall, watcher) = stalled(&world).await;
             world.keys.put_much(round, MORE_THAN_A_WINDOW).await;
             in_time("it stalls", stall.happened()).await;
             drop(watcher);
+            world.hears(heard + MORE_THAN_A_WINDOW).await;
         })
         .await
 }
@@ -391,9 +393,10 @@ async fn is_left(rounds: Rounds) -> Outcome {
     rounds
         .and(&world.gauges())
         .run(async |round| {
-            let left = world.metrics.stalled_closed.get();
+            let (heard, left) = (world.heard(), world.metrics.stalled_closed.get());
             let (_stall, _watcher) = stalled(&world).await;
             world.keys.put_much(round, MORE_THAN_A_WINDOW).await;
+            world.hears(heard + MORE_THAN_A_WINDOW).await;
             let metrics = &world.metrics;
             eventually("the server leaves it", async || {
                 let held = [&metrics.connections, &metrics.streams, &metrics.scopes];
