@@ -32,7 +32,7 @@ pub(crate) struct Scenario {
 /// What a scenario needs most of.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Pace {
-    /// The processor: it has it to itself for a while.
+    /// The processor: so many go on at a time as there are jobs.
     Works,
     /// Time: a round waits for somebody to have enough, and others work meanwhile.
     Waits,
