@@ -1,6 +1,6 @@
 //! The one writer of a prefix's keyspace: takes transactions and whole states, yields batches.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use driftless_proto::apply::Edit;
@@ -32,7 +32,9 @@ pub enum Replaced {
 #[derive(Debug)]
 pub struct Writer {
     snapshot: Snapshot,
-    tombstones: HashMap<Key, Revision>,
+    /// When each of the deleted keys was. In a tree: a hash table marks the places of what is removed from
+    /// it, and doubles once enough of them are.
+    tombstones: BTreeMap<Key, Revision>,
     /// Tombstones in the order in which they came, some of them replaced since.
     graves: VecDeque<(Revision, Key)>,
     /// How many graves there may be.
@@ -52,7 +54,7 @@ impl Writer {
         }
         Self {
             snapshot,
-            tombstones: HashMap::new(),
+            tombstones: BTreeMap::new(),
             graves: VecDeque::new(),
             most_graves,
         }
