@@ -39,6 +39,10 @@ const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// How long a connection may live, so that who does not read an answer does not keep its place. What is
 /// being answered then has a little longer.
 const LIFETIME: Duration = Duration::from_secs(300);
+
+/// The same for HTTP/2, of which nobody tells whether it does nothing.
+const HTTP2_LIFETIME: Duration = HEAD_WITHIN;
+
 const LAST_ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 /// `/healthz`, `/readyz` and `/metrics`.
@@ -81,7 +85,7 @@ async fn connection(mut io: impl AsyncRead + AsyncWrite + Unpin, app: Router) {
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_WITHIN);
         let connection = builder.serve_connection(io, service);
-        lives(pin!(connection), |it| it.graceful_shutdown()).await;
+        lives(pin!(connection), LIFETIME, |it| it.graceful_shutdown()).await;
     }
 }
 
@@ -93,7 +97,10 @@ async fn serve_http2(
 ) {
     let executor = Streams(Arc::downgrade(&streams));
     let connection = http2::Builder::new(executor).serve_connection(io, service);
-    lives(pin!(connection), |it| it.graceful_shutdown()).await;
+    lives(pin!(connection), HTTP2_LIFETIME, |it| {
+        it.graceful_shutdown()
+    })
+    .await;
 }
 
 /// The first bytes, and whether they are HTTP/2's.
@@ -110,10 +117,14 @@ async fn begins(io: &mut (impl AsyncRead + Unpin)) -> io::Result<(Vec<u8>, bool)
 }
 
 /// Until it ends, or has lived for so long. How it ends is the other side's affair.
-async fn lives<C: Future>(mut connection: Pin<&mut C>, shut_down: impl FnOnce(Pin<&mut C>)) {
+async fn lives<C: Future>(
+    mut connection: Pin<&mut C>,
+    lifetime: Duration,
+    shut_down: impl FnOnce(Pin<&mut C>),
+) {
     tokio::select! {
         _ = connection.as_mut() => return,
-        () = sleep(LIFETIME) => {}
+        () = sleep(lifetime) => {}
     }
     shut_down(connection.as_mut());
     let _ = timeout(LAST_ANSWER_WITHIN, connection).await;
@@ -274,6 +285,11 @@ mod tests {
             (
                 "GET /healthz HTTP/1.1\r\n\r\n",
                 LIFETIME + LAST_ANSWER_WITHIN,
+            ),
+            // HTTP/2, and its first frame.
+            (
+                "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0",
+                HTTP2_LIFETIME + LAST_ANSWER_WITHIN,
             ),
         ] {
             let (mut peer, io) = tokio::io::duplex(1024);
