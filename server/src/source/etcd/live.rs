@@ -143,14 +143,11 @@ impl Live {
                 let (reading, answer) = answer;
                 self.answered(core, reading, answer)?;
             }
-            question = core.questions.recv(), if !reading && !core.unasked => match question {
-                Some(question) => {
-                    if let Some(phase) = self.ask(core, question) {
-                        return Ok(Some(phase));
-                    }
+            Some(question) = core.questions.recv(), if !reading => {
+                if let Some(phase) = self.ask(core, question) {
+                    return Ok(Some(phase));
                 }
-                None => core.unasked = true,
-            },
+            }
             heard = self.watch.next() => {
                 self.heard = Instant::now();
                 self.hear(core, heard?)?;

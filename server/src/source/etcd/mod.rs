@@ -168,8 +168,6 @@ struct Core {
     config: EtcdConfig,
     metrics: Metrics,
     questions: Questions,
-    /// Nobody can ask any more.
-    unasked: bool,
     /// What was said so far; `None` before the first state.
     said: Option<Said>,
     /// What is known of the history; `None` before the first contact and after a doubt.
@@ -215,7 +213,6 @@ impl EtcdSource {
                 config,
                 metrics,
                 questions,
-                unasked: false,
                 said: None,
                 memory: None,
                 relation: History::Continues,
@@ -374,10 +371,7 @@ impl Core {
             tokio::select! {
                 biased;
                 done = &mut doing => return done,
-                question = self.questions.recv(), if !self.unasked => match question {
-                    Some(question) => drop(question),
-                    None => self.unasked = true,
-                },
+                Some(question) = self.questions.recv() => drop(question),
             }
         }
     }
