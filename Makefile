@@ -25,5 +25,5 @@ leak-tests: ## Proves that nothing leaks, and that leaks are found (ROUNDS=1000:
 
 soak: MINUTES ?= 480
 soak: ROUNDS ?= 1000000
-soak: ## The same for a night, and everything at once all that time (ROUNDS=1000000 MINUTES=480)
+soak: ## The same for a night, most of it with everything at once as well (ROUNDS=1000000 MINUTES=480)
 	@.ci/leak-tests $(ROUNDS) $(MINUTES) --soak

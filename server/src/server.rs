@@ -279,6 +279,11 @@ impl Engine {
         &self.service
     }
 
+    #[cfg(test)]
+    pub(crate) fn lay_tls(&mut self, tls: Tls) {
+        self.connections.lay_tls(tls);
+    }
+
     /// Serves one connection, in a task that ends with it.
     pub fn serve(&self, io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
         self.connections.serve(io);

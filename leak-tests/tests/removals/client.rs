@@ -113,6 +113,13 @@ pub(crate) const REMOVALS: &[Removal] = &[
         caught_by: ("client", "a_value_does_not_pin_the_message_it_came_in"),
     },
     Removal {
+        what: "what a shutdown waits for has a limit",
+        file: "client/src/quiescence.rs",
+        code: "tokio::time::timeout(limit, self.reached()).await.is_ok()",
+        instead: "(self.reached().await, limit > Duration::ZERO).1",
+        caught_by: ("scripted", "a_shutdown_names_what_holds_it_up"),
+    },
+    Removal {
         what: "a stream's line in the reports goes with it",
         file: "client/src/report.rs",
         code: "self.board.lock().lines.remove(&self.id);",

@@ -378,6 +378,28 @@ pub(crate) const REMOVALS: &[Removal] = &[
     },
     // delta/jobs.rs
     Removal {
+        what: "jobs that wait for others end with the prefix that they are for",
+        file: "server/src/delta/jobs.rs",
+        code: r"impl Jobs {
+    /// None yet.",
+        instead: r"impl Drop for Jobs {
+    fn drop(&mut self) {
+        self.tasks.detach_all();
+    }
+}
+
+impl Jobs {
+    /// None yet.",
+        caught_by: ("server", "jobs_end_with_ingest"),
+    },
+    Removal {
+        what: "a job looks for deltas for so long",
+        file: "server/src/delta/jobs.rs",
+        code: "cancelled.is_cancelled() || std::time::Instant::now() >= until",
+        instead: "cancelled.is_cancelled()",
+        caught_by: ("server", "a_job_that_takes_long_ends_with_what_it_found"),
+    },
+    Removal {
         what: "a job that nobody waits for stops at its next value",
         file: "server/src/delta/jobs.rs",
         code: "            let _cancels = cancelled.clone().drop_guard();\n",
@@ -715,7 +737,61 @@ pub(crate) const REMOVALS: &[Removal] = &[
         instead: "        let _ = idle;",
         caught_by: ("suite", "a crowd that does not read holds up nobody"),
     },
+    Removal {
+        what: "a turn that is over wakes who has the next",
+        file: "server/src/service/admission.rs",
+        code: r"        woken.into_iter().for_each(Waker::wake);
+        drop((waited, ran));",
+        instead: r"        drop((woken, waited, ran));",
+        caught_by: ("suite", "a range is read once"),
+    },
+    Removal {
+        what: "who waited for a turn for too long is sent away",
+        file: "server/src/service/admission.rs",
+        code: r"        woken.extend(late.filter_map(|waiting| waiting.waker.take()));
+",
+        instead: "        drop(late);
+",
+        caught_by: (
+            "server",
+            "who_waits_too_long_for_a_turn_is_told_when_to_come_back",
+        ),
+    },
     // ingest.rs
+    Removal {
+        what: "what etcd said of the past is let go of when it fails",
+        file: "server/src/ingest.rs",
+        code: r"        self.back = Back::Idle;
+        self.publisher.give_up_back();
+",
+        instead: r"        self.publisher.give_up_back();
+",
+        caught_by: (
+            "server",
+            "what_etcd_said_of_the_past_is_let_go_of_when_it_fails",
+        ),
+    },
+    Removal {
+        what: "what etcd said of the past is let go of once all is adopted",
+        file: "server/src/ingest.rs",
+        code: r"                        self.back = Back::Idle;
+                        let snapshot",
+        instead: "                        let snapshot",
+        caught_by: (
+            "server",
+            "what_etcd_said_of_the_past_is_let_go_of_once_all_is_adopted",
+        ),
+    },
+    Removal {
+        what: "an audit that etcd has no answer to ends",
+        file: "server/src/ingest/audit.rs",
+        code: "            None => self.stop(),",
+        instead: "            None => {}",
+        caught_by: (
+            "server",
+            "an_audit_that_etcd_has_no_answer_to_is_not_the_last",
+        ),
+    },
     Removal {
         what: "an audit ends when etcd is lost",
         file: "server/src/ingest.rs",
@@ -800,6 +876,13 @@ pub(crate) const REMOVALS: &[Removal] = &[
 ",
         instead: "",
         caught_by: ("suite", "keys come and go"),
+    },
+    Removal {
+        what: "of etcd's history, each key is remembered once",
+        file: "server/src/source/etcd/history.rs",
+        code: "            self.recent.retain(|seen| seen.key() != change.key());\n",
+        instead: "",
+        caught_by: ("server", "the_latest_keys_are_remembered_each_once"),
     },
     Removal {
         what: "of etcd's history, nothing from before a new list is remembered",
@@ -911,7 +994,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
     Removal {
         what: "a connection to the admin endpoint lives so long",
         file: "server/src/admin.rs",
-        code: "        () = sleep(LIFETIME) => {}",
+        code: "        () = sleep(lifetime) => {}",
         instead: "        () = std::future::pending() => {}",
         caught_by: ("server", "a_connection_that_does_nothing_ends"),
     },
@@ -947,6 +1030,16 @@ pub(crate) const REMOVALS: &[Removal] = &[
     },
     // server.rs
     Removal {
+        what: "a server that is dropped cuts off who agrees on TLS",
+        file: "server/src/server.rs",
+        code: "        self.connections.drain();",
+        instead: "",
+        caught_by: (
+            "server",
+            "who_agrees_on_tls_is_cut_off_by_who_drops_the_engine",
+        ),
+    },
+    Removal {
         what: "a server that is dropped cuts off its connections",
         file: "server/src/server.rs",
         code: "        self.connections.cut_off();",
@@ -977,6 +1070,10 @@ pub(crate) const DOUBLED: &[(&str, &str)] = &[
         "a stream's silence and a read's limit end what it would end, a little later",
     ),
     (
+        "a stream's line in the reports goes as the stream ends (subscription/task.rs)",
+        "it goes with the next stream's, or with the subscription",
+    ),
+    (
         "an answer gives way to a newer one of its kind (fanout/answers.rs)",
         "it goes by itself ten seconds after it was asked for last, and there are eight at most",
     ),
@@ -993,8 +1090,8 @@ pub(crate) const DOUBLED: &[(&str, &str)] = &[
         "it leaves it with its place in the order of deletes, of which so many are remembered",
     ),
     (
-        "jobs that compute deltas are aborted with the prefix that they are for (delta/jobs.rs)",
-        "each ends by itself within 100 ms",
+        "questions that come while etcd is away are dropped (source/etcd/mod.rs)",
+        "so many wait at most, and who asks does not wait for ever",
     ),
     (
         "etcd's connection is pinged, and connecting has a limit of its own (source/etcd/connection.rs)",

@@ -175,3 +175,36 @@ impl Jobs {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use driftless_proto::Revision;
+    use driftless_proto::digest::Digest;
+
+    use super::*;
+    use crate::store::{Change, Stored};
+    use crate::testing::entry;
+
+    /// More values than any machine looks at in that time.
+    #[test]
+    fn a_job_that_takes_long_ends_with_what_it_found() {
+        const VALUES: usize = 200_000;
+        let mut lines: Vec<String> = (0..1000).map(|n| format!("line {n}\n")).collect();
+        let old = entry("/c/a", lines.concat(), 1);
+        lines[500] = "another line\n".to_owned();
+        let put = Edit::Put(entry("/c/a", lines.concat(), 2));
+        let (from, to) = (Revision::new(1), Revision::new(2));
+        let change = Change::new(put, Digest::EMPTY);
+        let batch = Batch::new(from, to, false, 0, vec![change]);
+        let old = Arc::new(Stored::new(old));
+        let bases: Vec<Base> = (0..VALUES)
+            .map(|_| Base {
+                change: 0,
+                old: Arc::clone(&old),
+            })
+            .collect();
+        let deltas = Deltas::new(Metrics::new());
+        let patches = deltas.run(&batch, &bases, &CancellationToken::new());
+        assert!((1..VALUES).contains(&patches.len()), "{}", patches.len());
+    }
+}

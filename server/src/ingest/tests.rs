@@ -1,4 +1,5 @@
-//! What was begun with etcd, and etcd is lost or read anew: it is begun again.
+//! What was begun with etcd, and etcd is lost or read anew: it is begun again. And what was begun and
+//! is over is let go of.
 
 use driftless_proto::{Epoch, Revision};
 use tokio::sync::mpsc;
@@ -8,7 +9,7 @@ use tokio::time::timeout;
 use super::*;
 use crate::fanout::{Fanout, fanout};
 use crate::metrics::Metrics;
-use crate::source::{History, Question, Questions, State};
+use crate::source::{History, Question, Questions, Span, State};
 use crate::testing::{entry, prefix};
 
 /// A source that says what a test says, and leaves the questions to it.
@@ -122,4 +123,71 @@ async fn asks_for_the_past_again_after(updates: impl IntoIterator<Item = Update>
     ingest.asked(is_past).await;
     ingest.hear(updates).await;
     ingest.asked(is_past).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_audit_that_etcd_has_no_answer_to_is_not_the_last() {
+    let mut ingest = Loop::start().await;
+    let is_audit = |question: &Question| matches!(question, Question::Audit(_));
+    for _ in 0..3 {
+        ingest.asked(is_audit).await;
+        let revision = Revision::new(5_000);
+        let unanswered = Update::Audited {
+            revision,
+            digest: None,
+        };
+        ingest.hear([unanswered]).await;
+    }
+}
+
+/// A prefix at revision 5,000 of which etcd says what was before.
+fn hearing() -> Ingest {
+    let (publisher, _) = fanout(prefix("/c/"), Metrics::new(), Instant::now());
+    let (catch_up, _) = CatchUp::channel();
+    let mut ingest = Ingest {
+        publisher,
+        catch_up,
+        log_bytes: 1024 * 1024,
+        writer: None,
+        lost: false,
+        back: Back::Idle,
+        audit: Audit::new(None),
+    };
+    ingest.take(state());
+    let span = Span {
+        after: Revision::new(4_200),
+        up_to: Revision::new(4_999),
+        last_put: None,
+    };
+    ingest.back = Back::Hearing(Box::new(Earlier::new(span, 1024 * 1024, 0)));
+    ingest
+}
+
+#[tokio::test]
+async fn what_etcd_said_of_the_past_is_let_go_of_when_it_fails() {
+    let mut ingest = hearing();
+    let reason = "a test".to_owned();
+    ingest.take(Update::Earlier(source::Earlier::Failed { reason }));
+    assert!(matches!(ingest.back, Back::Idle), "{:?}", ingest.back);
+}
+
+#[tokio::test]
+async fn what_etcd_said_of_the_past_is_let_go_of_once_all_is_adopted() {
+    let mut ingest = hearing();
+    // etcd remembers nothing from before that.
+    let after = Revision::new(4_600);
+    ingest.take(Update::Earlier(source::Earlier::Begin { after }));
+    ingest.take(Update::Earlier(source::Earlier::End));
+    for _ in 0..10 {
+        assert!(
+            matches!(ingest.back, Back::Settling(_)),
+            "{:?}",
+            ingest.back
+        );
+        ingest.go_back();
+        if matches!(ingest.back, Back::Idle) {
+            return;
+        }
+    }
+    panic!("it is not let go of: {:?}", ingest.back);
 }

@@ -1595,3 +1595,18 @@ async fn a_tls_handshake_that_does_not_end_is_ended_and_leaves_nothing() {
     let cut_off = connections.shut_down(sleep(Duration::from_secs(8))).await;
     assert_eq!((cut_off, start.elapsed()), (0, Duration::ZERO));
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_agrees_on_tls_is_cut_off_by_who_drops_the_engine() {
+    let (_dir, tls) = tls().await;
+    let (mut engine, _script) = scripted_engine();
+    engine.lay_tls(tls);
+    let (mut client, server) = duplex(1024);
+    engine.serve(server);
+    client.write_all(&[0x16, 3, 1, 2, 0, 1]).await.unwrap();
+    tokio::task::yield_now().await;
+    let start = Instant::now();
+    drop(engine);
+    assert_eq!(client.read_to_end(&mut Vec::new()).await.unwrap(), 0);
+    assert_eq!(start.elapsed(), Duration::ZERO);
+}
