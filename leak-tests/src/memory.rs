@@ -53,12 +53,13 @@ macro_rules! use_jemalloc {
 
 /// How many bytes the program has allocated and not freed, by jemalloc's own count.
 ///
-/// It may not grow by more than [`GROWTH_SLACK`]: tables keep the room that they once needed, so the
-/// count does not return to the byte.
+/// It may not grow by more than [`GROWTH_SLACK`], or [what it is given](Allocated::with_slack): tables
+/// keep the room that they once needed, so the count does not return to the byte.
 #[derive(Clone, Copy)]
 pub struct Allocated {
     epoch: epoch_mib,
     allocated: stats::allocated_mib,
+    slack: i64,
 }
 
 impl std::fmt::Debug for Allocated {
@@ -80,6 +81,7 @@ impl Allocated {
         let counter = Self {
             epoch: epoch::mib().map_err(unreadable)?,
             allocated: stats::allocated::mib().map_err(unreadable)?,
+            slack: GROWTH_SLACK,
         };
         if opt::tcache::read().map_err(unreadable)? {
             return Err(Unreadable::new(
@@ -102,6 +104,14 @@ impl Allocated {
         Ok(counter)
     }
 
+    /// What is not called growth, in bytes, where chance decides how much room some tables need. Default:
+    /// [`GROWTH_SLACK`]. It goes with [`Rounds::without_bytes`](crate::Rounds::without_bytes), in place of
+    /// what is asked otherwise.
+    pub const fn with_slack(mut self, bytes: i64) -> Self {
+        self.slack = bytes;
+        self
+    }
+
     fn count(&self) -> Result<i64, Unreadable> {
         let read = || {
             self.epoch.advance()?;
@@ -120,9 +130,7 @@ impl Witness for Allocated {
     }
 
     fn rule(&self) -> Rule {
-        Rule::MayNotGrow {
-            slack: GROWTH_SLACK,
-        }
+        Rule::MayNotGrow { slack: self.slack }
     }
 
     fn read(&self) -> Reading<'_> {

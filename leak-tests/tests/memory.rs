@@ -23,16 +23,18 @@ fn a_leak_of_sixty_four_bytes_every_hundred_rounds_is_found_by_the_allocator() {
             .await;
         outcome.assert_no_leak();
 
-        let kept = std::cell::RefCell::new(Vec::with_capacity(1_000));
-        let outcome = rounds(10_000)
-            .only(only_bytes())
-            .run(async |round| {
-                if round % 100 == 0 {
-                    kept.borrow_mut().push(vec![1_u8; 64]);
-                }
-            })
-            .await;
+        let kept = std::cell::RefCell::new(Vec::with_capacity(2_000));
+        let keeps_little = async |round| {
+            if round % 100 == 0 {
+                kept.borrow_mut().push(vec![1_u8; 64]);
+            }
+        };
+        let outcome = rounds(10_000).only(only_bytes()).run(keeps_little).await;
         assert_eq!(outcome.noticed_by(), ["allocated bytes"], "{outcome}");
+        let generous = Witnesses::new().and(allocated.with_slack(64 * 100));
+        let outcome = rounds(10_000).only(generous).run(keeps_little).await;
+        outcome.assert_no_leak();
+        assert!(!outcome.repeated);
 
         let table = std::cell::RefCell::new(Vec::new());
         let outcome = rounds(10_000)

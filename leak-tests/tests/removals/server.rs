@@ -743,7 +743,7 @@ impl Jobs {
         code: r"        woken.into_iter().for_each(Waker::wake);
         drop((waited, ran));",
         instead: r"        drop((woken, waited, ran));",
-        caught_by: ("suite", "a range is read once"),
+        caught_by: ("server", "a_turn_that_is_over_wakes_who_has_the_next"),
     },
     Removal {
         what: "who waited for a turn for too long is sent away",

@@ -17,6 +17,7 @@ mod etcd;
 #[path = "../../../server/tests/common/proxy.rs"]
 mod proxy;
 
+mod busy;
 mod client;
 mod controls;
 mod endings;

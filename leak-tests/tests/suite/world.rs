@@ -8,7 +8,7 @@ use driftless_server::metrics::Metrics;
 use driftless_server::source::CatchUp;
 use driftless_server::source::etcd::{EtcdConfig, EtcdSource};
 use driftless_server::{Engine, ServeError, Server, Settings, SettingsBuilder};
-use etcd_client::{Error, ResponseHeader, Txn, TxnOp};
+use etcd_client::{Error, Event, ResponseHeader, Txn, TxnOp};
 use leak_tests::{Scraped, Witnesses};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use crate::busy::Busy;
 use crate::common::{Serving, in_time};
 use crate::etcd::{Etcd, eventually};
 
@@ -38,6 +39,10 @@ pub(crate) const LARGE: usize = 64 * 1024;
 /// So many changes are told one by one, to a watcher that is behind, and in less time than if each were
 /// waited for.
 const AT_ONCE: u64 = 100;
+
+/// So many changes are more than any scenario lets wait at once, and take less time than an etcd that says
+/// nothing is missed in.
+const FAR_BEHIND: usize = 100;
 
 /// What an operation of a transaction costs etcd, in bytes, about.
 const AN_OPERATION: usize = 256;
@@ -135,11 +140,33 @@ impl Real {
         let source = EtcdSource::new(prefix.clone(), config, metrics.clone(), questions).unwrap();
         let engine = Engine::start(&settings, metrics, [(prefix, source, catch_up)]);
         let serving = Serving::of(engine).await;
-        Self {
+        let world = Self {
             etcd,
             keys,
             serving,
-        }
+        };
+        world.falls_behind().await;
+        world
+    }
+
+    /// The server is further behind than it will ever be. HTTP/2 keeps the frames of a connection that
+    /// were not looked at yet in a table, which doubles whenever there are more than ever: how many there
+    /// are is a matter of chance otherwise, and of how busy the machine is.
+    pub(crate) async fn falls_behind(&self) {
+        let mut busy = Busy::workers();
+        let endpoint = self.etcd.endpoint();
+        let revision = busy.meanwhile(changes_often(endpoint));
+        // It reads all that etcd said before it looks at any of that.
+        busy.let_one_go();
+        let client = self.client();
+        let watching = client.entries("/c/b").into_future();
+        let mut watcher = in_time("a first state", watching).await.unwrap();
+        let hears = async {
+            while watcher.load().revision() < revision {
+                watcher.changed().await.unwrap();
+            }
+        };
+        in_time("the server hears of what was written", hears).await;
     }
 
     /// So many large values, which the server has heard of when this returns.
@@ -185,6 +212,29 @@ impl Real {
             }
         }
     }
+}
+
+/// A key is put [`FAR_BEHIND`] times, one after the other: what changes faster than etcd tells of it comes
+/// in one frame. Returns at which revision it was put last, once etcd has told of that.
+async fn changes_often(etcd: String) -> Revision {
+    let mut client = etcd_client::Client::connect([etcd], None).await.unwrap();
+    let mut told = client.watch("/c/b", None).await.unwrap();
+    let mut last = 0;
+    for _ in 0..FAR_BEHIND {
+        let put = client.put("/c/b", "2", None).await.unwrap();
+        last = put.header().unwrap().revision();
+    }
+    let is_last = |event: &Event| event.kv().is_some_and(|entry| entry.mod_revision() == last);
+    while !told
+        .message()
+        .await
+        .unwrap()
+        .unwrap()
+        .events()
+        .iter()
+        .any(is_last)
+    {}
+    Revision::new(last)
 }
 
 /// A whole server, in this process, with its admin endpoint.

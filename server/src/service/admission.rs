@@ -544,6 +544,18 @@ mod tests {
         drop((running, queue));
     }
 
+    /// By itself, with nobody who looks whether anybody waits.
+    #[tokio::test(start_paused = true)]
+    async fn a_turn_that_is_over_wakes_who_has_the_next() {
+        let admission = admission();
+        let mut turns = enter(&admission, FIRST + 1);
+        let next = turns.pop().unwrap();
+        let waits = std::future::poll_fn(|cx| next.poll(cx));
+        let waits = tokio::time::timeout(Duration::from_secs(1), waits);
+        let (result, ()) = tokio::join!(waits, async { drop(turns) });
+        assert_eq!(result, Ok(Ok(())));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_shutdown_ends_the_wait() {
         let admission = admission();

@@ -1,0 +1,56 @@
+//! Keeps a runtime's workers busy: nothing else goes on in it meanwhile, as on a machine that has no
+//! time for it.
+
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Barrier};
+
+use tokio::runtime::{Builder, Handle};
+use tokio::task::JoinSet;
+
+/// The workers that are busy. Each is until it is let go, or this is dropped.
+pub(crate) struct Busy {
+    held: Vec<Sender<()>>,
+    _tasks: JoinSet<()>,
+}
+
+impl Busy {
+    /// All of them, of this multi-threaded runtime. It is called by who is none of them.
+    pub(crate) fn workers() -> Self {
+        let workers = Handle::current().metrics().num_workers();
+        let begin = Arc::new(Barrier::new(workers + 1));
+        let mut tasks = JoinSet::new();
+        let hold = |_| {
+            let (held, end) = channel();
+            let begin = Arc::clone(&begin);
+            // Ends with the sender.
+            tasks.spawn(async move {
+                begin.wait();
+                let _ = end.recv();
+            });
+            held
+        };
+        let held = (0..workers).map(hold).collect();
+        begin.wait();
+        Self {
+            held,
+            _tasks: tasks,
+        }
+    }
+
+    /// Does something all the same, in a thread and a runtime of its own.
+    pub(crate) fn meanwhile<T: Send + 'static>(
+        &self,
+        doing: impl Future<Output = T> + Send + 'static,
+    ) -> T {
+        let doing = std::thread::spawn(|| {
+            let mut runtime = Builder::new_current_thread();
+            runtime.enable_all().build().unwrap().block_on(doing)
+        });
+        doing.join().unwrap()
+    }
+
+    /// One goes on: what is there for it is done one after the other.
+    pub(crate) fn let_one_go(&mut self) {
+        self.held.pop();
+    }
+}
