@@ -292,9 +292,10 @@ async fn keys(rounds: Rounds, number: fn(u64) -> u64) -> Outcome {
     let mut world = Real::start().await;
     let mut watcher = world.client().entries(prefix()).await.unwrap();
     // Trees from which the oldest are taken are less dense, and that takes its time to be the same
-    // everywhere.
-    for round in 0..FILL_GRAVES * 3 / 2 {
-        let revision = world.keys.pass(number(u64::MAX - round)).await;
+    // everywhere. It depends on the order as well: keys go on where these end.
+    let filled = FILL_GRAVES * 3 / 2;
+    for round in 0..filled {
+        let revision = world.keys.pass(number(round)).await;
         // A watcher that is far behind gets a difference of states, and the server keeps the state for
         // a while, for others who are.
         if round % NOT_FAR == 0 {
@@ -305,7 +306,7 @@ async fn keys(rounds: Rounds, number: fn(u64) -> u64) -> Outcome {
     rounds
         .and(&gauges)
         .run(async |round| {
-            let revision = world.keys.pass(number(round)).await;
+            let revision = world.keys.pass(number(filled + round)).await;
             entries_reach(&mut watcher, revision).await;
         })
         .await
