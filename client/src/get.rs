@@ -72,6 +72,14 @@ impl IntoFuture for GetBuilder {
             let inventory = self.transport.inventory();
             let _holding = inventory.hold(Held::Get(range.to_string()));
             let answer = get(&self.transport, range.clone(), self.limit);
+            // By itself: a request that is handed over as its connection ends may never be answered.
+            let closed = self.transport.closed();
+            let answer = async {
+                tokio::select! {
+                    answer = answer => answer,
+                    () = closed => Err(GetError::Closed(Closed::Shutdown)),
+                }
+            };
             match tokio::time::timeout(after, answer).await {
                 // However that showed: there is no use in asking again.
                 Ok(Err(_)) | Err(_) if self.transport.is_closed() => {

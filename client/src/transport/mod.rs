@@ -172,6 +172,14 @@ impl Transport {
         self.closing.cancel();
     }
 
+    /// Waits until it is [closed](Self::close).
+    ///
+    /// # Cancel safety
+    /// Cancel-safe.
+    pub(crate) async fn closed(&self) {
+        self.closing.cancelled().await;
+    }
+
     /// Whether it was [closed](Self::close).
     pub(crate) fn is_closed(&self) -> bool {
         self.closing.is_cancelled()

@@ -1,6 +1,7 @@
 //! The bearer token: sent with every call, as its file is at that moment.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use driftless_client::{GetError, State};
 
@@ -104,4 +105,39 @@ async fn one_that_cannot_be_used_is_named_and_mended() {
     assert_eq!(watcher.unwrap().status().state, State::Live);
     // One for the single read, and one for the watch.
     assert_eq!(server.dials(), 2);
+}
+
+/// A file that nobody writes to is read for as long as that is so, and the call is not made before.
+#[tokio::test]
+async fn a_shutdown_ends_a_read_whose_token_is_still_being_read() {
+    let file = TokenFile::holding("one");
+    std::fs::remove_file(&file.0).unwrap();
+    let mkfifo = std::process::Command::new("mkfifo").arg(&file.0).status();
+    assert!(mkfifo.unwrap().success());
+    let server = Server::start();
+    let client = server.builder_at_localhost().token_file(&file.0);
+    let client = client.build().unwrap();
+    let quiescence = client.quiescence();
+    let mut get = Box::pin(client.get("/a").into_future());
+    let path = file.0.display().to_string();
+    let is_read = async {
+        while !quiescence
+            .held()
+            .iter()
+            .any(|held| held.to_string().contains(&path))
+        {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::select! {
+        answer = &mut get => panic!("{answer:?}"),
+        () = soon(is_read) => {}
+    }
+    let shutdown = client.shutdown().within(Duration::ZERO).into_future();
+    let answer = tokio::time::timeout(Duration::from_secs(5), get);
+    let (answer, left) = tokio::join!(answer, shutdown);
+    std::fs::write(&file.0, "one").unwrap();
+    assert!(matches!(answer, Ok(Err(GetError::Closed(_)))), "{answer:?}");
+    assert!(left.is_err(), "a thread cannot be stopped");
+    soon(quiescence.reached()).await;
 }

@@ -47,6 +47,16 @@ pub(crate) const REMOVALS: &[Removal] = &[
         caught_by: ("suite", "a read takes too long"),
     },
     Removal {
+        what: "a single read ends with a shutdown by itself",
+        file: "client/src/get.rs",
+        code: "() = closed => Err(",
+        instead: "() = async { closed.await; std::future::pending().await } => Err(",
+        caught_by: (
+            "scripted",
+            "a_shutdown_ends_a_read_whose_token_is_still_being_read",
+        ),
+    },
+    Removal {
         what: "what is gone is taken out of the inventory",
         file: "client/src/inventory.rs",
         code: "let gone = items.try_remove(self.key);",
