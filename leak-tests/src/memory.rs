@@ -107,6 +107,7 @@ impl Allocated {
     /// What is not called growth, in bytes, where chance decides how much room some tables need. Default:
     /// [`GROWTH_SLACK`]. It goes with [`Rounds::without_bytes`](crate::Rounds::without_bytes), in place of
     /// what is asked otherwise.
+    #[must_use = "it allows more, and does nothing else"]
     pub const fn with_slack(mut self, bytes: i64) -> Self {
         self.slack = bytes;
         self

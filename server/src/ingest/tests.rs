@@ -86,21 +86,27 @@ fn lost() -> [Update; 2] {
 
 #[tokio::test(start_paused = true)]
 async fn an_audit_that_etcd_was_lost_in_is_not_the_last() {
-    let mut ingest = Loop::start().await;
-    let is_audit = |question: &Question| matches!(question, Question::Audit(_));
-    for _ in 0..3 {
-        ingest.asked(is_audit).await;
-        ingest.hear(lost()).await;
-    }
+    audits_again_after(lost).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_audit_during_which_the_state_was_read_anew_is_not_the_last() {
+    audits_again_after(|| [state()]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_audit_that_etcd_has_no_answer_to_is_not_the_last() {
+    let revision = Revision::new(5_000);
+    let digest = None;
+    audits_again_after(|| [Update::Audited { revision, digest }]).await;
+}
+
+async fn audits_again_after<U: IntoIterator<Item = Update>>(updates: impl Fn() -> U) {
     let mut ingest = Loop::start().await;
     let is_audit = |question: &Question| matches!(question, Question::Audit(_));
     for _ in 0..3 {
         ingest.asked(is_audit).await;
-        ingest.hear([state()]).await;
+        ingest.hear(updates()).await;
     }
 }
 
@@ -123,21 +129,6 @@ async fn asks_for_the_past_again_after(updates: impl IntoIterator<Item = Update>
     ingest.asked(is_past).await;
     ingest.hear(updates).await;
     ingest.asked(is_past).await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_audit_that_etcd_has_no_answer_to_is_not_the_last() {
-    let mut ingest = Loop::start().await;
-    let is_audit = |question: &Question| matches!(question, Question::Audit(_));
-    for _ in 0..3 {
-        ingest.asked(is_audit).await;
-        let revision = Revision::new(5_000);
-        let unanswered = Update::Audited {
-            revision,
-            digest: None,
-        };
-        ingest.hear([unanswered]).await;
-    }
 }
 
 /// A prefix at revision 5,000 of which etcd says what was before.
