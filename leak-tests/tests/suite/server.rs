@@ -10,6 +10,7 @@ use driftless_server::ServeError;
 use leak_tests::{Outcome, Rounds, Stall, gauge};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use crate::common::{Server, in_time};
 use crate::etcd::{Etcd, eventually};
@@ -43,6 +44,14 @@ const FEW: usize = 4;
 
 /// How long a server waits for those who do not read, when it is shut down: the least that it takes.
 const DRAIN: Duration = Duration::from_millis(100);
+
+/// How long a client that does not read is borne with where the shutdown has to end it: longer than
+/// a round takes.
+const BORNE: Duration = Duration::from_secs(120);
+
+/// How soon a server is gone that cuts off who is left: long before such a client misses the answer
+/// to a ping, and ends its connection by itself.
+const CUT_OFF_WITHIN: Duration = Duration::from_secs(10);
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -355,7 +364,8 @@ async fn cut_off(rounds: Rounds) -> Outcome {
         .at_the_end(etcds_watches(&etcd))
         .promised(CLIENT)
         .run(async |round| {
-            let server = Running::start(settings(&etcd.endpoint()).drain_timeout(DRAIN)).await;
+            let settings = settings(&etcd.endpoint()).drain_timeout(DRAIN);
+            let server = Running::start(settings.stall_timeout(BORNE)).await;
             let stall = Stall::never();
             let client = Client::builder().endpoint(server.url());
             let client = client.connector(stall.over_tcp()).build().unwrap();
@@ -372,7 +382,7 @@ async fn cut_off(rounds: Rounds) -> Outcome {
                 in_time("a change arrives", there).await;
             }
             drop((reads, other));
-            let ended = server.ended().await;
+            let ended = timeout(CUT_OFF_WITHIN, server.ended()).await.unwrap();
             assert!(
                 matches!(ended, Err(ServeError::CutOff { connections: 1 })),
                 "{ended:?}"
