@@ -147,7 +147,7 @@ fn hearing() -> Ingest {
     ingest.take(state());
     let span = Span {
         after: Revision::new(4_200),
-        up_to: Revision::new(4_999),
+        up_to: Revision::new(5_000),
         last_put: None,
     };
     ingest.back = Back::Hearing(Box::new(Earlier::new(span, 1024 * 1024, 0)));

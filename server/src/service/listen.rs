@@ -350,7 +350,8 @@ impl Connections {
     /// resolves is cut off. Returns the number of connections that had to be.
     ///
     /// # Cancel safety
-    /// Not cancel-safe: dropped half-way, what is left ends with its peers, or is cut off.
+    /// Not cancel-safe: dropped half-way, what is left ends with its peers, unless somebody cuts it
+    /// off, as an engine that is dropped does.
     pub async fn shut_down(&self, deadline: impl Future<Output = ()>) -> usize {
         self.drain();
         self.service.drain();
