@@ -98,7 +98,8 @@ impl Rounds {
         self
     }
 
-    /// How many rounds are done before anything is counted. Default: 50.
+    /// How many rounds are done before anything is counted: fewer when a quarter of the time is over
+    /// that [`within`](Self::within) gives. Default: 50.
     pub const fn warm_up(mut self, rounds: u64) -> Self {
         self.warm_up = rounds;
         self
@@ -200,7 +201,7 @@ impl Rounds {
         let witnesses = witnesses.and_those_of(&more);
         let mut outcome = Outcome {
             name,
-            rounds: count,
+            rounds: 0,
             repeated: false,
             curves: Vec::new(),
             ends: Vec::new(),
@@ -223,7 +224,7 @@ impl Rounds {
             budget,
             patience,
         };
-        if let Err(leak) = plan.measure(&mut outcome, &mut next).await {
+        if let Err(leak) = plan.measure(count, &mut outcome, &mut next).await {
             outcome.leaks.push(leak);
         }
         outcome
@@ -250,6 +251,7 @@ impl Plan {
     /// Warms up, and does the rounds once or twice.
     async fn measure(
         &self,
+        asked: u64,
         outcome: &mut Outcome,
         next: &mut impl AsyncFnMut() -> Result<(), Leak>,
     ) -> Result<(), Leak> {
@@ -264,7 +266,6 @@ impl Plan {
         let end = self.at_the_end.baseline().await?;
         let returning = self.witnesses.that(|rule| rule == Rule::Returns);
         let before = returning.baseline().await?;
-        let asked = outcome.rounds;
         let deadline = self.budget.map(|budget| start + budget);
         let mut heap = Heap::now();
         let rounds = FEWEST..=asked;
@@ -404,10 +405,12 @@ impl Outcome {
     /// Nothing leaked.
     ///
     /// # Panics
-    /// When something did; the message says what.
+    /// When something did; the message says what, and where it was allocated if that was
+    /// [recorded](crate::HEAP_PROFILE).
     #[track_caller]
     pub fn assert_no_leak(&self) {
-        assert!(self.leaks.is_empty(), "{self}");
+        let stacks: String = self.stacks.iter().map(|it| format!("\n{it}")).collect();
+        assert!(self.leaks.is_empty(), "{self}{stacks}");
     }
 
     /// The names of the witnesses that noticed a leak.

@@ -24,6 +24,11 @@ const CLEANS_UP: [&str; 6] = [
     "timeout_at(",
 ];
 
+/// In a line of a `Drop`, what takes something out, whatever becomes of it.
+const TAKES_OUT: [&str; 7] = [
+    "remove(", "take(", "drain(", "pop", "leave(", "forget(", "clear(",
+];
+
 /// Looks like clean-up code, and no removal takes it out: the file, a part of the line, what it is, and
 /// why.
 type Exempt = (&'static str, &'static str, &'static str, &'static str);
@@ -211,14 +216,13 @@ fn leaves_out_tests() -> Vec<String> {
     }
 }
 
-/// Whether this line of a `Drop` is a statement that neither looks for something nor is the end of
-/// what was taken out above.
+/// Whether this line of a `Drop` takes something out, or is a statement that neither looks for something
+/// nor is the end of what was taken out above.
 fn does_something(line: &str) -> bool {
     let line = line.trim();
-    line.ends_with(';')
-        && !["let ", "drop("]
-            .iter()
-            .any(|begin| line.starts_with(begin))
+    let takes_out = TAKES_OUT.iter().any(|sign| line.contains(sign));
+    let looks = ["let ", "drop("].iter().any(|it| line.starts_with(it));
+    takes_out || (line.ends_with(';') && !looks)
 }
 
 /// What the README has to show.

@@ -62,6 +62,9 @@ fn main() -> ExitCode {
             "--table" => table = true,
             "--list" => list = true,
             // What cargo and its tools say to every test program.
+            "--test-threads" | "--skip" | "--format" | "--color" | "--logfile" | "-Z" => {
+                arguments.next();
+            }
             _ if argument.starts_with('-') => {}
             _ => parts.push(argument),
         }

@@ -57,7 +57,7 @@ pub(crate) const TARGETS: &[Target] = &[
     Target::of_leak_tests(
         "service",
         &["--test", "service"],
-        "leak-tests/tests/service.rs",
+        "leak-tests/tests/service",
     ),
     // For what cannot be seen from outside, or takes too long there.
     Target {

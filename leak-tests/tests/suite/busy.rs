@@ -7,6 +7,8 @@ use std::sync::{Arc, Barrier};
 use tokio::runtime::{Builder, Handle};
 use tokio::task::JoinSet;
 
+use crate::common::in_time;
+
 /// The workers that are busy. Each is until it is let go, or this is dropped.
 pub(crate) struct Busy {
     held: Vec<Sender<()>>,
@@ -37,14 +39,17 @@ impl Busy {
         }
     }
 
-    /// Does something all the same, in a thread and a runtime of its own.
+    /// Does something all the same, in a thread and a runtime of its own, and panics where that takes
+    /// too long: nobody here could.
     pub(crate) fn meanwhile<T: Send + 'static>(
         &self,
+        what: &'static str,
         doing: impl Future<Output = T> + Send + 'static,
     ) -> T {
-        let doing = std::thread::spawn(|| {
+        let doing = std::thread::spawn(move || {
             let mut runtime = Builder::new_current_thread();
-            runtime.enable_all().build().unwrap().block_on(doing)
+            let runtime = runtime.enable_all().build().unwrap();
+            runtime.block_on(in_time(what, doing))
         });
         doing.join().unwrap()
     }

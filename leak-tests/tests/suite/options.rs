@@ -18,6 +18,9 @@ const FEW_SECONDS: Duration = Duration::from_secs(1);
 /// As many at a time as there are processors, up to so many: each has servers and an etcd of its own.
 const MOST_JOBS: usize = 8;
 
+/// What tells that somebody speaks to this suite, and not to all test programs.
+const OURS: [&str; 5] = ["--rounds", "--minutes", "--jobs", "--report", "--here"];
+
 /// How to run.
 pub(crate) struct Options {
     /// Of each scenario.
@@ -30,6 +33,8 @@ pub(crate) struct Options {
     pub(crate) filters: Vec<String>,
     /// Those whose name is one of these.
     pub(crate) exact: bool,
+    /// But not those whose name contains one of these.
+    skips: Vec<String>,
     /// Where the report goes; none is written without.
     pub(crate) report: Option<PathBuf>,
     /// What takes the time gets nearly all of it, and the others share what is left.
@@ -38,6 +43,10 @@ pub(crate) struct Options {
     pub(crate) list: bool,
     /// This one only, in this process.
     pub(crate) only_here: Option<String>,
+    /// That process is ended when its standard input ends.
+    pub(crate) until_stdin_ends: bool,
+    /// Something was said that no other test program takes.
+    pub(crate) for_this_suite: bool,
 }
 
 /// How long it may take.
@@ -59,16 +68,26 @@ impl Options {
             jobs: jobs.min(MOST_JOBS),
             filters: Vec::new(),
             exact: false,
+            skips: Vec::new(),
             report: None,
             soak: false,
             list: false,
             only_here: None,
+            until_stdin_ends: false,
+            for_this_suite: false,
         };
         while let Some(argument) = arguments.next() {
+            let (argument, mut given) = match argument.split_once('=') {
+                Some((name, value)) if name.starts_with("--") => {
+                    (name.to_owned(), Some(value.to_owned()))
+                }
+                _ => (argument, None),
+            };
             let mut value = || {
-                let value = arguments.next();
+                let value = given.take().or_else(|| arguments.next());
                 value.ok_or_else(|| format!("{argument} needs a value"))
             };
+            options.for_this_suite |= OURS.contains(&argument.as_str());
             match argument.as_str() {
                 "--rounds" => options.rounds = number(&argument, &value()?)?,
                 "--minutes" => {
@@ -85,15 +104,18 @@ impl Options {
                 "--soak" => options.soak = true,
                 "--list" => options.list = true,
                 "--exact" => options.exact = true,
+                "--skip" => options.skips.push(value()?),
+                "--until-stdin-ends" => options.until_stdin_ends = true,
                 // What cargo and its tools say to every test program, and what does not apply.
                 "--nocapture" | "--no-capture" | "--quiet" | "-q" | "--ignored"
                 | "--include-ignored" | "--show-output" => {}
                 "--test-threads" => options.jobs = number(&argument, &value()?)?,
-                _ if argument.starts_with("--format") || argument.starts_with("--color") => {}
+                "--format" | "--color" | "--logfile" | "-Z" => drop(value()?),
                 _ if argument.starts_with('-') => {
                     return Err(format!(
                         "{argument} is not known; there are --rounds N, --minutes N, --jobs N, \
-                         --report FOLDER, --soak, --list, --exact, and parts of scenarios' names"
+                         --report FOLDER, --soak, --list, --exact, --skip PART, and parts of \
+                         scenarios' names"
                     ));
                 }
                 _ => options.filters.push(argument),
@@ -142,7 +164,9 @@ impl Options {
             false => scenario.name.contains(part.as_str()),
         });
         let worth_it = self.rounds >= MANY_ROUNDS || !scenario.takes_long;
-        named || (self.filters.is_empty() && worth_it)
+        let mut skips = self.skips.iter();
+        let skipped = skips.any(|part| scenario.name.contains(part.as_str()));
+        !skipped && (named || (self.filters.is_empty() && worth_it))
     }
 }
 

@@ -7,7 +7,7 @@ use std::process::{Command, ExitCode, Output, Stdio};
 use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, kill_current_process_group, kill_process_group};
 
 use leak_tests::{HEAP_PROFILE, Record, rounds, write_report};
 
@@ -30,11 +30,12 @@ const PROFILED: u64 = 200;
 /// How many of those go on at a time that mostly wait, beside those that work.
 const WAITING_JOBS: usize = 4;
 
-/// What a scenario may take besides its rounds: to set up, and for a round that hangs.
+/// What a scenario may take besides its rounds: to set up, for a round that hangs, and for the minute that
+/// a short one's repeat takes.
 const BESIDE_ROUNDS: Duration = Duration::from_secs(300);
 
-/// The rounds, as many again where something grew, and some time to spare.
-const WITH_REPEAT: u32 = 4;
+/// The rounds, and as long again where something grew.
+const WITH_REPEAT: u32 = 2;
 
 /// How much of what a failed process said is kept, in bytes from its end.
 const MOST_WORDS: usize = 2000;
@@ -49,6 +50,9 @@ pub(crate) fn here(name: &str, options: &Options) -> ExitCode {
         eprintln!("one scenario takes --milliseconds-each, not --minutes");
         return ExitCode::from(2);
     };
+    if options.until_stdin_ends {
+        std::thread::spawn(end_with_stdin);
+    }
     let rounds = rounds(options.rounds).named(name).within(each);
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.worker_threads(2).enable_all().build().unwrap();
@@ -58,11 +62,19 @@ pub(crate) fn here(name: &str, options: &Options) -> ExitCode {
     ExitCode::SUCCESS
 }
 
+/// Ends this process, and what it started, when its standard input does: with the process that began it,
+/// which may be killed, or interrupted by a terminal that does not know of this one.
+fn end_with_stdin() {
+    let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+    let _ = kill_current_process_group(Signal::KILL);
+}
+
 /// Runs all that are wanted, writes the report, and says how many passed.
 pub(crate) fn all(options: &Options) -> ExitCode {
     let start = Instant::now();
     let wanted: Vec<&Scenario> = scenarios().filter(|s| options.wants(s)).collect();
-    if wanted.is_empty() {
+    // Not where cargo asks every test program for a name that some other one has.
+    if wanted.is_empty() && options.for_this_suite {
         eprintln!("no scenario is called so; --list names them");
         return ExitCode::from(2);
     }
@@ -214,10 +226,10 @@ fn in_a_process(
         .args(["--here", scenario.name])
         .args(["--rounds", &rounds.to_string()])
         .args(["--milliseconds-each", &each.as_millis().to_string()])
+        .arg("--until-stdin-ends")
         // What it says last is to be the reason.
         .env("RUST_BACKTRACE", "0")
-        .envs(variables.iter().copied())
-        .stdin(Stdio::null());
+        .envs(variables.iter().copied());
     let within = each * WITH_REPEAT + BESIDE_ROUNDS;
     let output = match ended_within(command, within) {
         Ok(Some(output)) => output,
@@ -239,20 +251,25 @@ fn in_a_process(
 }
 
 /// Runs it in a process group of its own, which is ended with it: an etcd outlives a process that was
-/// aborted. `None` when it took too long.
+/// aborted. `None` when it took too long. Its standard input ends when this process does, however that
+/// comes about.
 fn ended_within(mut command: Command, within: Duration) -> std::io::Result<Option<Output>> {
     command.process_group(0);
-    let child = command
+    let mut child = command
+        .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()?;
     let group = Pid::from_child(&child);
+    // Otherwise it would be closed while the child is waited for.
+    let alive = child.stdin.take();
     let (tell, ended) = mpsc::channel();
     std::thread::scope(|scope| {
         scope.spawn(move || drop(tell.send(child.wait_with_output())));
         let output = ended.recv_timeout(within);
         // None is left, unless something went wrong.
         let _ = kill_process_group(group, Signal::KILL);
+        drop(alive);
         output.ok().transpose()
     })
 }

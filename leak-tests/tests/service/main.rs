@@ -1,16 +1,28 @@
 //! A service's own mistake, found by its own test: what `README.md` shows, run.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+#[path = "../common/mod.rs"]
 mod common;
+mod leaks;
 
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
 use common::Server;
 use driftless_client::{Client, Watcher};
 use leak_tests::rounds;
+use tokio::task::LocalSet;
 
-leak_tests::use_jemalloc!();
+/// What differs between the README's test and the one that is run here: who calls it, which server, and
+/// which key.
+const DIFFERENCES: [[&str; 2]; 3] = [
+    [
+        "#[tokio::main]\nasync fn main()",
+        "pub(crate) async fn main()",
+    ],
+    ["\"http://127.0.0.1:7400\"", "crate::url()"],
+    ["\"/config/shop/limit\"", "\"/c/a\""],
+];
 
 /// Half of a second: what a test plants does not come back.
 const A_MOMENT: Duration = Duration::from_millis(500);
@@ -29,6 +41,32 @@ async fn serve_and_keep(client: &Client, tenant: &str) -> u32 {
     let now = *limit.load();
     LIMITS.lock().unwrap().push(limit);
     now
+}
+
+static URL: OnceLock<String> = OnceLock::new();
+
+/// Where the README's test finds a server.
+fn url() -> String {
+    URL.get().unwrap().clone()
+}
+
+#[test]
+fn the_test_in_the_readme_is_the_one_that_is_run() {
+    let readme = include_str!("../../README.md");
+    let (_, rest) = readme.split_once("And `tests/leaks.rs`").unwrap();
+    let (_, rest) = rest.split_once("```rust,no_run\n").unwrap();
+    let (mut there, _) = rest
+        .split_once("```")
+        .map(|(a, b)| (a.to_owned(), b))
+        .unwrap();
+    for [there_is, here_is] in DIFFERENCES {
+        assert_eq!(there.matches(there_is).count(), 1, "{there_is}");
+        there = there.replace(there_is, here_is);
+    }
+    let (_, here) = include_str!("leaks.rs").split_once("\n\n").unwrap();
+    assert_eq!(there, here);
+    // Otherwise nobody would call its `main`, and it passed.
+    assert!(readme.contains("[[test]]\nname = \"leaks\"\nharness = false\n"));
 }
 
 /// One test: what is counted is the whole process's.
@@ -64,5 +102,12 @@ fn a_watcher_in_a_static_is_found_and_a_dropped_one_is_none() {
         assert_eq!(outcome.noticed_by(), ["allocated bytes"], "{outcome}");
         LIMITS.lock().unwrap().clear();
         drop(first);
+
+        URL.set(url).unwrap();
+        let tasks = LocalSet::new();
+        let found = tasks.run_until(async { tokio::task::spawn_local(leaks::main()).await });
+        let found = found.await.unwrap_err().into_panic();
+        let found = found.downcast_ref::<String>().unwrap();
+        assert!(found.contains(": allocated bytes grew from "), "{found}");
     });
 }
