@@ -177,6 +177,8 @@ async fn what_etcd_said_of_the_past_is_let_go_of_once_all_is_adopted() {
         );
         ingest.go_back();
         if matches!(ingest.back, Back::Idle) {
+            // It fitted.
+            assert_eq!(ingest.publisher.metrics().earlier_refused.get(), 0);
             return;
         }
     }
