@@ -10,10 +10,16 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::watch;
 
 use crate::inventory::{Held, Inventory};
+
+/// How long a file may take. One of this machine takes milliseconds, and one of a network that takes
+/// longer than this hangs. Less than a server may take for anything, so that it is the file that is
+/// named, and not a server that was never asked.
+const READ_WITHIN: Duration = Duration::from_secs(3);
 
 /// What a job's waiters look at. `None` until it is done.
 type Answer<T> = watch::Receiver<Option<T>>;
@@ -111,7 +117,8 @@ impl Files {
     }
 
     /// What is in the file at `path`, which is `what` for people. At most `limit` bytes; more is an
-    /// error. Errors name the file and say nothing of its content.
+    /// error, as is a file that takes longer than three seconds. Errors name the file and say nothing
+    /// of its content.
     ///
     /// # Cancel safety
     /// The reading goes on, for whoever asks next.
@@ -126,8 +133,12 @@ impl Files {
         let read = self.0.run(name, move || {
             read_small(&file, limit).map_err(|why| format!("{what} {}: {why}", file.display()))
         });
-        let gone = || format!("{what} {}: it was not read to its end", path.display());
-        read.await.unwrap_or_else(|| Err(gone()))
+        let failed = |why: &str| Err(format!("{what} {}: {why}", path.display()));
+        match tokio::time::timeout(READ_WITHIN, read).await {
+            Ok(Some(found)) => found,
+            Ok(None) => failed("it was not read to its end"),
+            Err(_) => failed(&format!("it was not read within {READ_WITHIN:?}")),
+        }
     }
 }
 

@@ -72,7 +72,7 @@ impl IntoFuture for GetBuilder {
             let inventory = self.transport.inventory();
             let _holding = inventory.hold(Held::Get(range.to_string()));
             let answer = get(&self.transport, range.clone(), self.limit);
-            // By itself: a request that is handed over as its connection ends may never be answered.
+            // By itself: it may be in something that ends with no connection, as reading a token is.
             let closed = self.transport.closed();
             let answer = async {
                 tokio::select! {

@@ -1,17 +1,14 @@
 //! A connection to one server, and the calls on it.
 
-use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
 
 use driftless_proto::v1::config_client::ConfigClient;
 use driftless_proto::{KeyRange, MAX_CHUNK_BYTES, v1};
-use hyper::client::conn::http2;
-use tonic::body::Body;
 use tonic::{Request, Status, Streaming};
 
 use super::error::CallError;
+use super::requests::Requests;
 use super::tasks::Tasks;
 use crate::connect::Endpoint;
 use crate::inventory::Holding;
@@ -53,17 +50,16 @@ impl Connection {
     /// Over an HTTP/2 connection that `tasks` drive.
     pub(super) fn new(
         endpoint: &Endpoint,
-        sender: http2::SendRequest<Body>,
+        requests: Requests,
         tasks: Tasks,
         options: Options,
     ) -> Self {
-        let service = Http2(sender.clone());
-        let client = ConfigClient::with_origin(service, endpoint.uri().clone())
+        let client = ConfigClient::with_origin(requests.clone(), endpoint.uri().clone())
             .max_decoding_message_size(MAX_MESSAGE);
         Self {
             endpoint: endpoint.clone(),
             caller: Caller {
-                sender,
+                requests,
                 client,
                 token: options.token,
             },
@@ -82,7 +78,7 @@ impl Connection {
 
     /// Whether new calls may be made on it.
     pub(crate) fn is_usable(&self) -> bool {
-        !self.retired.load(Ordering::Relaxed) && !self.caller.sender.is_closed()
+        !self.retired.load(Ordering::Relaxed) && !self.caller.requests.is_closed()
     }
 
     /// No new calls are to be made on it, and its endpoint is the last to be tried next. Calls that
@@ -132,8 +128,8 @@ impl Connection {
 /// Makes calls; does not keep the connection open.
 #[derive(Clone)]
 pub(crate) struct Caller {
-    sender: http2::SendRequest<Body>,
-    client: ConfigClient<Http2>,
+    requests: Requests,
+    client: ConfigClient<Requests>,
     token: Option<TokenFile>,
 }
 
@@ -158,7 +154,7 @@ impl Caller {
 
     fn failed(&self, status: &Status) -> CallError {
         let mut error = CallError::from(status);
-        error.lost |= self.sender.is_closed();
+        error.lost |= self.requests.is_closed();
         error
     }
 }
@@ -182,24 +178,5 @@ impl<M> Messages<M> {
             .message()
             .await
             .map_err(|status| CallError::from(&status))
-    }
-}
-
-/// hyper's sender as the service that tonic's client calls.
-#[derive(Clone)]
-struct Http2(http2::SendRequest<Body>);
-
-impl tower_service::Service<http::Request<Body>> for Http2 {
-    type Response = http::Response<hyper::body::Incoming>;
-    type Error = hyper::Error;
-    type Future =
-        std::pin::Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.0.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        Box::pin(self.0.send_request(request))
     }
 }

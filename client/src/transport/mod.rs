@@ -7,6 +7,7 @@
 
 mod connection;
 mod error;
+mod requests;
 mod tasks;
 
 use std::fmt;
@@ -299,9 +300,10 @@ impl Transport {
             .handshake(TokioIo::new(io))
             .await
             .map_err(|error| innermost(&error))?;
+        let (requests, driver) = requests::in_turn(sender, connection);
         let ending = endpoint.clone();
         tasks.spawn(async move {
-            match connection.await {
+            match driver.await {
                 Ok(()) => tracing::debug!(endpoint = %ending, "a connection ended"),
                 Err(error) => {
                     let error = innermost(&error);
@@ -320,7 +322,7 @@ impl Transport {
             avoid: Arc::clone(&self.avoid),
             held,
         };
-        Ok(Connection::new(endpoint, sender, tasks, options))
+        Ok(Connection::new(endpoint, requests, tasks, options))
     }
 
     /// Lays TLS over it, where the endpoint asks for that.

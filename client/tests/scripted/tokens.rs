@@ -1,9 +1,10 @@
 //! The bearer token: sent with every call, as its file is at that moment.
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use driftless_client::{GetError, State};
+use driftless_client::{GetError, Held, Quiescence, State};
 
 use crate::server::{Server, soon};
 use crate::world::World;
@@ -28,6 +29,8 @@ impl TokenFile {
 
 impl Drop for TokenFile {
     fn drop(&mut self) {
+        // Whoever still reads it goes on, or a test that fails would never end.
+        let _ = File::options().read(true).write(true).open(&self.0);
         let _ = std::fs::remove_file(&self.0);
     }
 }
@@ -107,34 +110,88 @@ async fn one_that_cannot_be_used_is_named_and_mended() {
     assert_eq!(server.dials(), 2);
 }
 
-/// A file that nobody writes to is read for as long as that is so, and the call is not made before.
+impl TokenFile {
+    /// Makes it one whose reading comes to no end until somebody writes to it.
+    fn hang(&self) {
+        std::fs::remove_file(&self.0).unwrap();
+        let mkfifo = std::process::Command::new("mkfifo").arg(&self.0).status();
+        assert!(mkfifo.unwrap().success());
+    }
+
+    /// Waits until it is being read.
+    async fn is_read(&self, quiescence: &Quiescence) {
+        let path = self.0.display().to_string();
+        let is_read = |held: &Held| held.to_string().contains(&path);
+        while !quiescence.held().iter().any(is_read) {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn one_that_hangs_is_named_and_no_fault_of_the_server() {
+    let file = TokenFile::holding("one");
+    let mut server = Server::start();
+    let world = World::of(&[("/a", "1")]);
+    let client = server.builder_at_localhost().token_file(&file.0);
+    let client = client.build().unwrap();
+    let quiescence = client.quiescence();
+    let (watcher, call) = tokio::join!(client.watch::<u32>("/a").into_future(), async {
+        let call = server.call().await;
+        call.serve(&world).await;
+        call
+    });
+    let mut watcher = watcher.unwrap();
+
+    file.hang();
+    drop(call);
+    soon(file.is_read(&quiescence)).await;
+    // By hand: it does not pass by itself while a thread reads.
+    tokio::time::pause();
+    let passes = tokio::time::advance(Duration::from_secs(4));
+    let (answer, ()) = tokio::join!(client.get("/a").into_future(), passes);
+    let named = format!(
+        "the token file {}: it was not read within 3s",
+        file.0.display()
+    );
+    let error = answer.unwrap_err().to_string();
+    assert!(error.ends_with(&named), "{error}");
+    let told = async {
+        while watcher.status().state != State::Backoff {
+            watcher.status_changed().await;
+        }
+    };
+    soon(told).await;
+    let error = watcher.status().last_error.unwrap();
+    assert!(error.ends_with(&named), "{error}");
+    assert_eq!(*watcher.load(), 1);
+
+    // Whoever reads has it, and whoever comes later reads anew.
+    std::fs::write(&file.0, "two").unwrap();
+    std::fs::remove_file(&file.0).unwrap();
+    file.write("three");
+    let call = server.call().await;
+    let authorization = call.authorization.as_deref();
+    assert!(matches!(authorization, Some("Bearer two" | "Bearer three")));
+    assert_eq!(server.dials(), 1, "the connection is as good as it was");
+}
+
 #[tokio::test]
 async fn a_shutdown_ends_a_read_whose_token_is_still_being_read() {
-    let file = TokenFile::holding("one");
-    std::fs::remove_file(&file.0).unwrap();
-    let mkfifo = std::process::Command::new("mkfifo").arg(&file.0).status();
-    assert!(mkfifo.unwrap().success());
+    let file = TokenFile::holding("");
+    file.hang();
     let server = Server::start();
     let client = server.builder_at_localhost().token_file(&file.0);
     let client = client.build().unwrap();
     let quiescence = client.quiescence();
     let mut get = Box::pin(client.get("/a").into_future());
-    let path = file.0.display().to_string();
-    let is_read = async {
-        while !quiescence
-            .held()
-            .iter()
-            .any(|held| held.to_string().contains(&path))
-        {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
     tokio::select! {
         answer = &mut get => panic!("{answer:?}"),
-        () = soon(is_read) => {}
+        () = soon(file.is_read(&quiescence)) => {}
     }
     let shutdown = client.shutdown().within(Duration::ZERO).into_future();
-    let answer = tokio::time::timeout(Duration::from_secs(5), get);
+    // Sooner than the reading is given up.
+    let answer = tokio::time::timeout(Duration::from_secs(2), get);
     let (answer, left) = tokio::join!(answer, shutdown);
     std::fs::write(&file.0, "one").unwrap();
     assert!(matches!(answer, Ok(Err(GetError::Closed(_)))), "{answer:?}");

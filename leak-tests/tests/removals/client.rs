@@ -16,6 +16,16 @@ pub(crate) const REMOVALS: &[Removal] = &[
         caught_by: ("client", "files_are_read_anew_and_only_up_to_their_limit"),
     },
     Removal {
+        what: "a file that takes too long is given up",
+        file: "client/src/blocking.rs",
+        code: "match tokio::time::timeout(READ_WITHIN, read).await {",
+        instead: "match Ok::<_, tokio::time::error::Elapsed>(read.await) {",
+        caught_by: (
+            "scripted",
+            "one_that_hangs_is_named_and_no_fault_of_the_server",
+        ),
+    },
+    Removal {
         what: "a callback's task is aborted when its guard is dropped",
         file: "client/src/callback.rs",
         code: "_task: AbortOnDropHandle::new(runtime.spawn(inventory.note(held, task))),",
@@ -244,6 +254,28 @@ pub(crate) const REMOVALS: &[Removal] = &[
         instead: "slot.connection = Arc::downgrade(&connection);
                 std::mem::forget(Arc::clone(&connection));",
         caught_by: ("suite", "a watcher is dropped"),
+    },
+    Removal {
+        what: "a connection is dropped while nobody makes a request",
+        file: "client/src/transport/requests.rs",
+        code: "    fn drop(&mut self) {
+        let _turn = self.turn.take();",
+        instead: "    fn drop(&mut self) {",
+        caught_by: (
+            "client",
+            "requests_that_are_made_as_the_connection_ends_are_answered",
+        ),
+    },
+    Removal {
+        what: "a connection is dropped before others may make requests again",
+        file: "client/src/transport/requests.rs",
+        code: "        let _turn = self.turn.take();
+        self.connection = None;",
+        instead: "        let _turn = self.turn.take();",
+        caught_by: (
+            "client",
+            "requests_that_are_made_as_the_connection_ends_are_answered",
+        ),
     },
     Removal {
         what: "closing the transport ends a connection's tasks",

@@ -1,0 +1,134 @@
+//! Requests are handed to hyper's connection while it does nothing else, so that each is answered.
+//!
+//! Between the two is a channel of tokio's without a bound. One that is put into it at the very moment
+//! at which the other side is dropped can be overlooked: it is in nobody's hands then, and its answer
+//! would be waited for as long as anything refers to the channel. Hence they take turns.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+
+use hyper::client::conn::http2::SendRequest;
+use tonic::body::Body;
+
+/// Whose turn it is. Held for a poll or for handing over one request, and never across an await.
+#[derive(Clone, Default)]
+struct Turn(Arc<Mutex<()>>);
+
+impl Turn {
+    fn take(&self) -> MutexGuard<'_, ()> {
+        // It guards no data that a panic could have left half-done.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Both sides of a connection: what makes requests, and what has to be polled for them to go on.
+pub(super) fn in_turn<C>(sender: SendRequest<Body>, connection: C) -> (Requests, Driver<C>) {
+    let turn = Turn::default();
+    let driver = Driver {
+        connection: Some(Box::pin(connection)),
+        turn: turn.clone(),
+    };
+    (Requests { sender, turn }, driver)
+}
+
+/// Makes requests; the service that tonic's client calls. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Requests {
+    sender: SendRequest<Body>,
+    turn: Turn,
+}
+
+impl Requests {
+    /// Whether the connection takes no requests any more.
+    pub(super) fn is_closed(&self) -> bool {
+        self.sender.is_closed()
+    }
+}
+
+impl tower_service::Service<http::Request<Body>> for Requests {
+    type Response = http::Response<hyper::body::Incoming>;
+    type Error = hyper::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.sender.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let _turn = self.turn.take();
+        // Handed over here, and not when the answer is waited for.
+        Box::pin(self.sender.send_request(request))
+    }
+}
+
+/// The connection. What was not sent by the time that this is dropped fails.
+pub(super) struct Driver<C> {
+    /// `None` only while this is dropped.
+    connection: Option<Pin<Box<C>>>,
+    turn: Turn,
+}
+
+impl<C: Future> Future for Driver<C> {
+    type Output = C::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        let _turn = this.turn.take();
+        let connection = this.connection.as_mut();
+        connection.expect("there until the drop").as_mut().poll(cx)
+    }
+}
+
+impl<C> Drop for Driver<C> {
+    fn drop(&mut self) {
+        let _turn = self.turn.take();
+        self.connection = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Duration;
+
+    use hyper::client::conn::http2;
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    use tower_service::Service as _;
+
+    use super::*;
+
+    /// Without turns, a request is overlooked within some hundreds of them.
+    const ROUNDS: usize = 2_000;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn requests_that_are_made_as_the_connection_ends_are_answered() {
+        for _ in 0..ROUNDS {
+            let (client, _server) = tokio::io::duplex(1024);
+            let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(client))
+                .await
+                .unwrap();
+            let (mut requests, driver) = in_turn(sender, connection);
+            let begun = Arc::new(AtomicBool::new(false));
+            let told = Arc::clone(&begun);
+            let ending = tokio::task::spawn_blocking(move || {
+                while !told.load(Ordering::Acquire) {
+                    std::hint::spin_loop();
+                }
+                drop(driver);
+            });
+            // One after the other, so that one of them meets the end.
+            let mut answers = Vec::new();
+            while !requests.is_closed() {
+                answers.push(requests.call(http::Request::new(Body::empty())));
+                begun.store(true, Ordering::Release);
+            }
+            for answer in answers {
+                let answer = tokio::time::timeout(Duration::from_secs(5), answer).await;
+                assert!(answer.expect("it is answered").is_err(), "nobody is there");
+            }
+            ending.await.unwrap();
+        }
+    }
+}
