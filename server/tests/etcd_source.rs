@@ -426,6 +426,25 @@ async fn an_etcd_that_is_stopped_is_noticed() {
         .await;
 }
 
+/// As when the machine is suspended: the clock says that nothing was heard for long, and what etcd said
+/// meanwhile has not been read yet.
+#[tokio::test]
+async fn a_process_that_stood_still_does_not_take_that_for_the_silence_of_etcd() {
+    let etcd = Etcd::started().await;
+    let mut client = etcd.client().await;
+    let mut subject = Subject::new(&[etcd.endpoint()]);
+    subject.state().await;
+    for value in ["1", "2", "3"] {
+        // All of it: there is one thread.
+        std::thread::sleep(PROGRESS_INTERVAL * 5);
+        subject.next().await;
+        put(&mut client, "/c/a", value).await;
+        subject.changes().await;
+    }
+    assert_eq!(subject.metrics.etcd_lost.get(), 0);
+    assert_eq!(subject.metrics.etcd_watches.get(), 1);
+}
+
 #[tokio::test]
 async fn an_older_backup_is_another_history() {
     let mut etcd = Etcd::started().await;

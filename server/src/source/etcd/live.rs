@@ -21,7 +21,9 @@ use super::watch::{Heard, Watch};
 use super::{Core, Phase, Said, Update, earlier, list};
 use crate::source::Question;
 
-/// Intervals of progress after which etcd counts as lost when it said nothing.
+/// Intervals of progress after which etcd counts as lost when it said nothing, though it was asked at
+/// the beginning of each. Counted and not measured: a server that itself stood still for long, with all
+/// of its machine perhaps, has asked once since, and must not take that for etcd's silence.
 const SILENT_INTERVALS: u32 = 3;
 
 /// Intervals of progress between two proofs that an idle prefix is unchanged, where there is no
@@ -31,9 +33,9 @@ const PROOF_INTERVALS: u32 = 6;
 /// Between two attempts to reach a revision that was promised.
 const CHASE_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How long the watch has to reach a revision that was promised, before the state is read anew. So
-/// it is also the least time between two such reads.
-const CHASE_WITHIN: Duration = Duration::from_secs(1);
+/// How many of them there are before the state is read anew. So two such reads are more than a second
+/// apart. Counted for the same reason.
+const CHASE_ATTEMPTS: u32 = 10;
 
 /// A watch and what is going on around it.
 pub(super) struct Live {
@@ -41,11 +43,11 @@ pub(super) struct Live {
     watch: Watch<Edit>,
     transactions: Transactions<Edit>,
     since: Instant,
-    /// When etcd said something last on this watch; reads do not count, since a stream can go
-    /// silent by itself.
-    heard: Instant,
     /// When to ask for progress next.
     pulse: Instant,
+    /// How often that was asked since etcd said something on this watch; reads do not count, since a
+    /// stream can go silent by itself.
+    unheard: u32,
     chase: Option<Chase>,
     reading: Option<Reading>,
     /// Reads what happened before.
@@ -64,10 +66,10 @@ struct Chase {
     to: Revision,
     /// Promised since; next in line.
     then: Revision,
-    /// When it has taken too long.
-    until: Instant,
     /// When to try again.
     again: Instant,
+    /// How often, before it has taken too long.
+    left: u32,
 }
 
 /// A read under way.
@@ -102,8 +104,8 @@ impl Live {
             watch,
             transactions: Transactions::after(said.revision),
             since: now,
-            heard: now,
             pulse: now + core.config.progress_interval,
+            unheard: 0,
             chase: None,
             reading: None,
             earlier: None,
@@ -128,16 +130,12 @@ impl Live {
     /// # Cancel safety
     /// Cancel-safe: what is under way is kept in `self`.
     pub(super) async fn step(&mut self, core: &mut Core) -> Result<Option<Phase>, Error> {
-        let silence = core.config.progress_interval * SILENT_INTERVALS;
-        let mut due = self.pulse.min(self.heard + silence);
-        if let Some(chase) = &self.chase {
-            due = due.min(chase.again);
-        }
+        let chase = self.chase.as_ref().map(|chase| chase.again);
+        let due = chase.map_or(self.pulse, |again| again.min(self.pulse));
         let reading = self.reading.is_some();
         tokio::select! {
-            // What etcd said comes before the clock: a source that was not polled for long must not
-            // take that for etcd's silence. Answers and questions are few: they starve nobody. What
-            // is past can wait.
+            // What etcd said comes before the clock: what is there already need not be asked for.
+            // Answers and questions are few: they starve nobody. What is past can wait.
             biased;
             answer = answer(&mut self.reading), if reading => {
                 let (reading, answer) = answer;
@@ -149,10 +147,10 @@ impl Live {
                 }
             }
             heard = self.watch.next() => {
-                self.heard = Instant::now();
+                self.unheard = 0;
                 self.hear(core, heard?)?;
             }
-            () = tokio::time::sleep_until(due) => return self.tick(core, silence),
+            () = tokio::time::sleep_until(due) => return self.tick(core),
             update = errand::next(&mut self.earlier) => core.ready.push_back(update),
             update = errand::next(&mut self.audit) => core.ready.push_back(update),
         }
@@ -315,8 +313,8 @@ impl Live {
         let chase = self.chase.get_or_insert(Chase {
             to: revision,
             then: revision,
-            until: now + CHASE_WITHIN,
             again: now + CHASE_INTERVAL,
+            left: CHASE_ATTEMPTS,
         });
         chase.then = chase.then.max(revision);
     }
@@ -335,21 +333,19 @@ impl Live {
     }
 
     /// The clock says that something is due.
-    fn tick(&mut self, core: &mut Core, silence: Duration) -> Result<Option<Phase>, Error> {
+    fn tick(&mut self, core: &mut Core) -> Result<Option<Phase>, Error> {
         let now = Instant::now();
-        if now >= self.heard + silence {
-            return Err(Error::Quiet { silence });
-        }
         if let Some(chase) = &mut self.chase
             && now >= chase.again
         {
-            if now >= chase.until {
+            if chase.left == 0 {
                 tracing::warn!(
                     prefix = %core.range, to = %chase.to,
                     "the watch does not reach a revision that etcd has; reading the state anew"
                 );
                 return Ok(Some(Phase::Listing(Box::new(self.connection.clone()))));
             }
+            chase.left -= 1;
             chase.again = now + CHASE_INTERVAL;
             if self.connection.orders_progress {
                 self.watch.request_progress();
@@ -358,6 +354,11 @@ impl Live {
             }
         }
         if now >= self.pulse {
+            if self.unheard == SILENT_INTERVALS {
+                let silence = core.config.progress_interval * SILENT_INTERVALS;
+                return Err(Error::Quiet { silence });
+            }
+            self.unheard += 1;
             self.pulse = now + core.config.progress_interval;
             self.watch.request_progress();
             if self.ahead && now >= self.proof && self.reading.is_none() {
