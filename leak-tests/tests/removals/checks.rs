@@ -63,6 +63,7 @@ const CHECKS: &[Check] = &[
     ("no_clean_up_code_escapes_the_list", nothing_escapes),
     ("only_tests_at_the_end_are_left_out", leaves_out_tests),
     ("the_table_in_the_readme_is_the_list", readme_has_the_table),
+    ("the_commands_in_the_readme_are_taken", commands_are_taken),
 ];
 
 /// Prints as libtest does.
@@ -250,8 +251,7 @@ pub(crate) fn row(removal: &Removal) -> String {
 }
 
 fn readme_has_the_table() -> Vec<String> {
-    let readme = workspace().join("leak-tests/README.md");
-    let readme = fs::read_to_string(readme).unwrap();
+    let readme = readme();
     // With an empty line behind it: nothing follows in the same table.
     match readme.contains(&format!("{}\n", table())) {
         true => Vec::new(),
@@ -261,4 +261,53 @@ fn readme_has_the_table() -> Vec<String> {
                 .to_owned(),
         ],
     }
+}
+
+/// The page's commands take too long to be run here: that there is what they name is looked at. What
+/// comes from other lines of it is run by `tests/service`.
+fn commands_are_taken() -> Vec<String> {
+    let file = |path: &str| fs::read_to_string(workspace().join(path)).unwrap();
+    let (makefile, manifest) = (file("Makefile"), file("leak-tests/Cargo.toml"));
+    let mut suite = Vec::new();
+    read(&workspace().join("leak-tests/tests/suite"), &mut suite);
+    let is_scenario = |part: &str| {
+        let mut lines = suite.iter().flat_map(|(_, text)| text.lines());
+        lines.any(|line| line.trim_start().starts_with("name: \"") && line.contains(part))
+    };
+    let mut problems = Vec::new();
+    let mut found = 0;
+    for line in readme().lines() {
+        let command = line.split(" #").next().unwrap().trim_end();
+        let is_taken = if let Some(arguments) = command.strip_prefix("make ") {
+            let target = arguments.split(' ').next().unwrap();
+            makefile.contains(&format!("\n{target}:"))
+        } else if let Some(arguments) =
+            command.strip_prefix("cargo test -p driftless-leak-tests --test ")
+        {
+            let (target, arguments) = arguments.split_once(" -- ").unwrap();
+            let takes = file(match target {
+                "suite" => "leak-tests/tests/suite/options.rs",
+                _ => "leak-tests/tests/removals/main.rs",
+            });
+            let mut words = arguments.split('"');
+            let flags = words.next().unwrap().split(' ');
+            manifest.contains(&format!("\nname = \"{target}\"\n"))
+                && flags
+                    .filter(|word| word.starts_with("--"))
+                    .all(|flag| takes.contains(&format!("\"{flag}\" =>")))
+                && (target != "suite" || words.step_by(2).all(is_scenario))
+        } else {
+            continue;
+        };
+        found += 1;
+        if !is_taken {
+            problems.push(format!("leak-tests/README.md: nothing takes `{command}`"));
+        }
+    }
+    assert!(found >= 7, "only {found} commands were found");
+    problems
+}
+
+fn readme() -> String {
+    fs::read_to_string(workspace().join("leak-tests/README.md")).unwrap()
 }

@@ -24,6 +24,15 @@ const DIFFERENCES: [[&str; 2]; 3] = [
     ["\"/config/shop/limit\"", "\"/c/a\""],
 ];
 
+/// Tells jemalloc what to record.
+const RECORDS: &str = "_RJEM_MALLOC_CONF";
+
+/// Where the mistake is, in a stack.
+const IN_THE_MISTAKE: &str = "/service/leaks.rs:";
+
+/// Which test finds it.
+const FINDS: &str = "the_test_in_the_readme_finds_its_mistake";
+
 /// Half of a second: what a test plants does not come back.
 const A_MOMENT: Duration = Duration::from_millis(500);
 
@@ -69,14 +78,11 @@ fn the_test_in_the_readme_is_the_one_that_is_run() {
     assert!(readme.contains("[[test]]\nname = \"leaks\"\nharness = false\n"));
 }
 
-/// One test: what is counted is the whole process's.
 #[test]
 fn a_watcher_in_a_static_is_found_and_a_dropped_one_is_none() {
     common::alone(async {
         let server = Server::start().await;
-        let url = server.url();
-
-        let client = Client::connect(&url).unwrap();
+        let client = Client::connect(server.url()).unwrap();
         let outcome = rounds(200)
             .named("a tenant is served")
             .run(async |_| assert_eq!(serve(&client, "/c/a").await, 1))
@@ -102,12 +108,47 @@ fn a_watcher_in_a_static_is_found_and_a_dropped_one_is_none() {
         assert_eq!(outcome.noticed_by(), ["allocated bytes"], "{outcome}");
         LIMITS.lock().unwrap().clear();
         drop(first);
-
-        URL.set(url).unwrap();
-        let tasks = LocalSet::new();
-        let found = tasks.run_until(async { tokio::task::spawn_local(leaks::main()).await });
-        let found = found.await.unwrap_err().into_panic();
-        let found = found.downcast_ref::<String>().unwrap();
-        assert!(found.contains(": allocated bytes grew from "), "{found}");
     });
+}
+
+/// What the README's test says, run against a server of its own.
+async fn what_the_readmes_test_finds() -> String {
+    let server = Server::start().await;
+    URL.set(server.url()).unwrap();
+    let tasks = LocalSet::new();
+    let found = tasks.run_until(async { tokio::task::spawn_local(leaks::main()).await });
+    let found = found.await.unwrap_err().into_panic();
+    found.downcast_ref::<String>().unwrap().clone()
+}
+
+#[test]
+fn the_test_in_the_readme_finds_its_mistake() {
+    common::alone(async {
+        let found = what_the_readmes_test_finds().await;
+        assert!(found.contains(": allocated bytes grew from "), "{found}");
+        let recorded = std::env::var_os(RECORDS).is_some();
+        assert_eq!(found.contains(IN_THE_MISTAKE), recorded, "{found}");
+    });
+}
+
+/// What the README says to run for the stacks, but for the program.
+#[test]
+fn it_says_where_that_was_allocated_where_that_is_recorded() {
+    let readme = include_str!("../../README.md");
+    let is_said =
+        |line: &&str| line.starts_with(RECORDS) && line.ends_with(" cargo test --test leaks");
+    let said = readme.lines().find(is_said).unwrap();
+    let (_, how) = said.split(' ').next().unwrap().split_once('=').unwrap();
+    let this = std::env::current_exe().unwrap();
+    let mut again = std::process::Command::new(this);
+    again.args(["--exact", FINDS]).env(RECORDS, how);
+    let mut ended = None;
+    // Its pipes are descriptors of this process.
+    common::alone(async { ended = Some(again.output().unwrap()) });
+    let again = ended.unwrap();
+    let said = String::from_utf8_lossy(&again.stdout);
+    assert!(
+        again.status.success() && said.contains("1 passed"),
+        "{said}"
+    );
 }

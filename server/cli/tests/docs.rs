@@ -156,6 +156,15 @@ fn the_commands_of_the_servers_readme_run() {
     run_page("server/README.md", 7);
 }
 
+/// For services that test against an etcd of their own.
+#[test]
+fn the_server_of_the_leak_suites_readme_starts() {
+    let page = read("leak-tests/README.md");
+    let (_, rest) = page.split_once("`driftless serve ").unwrap();
+    let (arguments, _) = rest.split_once('`').unwrap();
+    Shell::start().run(&format!("driftless serve {arguments}"));
+}
+
 #[test]
 fn the_recipe_for_tls_works() {
     // What makes certificates is not needed for anything else.
