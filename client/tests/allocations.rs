@@ -1,6 +1,10 @@
 //! Reading a value allocates nothing, however it is read.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 #![allow(dead_code, reason = "uses a part of what the tests share")]
+#![allow(
+    clippy::print_stdout,
+    reason = "a test's own main: its output is the result"
+)]
 
 #[path = "scripted/server.rs"]
 mod server;
@@ -17,6 +21,8 @@ use world::World;
 
 #[global_allocator]
 static ALLOCATOR: PeakAlloc = PeakAlloc;
+
+const NAME: &str = "reading_allocates_nothing";
 
 /// How often each is done: once may hide in what is there anyway.
 const TIMES: usize = 1000;
@@ -35,8 +41,16 @@ fn allocated(mut read: impl FnMut()) -> usize {
     peak - before
 }
 
-/// Tests share the allocator with what else runs in the process, so this is one test, alone in it.
-#[test]
+/// A program of its own, without libtest: its main thread allocates beside the test's.
+fn main() {
+    if std::env::args().any(|argument| argument == "--list") {
+        println!("{NAME}: test");
+        return;
+    }
+    reading_allocates_nothing();
+    println!("test {NAME} ... ok\n\ntest result: ok. 1 passed; 0 failed; 0 ignored");
+}
+
 fn reading_allocates_nothing() {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

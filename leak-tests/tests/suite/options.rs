@@ -19,7 +19,15 @@ const FEW_SECONDS: Duration = Duration::from_secs(1);
 const MOST_JOBS: usize = 8;
 
 /// What tells that somebody speaks to this suite, and not to all test programs.
-const OURS: [&str; 5] = ["--rounds", "--minutes", "--jobs", "--report", "--here"];
+const OURS: [&str; 7] = [
+    "--rounds",
+    "--minutes",
+    "--milliseconds-each",
+    "--jobs",
+    "--report",
+    "--soak",
+    "--here",
+];
 
 /// How to run.
 pub(crate) struct Options {
