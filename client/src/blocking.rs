@@ -16,9 +16,9 @@ use tokio::sync::watch;
 
 use crate::inventory::{Held, Inventory};
 
-/// How long a file may take. One of this machine takes milliseconds, and one of a network that takes
-/// longer than this hangs. Less than a server may take for anything, so that it is the file that is
-/// named, and not a server that was never asked.
+/// How long a file may take, the wait for one of the runtime's threads included. A local one takes
+/// milliseconds. Less than an attempt to connect, a read or the beginning of a watch may take by default,
+/// so that a file that hangs is named, and not a server that was never asked.
 const READ_WITHIN: Duration = Duration::from_secs(3);
 
 /// What a job's waiters look at. `None` until it is done.
@@ -117,7 +117,7 @@ impl Files {
     }
 
     /// What is in the file at `path`, which is `what` for people. At most `limit` bytes; more is an
-    /// error, as is a file that takes longer than three seconds. Errors name the file and say nothing
+    /// error, as is a file that takes longer than [`READ_WITHIN`]. Errors name the file and say nothing
     /// of its content.
     ///
     /// # Cancel safety

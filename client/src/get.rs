@@ -72,7 +72,7 @@ impl IntoFuture for GetBuilder {
             let inventory = self.transport.inventory();
             let _holding = inventory.hold(Held::Get(range.to_string()));
             let answer = get(&self.transport, range.clone(), self.limit);
-            // By itself: it may be in something that ends with no connection, as reading a token is.
+            // Not left to the connection's end: reading the token, for one, goes on after that.
             let closed = self.transport.closed();
             let answer = async {
                 tokio::select! {

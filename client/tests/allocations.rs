@@ -41,7 +41,7 @@ fn allocated(mut read: impl FnMut()) -> usize {
     peak - before
 }
 
-/// A program of its own, without libtest: its main thread allocates beside the test's.
+/// Without libtest, whose main thread allocates beside the test's.
 fn main() {
     if std::env::args().any(|argument| argument == "--list") {
         println!("{NAME}: test");

@@ -426,8 +426,7 @@ async fn an_etcd_that_is_stopped_is_noticed() {
         .await;
 }
 
-/// As when the machine is suspended: the clock says that nothing was heard for long, and what etcd said
-/// meanwhile has not been read yet.
+/// As with SIGSTOP: the clock says that nothing was heard for long.
 #[tokio::test]
 async fn a_process_that_stood_still_does_not_take_that_for_the_silence_of_etcd() {
     let etcd = Etcd::started().await;

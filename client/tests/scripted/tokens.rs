@@ -118,6 +118,16 @@ impl TokenFile {
         assert!(mkfifo.unwrap().success());
     }
 
+    /// Ends that after a while: time that is paused does not pass while a thread reads, so a test that
+    /// fails would not end.
+    fn goes_on_at_last(&self) {
+        let path = self.0.clone();
+        std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_secs(30));
+            let _ = File::options().read(true).write(true).open(path);
+        });
+    }
+
     /// Waits until it is being read.
     async fn is_read(&self, quiescence: &Quiescence) {
         let path = self.0.display().to_string();
@@ -147,6 +157,7 @@ async fn one_that_hangs_is_named_and_no_fault_of_the_server() {
     drop(call);
     soon(file.is_read(&quiescence)).await;
     // By hand: it does not pass by itself while a thread reads.
+    file.goes_on_at_last();
     tokio::time::pause();
     let passes = tokio::time::advance(Duration::from_secs(4));
     let (answer, ()) = tokio::join!(client.get("/a").into_future(), passes);

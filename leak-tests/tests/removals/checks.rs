@@ -263,8 +263,8 @@ fn readme_has_the_table() -> Vec<String> {
     }
 }
 
-/// The page's commands take too long to be run here: that there is what they name is looked at. What
-/// comes from other lines of it is run by `tests/service`.
+/// The page's commands take too long to be run here: that there is what they name is looked at. How
+/// stacks are told is run by `tests/service`, and `driftless serve` by the tests of `driftless`.
 fn commands_are_taken() -> Vec<String> {
     let file = |path: &str| fs::read_to_string(workspace().join(path)).unwrap();
     let (makefile, manifest) = (file("Makefile"), file("leak-tests/Cargo.toml"));
@@ -276,7 +276,10 @@ fn commands_are_taken() -> Vec<String> {
     };
     let mut problems = Vec::new();
     let mut found = 0;
-    for line in readme().lines() {
+    let page = readme();
+    let blocks = page.split("\n```sh\n").skip(1);
+    let lines = blocks.flat_map(|block| block.split("\n```").next().unwrap().lines());
+    for line in lines {
         let command = line.split(" #").next().unwrap().trim_end();
         let is_taken = if let Some(arguments) = command.strip_prefix("make ") {
             let target = arguments.split(' ').next().unwrap();
@@ -284,18 +287,23 @@ fn commands_are_taken() -> Vec<String> {
         } else if let Some(arguments) =
             command.strip_prefix("cargo test -p driftless-leak-tests --test ")
         {
-            let (target, arguments) = arguments.split_once(" -- ").unwrap();
+            let (target, arguments) = arguments.split_once(" -- ").unwrap_or((arguments, ""));
             let takes = file(match target {
                 "suite" => "leak-tests/tests/suite/options.rs",
                 _ => "leak-tests/tests/removals/main.rs",
             });
-            let mut words = arguments.split('"');
-            let flags = words.next().unwrap().split(' ');
+            // Every other part is quoted: a part of a scenario's name.
+            let words: Vec<&str> = arguments.split('"').collect();
+            let flags = words.iter().step_by(2).flat_map(|part| part.split(' '));
+            let mut flags = flags.filter(|word| word.starts_with("--"));
             manifest.contains(&format!("\nname = \"{target}\"\n"))
-                && flags
-                    .filter(|word| word.starts_with("--"))
-                    .all(|flag| takes.contains(&format!("\"{flag}\" =>")))
-                && (target != "suite" || words.step_by(2).all(is_scenario))
+                && flags.all(|flag| takes.contains(&format!("\"{flag}\" =>")))
+                && (target != "suite"
+                    || words
+                        .iter()
+                        .skip(1)
+                        .step_by(2)
+                        .all(|part| is_scenario(part)))
         } else {
             continue;
         };

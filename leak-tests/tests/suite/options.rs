@@ -121,8 +121,8 @@ impl Options {
                 "--format" | "--color" | "--logfile" | "-Z" => drop(value()?),
                 _ if argument.starts_with('-') => {
                     return Err(format!(
-                        "{argument} is not known; there are --rounds N, --minutes N, --jobs N, \
-                         --report FOLDER, --soak, --list, --exact, --skip PART, and parts of \
+                        "{argument} is not known; there are --rounds N, --minutes N, --milliseconds-each N, \
+                         --jobs N, --report FOLDER, --soak, --list, --exact, --skip PART, and parts of \
                          scenarios' names"
                     ));
                 }

@@ -21,9 +21,9 @@ use super::watch::{Heard, Watch};
 use super::{Core, Phase, Said, Update, earlier, list};
 use crate::source::Question;
 
-/// Intervals of progress after which etcd counts as lost when it said nothing, though it was asked at
-/// the beginning of each. Counted and not measured: a server that itself stood still for long, with all
-/// of its machine perhaps, has asked once since, and must not take that for etcd's silence.
+/// Intervals of progress after which etcd counts as lost when it said nothing; at the end of each but the
+/// last it is asked to. Counted and not measured: a server that was itself stopped for long (SIGSTOP, a
+/// frozen container) takes that for one of them at most.
 const SILENT_INTERVALS: u32 = 3;
 
 /// Intervals of progress between two proofs that an idle prefix is unchanged, where there is no
@@ -34,7 +34,7 @@ const PROOF_INTERVALS: u32 = 6;
 const CHASE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How many of them there are before the state is read anew. So two such reads are more than a second
-/// apart. Counted for the same reason.
+/// apart. Counted and not measured, as [`SILENT_INTERVALS`] are.
 const CHASE_ATTEMPTS: u32 = 10;
 
 /// A watch and what is going on around it.
@@ -45,8 +45,8 @@ pub(super) struct Live {
     since: Instant,
     /// When to ask for progress next.
     pulse: Instant,
-    /// How often that was asked since etcd said something on this watch; reads do not count, since a
-    /// stream can go silent by itself.
+    /// How often that was due since etcd said something on this watch; what it answers to reads does
+    /// not count, since a stream can go silent by itself.
     unheard: u32,
     chase: Option<Chase>,
     reading: Option<Reading>,
@@ -68,7 +68,7 @@ struct Chase {
     then: Revision,
     /// When to try again.
     again: Instant,
-    /// How often, before it has taken too long.
+    /// Attempts that are left before it has taken too long.
     left: u32,
 }
 
@@ -345,6 +345,7 @@ impl Live {
                 );
                 return Ok(Some(Phase::Listing(Box::new(self.connection.clone()))));
             }
+            // One that is under way already counts as well: what does not help is not waited for.
             chase.left -= 1;
             chase.again = now + CHASE_INTERVAL;
             if self.connection.orders_progress {
@@ -354,11 +355,11 @@ impl Live {
             }
         }
         if now >= self.pulse {
-            if self.unheard == SILENT_INTERVALS {
+            self.unheard += 1;
+            if self.unheard >= SILENT_INTERVALS {
                 let silence = core.config.progress_interval * SILENT_INTERVALS;
                 return Err(Error::Quiet { silence });
             }
-            self.unheard += 1;
             self.pulse = now + core.config.progress_interval;
             self.watch.request_progress();
             if self.ahead && now >= self.proof && self.reading.is_none() {
