@@ -98,6 +98,33 @@ mod tests {
 
     use super::*;
 
+    /// Notes whether it was dropped during a turn.
+    struct Dropped {
+        turn: Turn,
+        in_turn: Arc<AtomicBool>,
+    }
+
+    impl Drop for Dropped {
+        fn drop(&mut self) {
+            let in_turn = self.turn.0.try_lock().is_err();
+            self.in_turn.store(in_turn, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn the_connection_is_dropped_in_its_turn() {
+        let (turn, in_turn) = (Turn::default(), Arc::new(AtomicBool::new(false)));
+        let connection = Dropped {
+            turn: turn.clone(),
+            in_turn: Arc::clone(&in_turn),
+        };
+        drop(Driver {
+            connection: Some(Box::pin(connection)),
+            turn,
+        });
+        assert!(in_turn.load(Ordering::Relaxed));
+    }
+
     /// Without turns, a request is overlooked within some hundreds of them, where two processors are
     /// free.
     const ROUNDS: usize = 2_000;

@@ -261,10 +261,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         code: "    fn drop(&mut self) {
         let _turn = self.turn.take();",
         instead: "    fn drop(&mut self) {",
-        caught_by: (
-            "client",
-            "requests_that_are_made_as_the_connection_ends_are_answered",
-        ),
+        caught_by: ("client", "the_connection_is_dropped_in_its_turn"),
     },
     Removal {
         what: "a connection is dropped before others may make requests again",
@@ -272,10 +269,7 @@ pub(crate) const REMOVALS: &[Removal] = &[
         code: "        let _turn = self.turn.take();
         self.connection = None;",
         instead: "        let _turn = self.turn.take();",
-        caught_by: (
-            "client",
-            "requests_that_are_made_as_the_connection_ends_are_answered",
-        ),
+        caught_by: ("client", "the_connection_is_dropped_in_its_turn"),
     },
     Removal {
         what: "closing the transport ends a connection's tasks",
