@@ -129,8 +129,8 @@ impl ClientBuilder {
 
     /// Sends the bearer token in this file with every call (`authorization: Bearer …`). Read anew for
     /// each, so whoever rotates it has nothing to tell; blanks and line breaks around it do not count.
-    /// At most 16 KiB of printable ASCII. A file that takes longer than three seconds to read fails the
-    /// call, which is tried again as after any failure. Default: none.
+    /// At most 16 KiB of printable ASCII. Where it takes longer than three seconds to read, a single read
+    /// fails and a watch tries again; both name the file. Default: none.
     ///
     /// It is never sent in clear text over a network: together with an `http://` endpoint that is not
     /// of this machine, [`build`](Self::build) refuses it.
