@@ -1,7 +1,7 @@
 # Each target sets up what it needs; see .ci/setup for what that may install.
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo bench leak-tests soak
+.PHONY: help test demo bench leak-tests soak simulation mutants
 
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,3 +27,12 @@ soak: MINUTES ?= 480
 soak: ROUNDS ?= 1000000
 soak: ## The same for a night, most of it with everything at once as well (ROUNDS=1000000 MINUTES=480)
 	@.ci/leak-tests $(ROUNDS) $(MINUTES) --soak
+
+simulation: SEEDS ?= 5000
+simulation: ## Runs servers and clients on a simulated network that fails (SEEDS=5000)
+	@.ci/setup etcd etcdctl protoc
+	@DRIFTLESS_SEEDS=$(SEEDS) cargo test --locked -p driftless --test simulation -- --nocapture every_promise
+
+mutants: ## Breaks the code that cleans up, line by line, and expects a test to fail each time (hours)
+	@.ci/setup etcd etcdctl protoc
+	@cargo mutants --output target/mutants $(MUTANTS)
