@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use driftless_proto::apply::Refusal;
+use driftless_proto::apply::ApplyError;
 use driftless_proto::v1::{self, watch_response::Frame};
 use driftless_proto::{KeyRange, RangeError};
 
@@ -128,7 +128,7 @@ async fn get(transport: &Transport, range: KeyRange, limit: usize) -> Result<Ent
                 Some(Ok(Applied::Changed | Applied::Confirmed)) => {
                     return Ok(Ok(replica.entries().cloned().unwrap_or_default()));
                 }
-                Some(Err(refusal)) => return Ok(Err(refused(&refusal, &range, endpoint))),
+                Some(Err(error)) => return Ok(Err(refused(&error, &range, endpoint))),
             }
         }
         Ok::<_, CallError>(Err(GetError::Unavailable {
@@ -164,16 +164,16 @@ fn failed(error: CallError, endpoint: &Endpoint) -> GetError {
     }
 }
 
-fn refused(refusal: &Refusal, range: &KeyRange, endpoint: &Endpoint) -> GetError {
-    match refusal {
-        Refusal::TooLarge { limit } => Refused {
+fn refused(error: &ApplyError, range: &KeyRange, endpoint: &Endpoint) -> GetError {
+    match error {
+        ApplyError::TooLarge { limit } => Refused {
             endpoint: endpoint.to_string(),
             reason: RefusedReason::TooLarge,
             message: too_large(range, *limit),
         }
         .into(),
         _ => GetError::BadAnswer {
-            message: format!("{endpoint}: {refusal}"),
+            message: format!("{endpoint}: {error}"),
         },
     }
 }

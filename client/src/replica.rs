@@ -4,7 +4,7 @@
 //! [`Entries`] and knows nothing of who reads them.
 
 use bytes::Bytes;
-use driftless_proto::apply::{Applier, Edit, Lookup, Refusal, Step};
+use driftless_proto::apply::{Action, Applier, ApplyError, Edit, Lookup};
 use driftless_proto::v1::{self, watch_response::Frame};
 use driftless_proto::{Entry, Epoch, Key, KeyRange, Revision};
 
@@ -65,8 +65,8 @@ impl Replica {
     }
 
     /// Takes one frame. All of it is applied, or nothing.
-    pub(crate) fn apply(&mut self, frame: Frame) -> Result<Applied, Refusal> {
-        let step = match frame {
+    pub(crate) fn apply(&mut self, frame: Frame) -> Result<Applied, ApplyError> {
+        let action = match frame {
             Frame::Snapshot(chunk) => self.applier.snapshot(chunk)?,
             Frame::Diff(chunk) => self.applier.diff(chunk, &self.entries)?,
             Frame::Current(current) => self.applier.current(&current)?,
@@ -74,19 +74,19 @@ impl Replica {
             // Not about the state; the task's.
             Frame::Hello(_) | Frame::Goodbye(_) => return Ok(Applied::Nothing),
         };
-        Ok(match step {
-            Step::Incomplete | Step::Skipped => Applied::Nothing,
-            Step::Confirm { revision } => {
+        Ok(match action {
+            Action::Incomplete | Action::Skipped => Applied::Nothing,
+            Action::Confirm { revision } => {
                 self.entries.set_revision(revision);
                 Applied::Confirmed
             }
-            Step::Replace {
+            Action::Replace {
                 revision, entries, ..
             } => {
                 let changed = self.replace(entries);
                 self.reached(revision, changed)
             }
-            Step::Edit {
+            Action::Edit {
                 revision, edits, ..
             } => {
                 let mut changed = false;
@@ -244,7 +244,10 @@ mod tests {
         if let Frame::Snapshot(chunk) = &mut bad {
             chunk.digest = Digest::EMPTY.to_bytes();
         }
-        assert!(matches!(replica.apply(bad), Err(Refusal::Diverged { .. })));
+        assert!(matches!(
+            replica.apply(bad),
+            Err(ApplyError::Diverged { .. })
+        ));
         assert_eq!(keys(&replica), ["/a"]);
         assert_eq!(replica.have().unwrap().revision, 2);
     }

@@ -53,7 +53,7 @@ impl Edit {
 /// What a frame asks the caller to do, at once and whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use = "the position has moved already: not making the edits would be drift"]
-pub enum Step {
+pub enum Action {
     /// Nothing yet: more chunks follow.
     Incomplete,
     /// Nothing: the caller has this already.
@@ -85,11 +85,11 @@ pub enum Step {
 
 /// Why a frame is not applied. The state that is held stays as it was, and stays good.
 ///
-/// In every case the stream is of no further use. [`Refusal::keeps_state`] says whether the next
+/// In every case the stream is of no further use. [`ApplyError::keeps_state`] says whether the next
 /// one may build on what is held.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum Refusal {
+pub enum ApplyError {
     /// A diff starts after the revision that is held: something in between is missing.
     #[error("a diff starts at revision {from}, but {held} is held: a change is missing")]
     Gap {
@@ -154,7 +154,7 @@ pub enum Refusal {
     },
 }
 
-impl Refusal {
+impl ApplyError {
     /// Whether the next stream may resume from what is held. Where not, it starts with nothing, so
     /// that it gets a snapshot.
     pub const fn keeps_state(&self) -> bool {
@@ -286,19 +286,19 @@ impl Applier {
     }
 
     /// What is held, when the stream at hand may build on it.
-    fn base(&self, frame: &'static str) -> Result<&Held, Refusal> {
+    fn base(&self, frame: &'static str) -> Result<&Held, ApplyError> {
         let held = self
             .held
             .as_ref()
             .filter(|held| self.stream.as_ref() == Some(&held.epoch));
-        held.ok_or(Refusal::NothingHeld { frame })
+        held.ok_or(ApplyError::NothingHeld { frame })
     }
 
     /// Refuses a frame that comes between the chunks of another.
-    const fn not_within_chunks(&self) -> Result<(), Refusal> {
+    const fn not_within_chunks(&self) -> Result<(), ApplyError> {
         match self.partial {
             None => Ok(()),
-            Some(_) => Err(Refusal::Malformed {
+            Some(_) => Err(ApplyError::Malformed {
                 what: "a frame came between the chunks of another",
             }),
         }
@@ -308,7 +308,7 @@ impl Applier {
     ///
     /// # Errors
     /// When the digests differ, or nothing is held.
-    pub fn current(&mut self, current: &v1::Current) -> Result<Step, Refusal> {
+    pub fn current(&mut self, current: &v1::Current) -> Result<Action, ApplyError> {
         self.confirm("current", Revision::new(current.revision), &current.digest)
     }
 
@@ -316,12 +316,12 @@ impl Applier {
     ///
     /// # Errors
     /// When the digests differ, or nothing is held.
-    pub fn progress(&mut self, progress: &v1::Progress) -> Result<Step, Refusal> {
+    pub fn progress(&mut self, progress: &v1::Progress) -> Result<Action, ApplyError> {
         let to = Revision::new(progress.revision);
         // A server that is behind the one before it: proves that the stream is alive, no more.
         if to < self.base("progress")?.revision {
             self.not_within_chunks()?;
-            return Ok(Step::Skipped);
+            return Ok(Action::Skipped);
         }
         self.confirm("progress", to, &progress.digest)
     }
@@ -331,11 +331,11 @@ impl Applier {
         frame: &'static str,
         to: Revision,
         digest: &[u8],
-    ) -> Result<Step, Refusal> {
+    ) -> Result<Action, ApplyError> {
         self.not_within_chunks()?;
         let held = self.base(frame)?;
         if wire_digest(digest)? != held.digest {
-            return Err(Refusal::Diverged { at: to });
+            return Err(ApplyError::Diverged { at: to });
         }
         let revision = held.revision.max(to);
         let held = Held {
@@ -343,18 +343,18 @@ impl Applier {
             ..held.clone()
         };
         self.held = Some(held);
-        Ok(Step::Confirm { revision })
+        Ok(Action::Confirm { revision })
     }
 
     /// A chunk of a snapshot.
     ///
     /// # Errors
     /// When it breaks the contract, is older than what is held and no reset, or its digest is wrong.
-    pub fn snapshot(&mut self, mut chunk: v1::Snapshot) -> Result<Step, Refusal> {
+    pub fn snapshot(&mut self, mut chunk: v1::Snapshot) -> Result<Action, ApplyError> {
         let entries = std::mem::take(&mut chunk.entries);
         let more = chunk.more;
         let to = Revision::new(chunk.revision);
-        let epoch = self.stream.clone().ok_or(Refusal::Malformed {
+        let epoch = self.stream.clone().ok_or(ApplyError::Malformed {
             what: "no hello came first",
         })?;
         let digest = chunk.digest.clone();
@@ -366,7 +366,7 @@ impl Applier {
                 staged
             }
             Some(_) => {
-                return Err(Refusal::Malformed {
+                return Err(ApplyError::Malformed {
                     what: "chunks of two frames are mixed",
                 });
             }
@@ -376,7 +376,7 @@ impl Applier {
             && to < held.revision
             && !staged.head.reset
         {
-            return Err(Refusal::WentBack {
+            return Err(ApplyError::WentBack {
                 to,
                 held: held.revision,
             });
@@ -385,7 +385,7 @@ impl Applier {
             if let Some(entry) = staged.piece(&self.range, self.limit, entry)? {
                 let last = staged.edits.last_key_value();
                 if last.is_some_and(|(last, _)| *last >= entry.key) {
-                    return Err(Refusal::Malformed {
+                    return Err(ApplyError::Malformed {
                         what: "a snapshot's keys are not in order",
                     });
                 }
@@ -394,7 +394,7 @@ impl Applier {
         }
         if more {
             self.partial = Some(Partial::Snapshot(staged));
-            return Ok(Step::Incomplete);
+            return Ok(Action::Incomplete);
         }
         let reset = staged.head.reset;
         let entries: Vec<Entry> = staged
@@ -406,7 +406,7 @@ impl Applier {
             .collect();
         let made: Digest = entries.iter().collect();
         if made != wire_digest(&digest)? {
-            return Err(Refusal::Diverged { at: to });
+            return Err(ApplyError::Diverged { at: to });
         }
         self.held = Some(Held {
             epoch,
@@ -414,7 +414,7 @@ impl Applier {
             digest: made,
             bytes: entries.iter().map(cost).sum(),
         });
-        Ok(Step::Replace {
+        Ok(Action::Replace {
             revision: to,
             entries,
             reset,
@@ -425,7 +425,11 @@ impl Applier {
     ///
     /// # Errors
     /// When something is missing before it, it breaks the contract, or its digest is wrong.
-    pub fn diff(&mut self, mut chunk: v1::Diff, entries: &impl Lookup) -> Result<Step, Refusal> {
+    pub fn diff(
+        &mut self,
+        mut chunk: v1::Diff,
+        entries: &impl Lookup,
+    ) -> Result<Action, ApplyError> {
         let changes = std::mem::take(&mut chunk.changes);
         let more = chunk.more;
         let (from, to) = (Revision::new(chunk.from), Revision::new(chunk.to));
@@ -440,18 +444,18 @@ impl Applier {
                 staged
             }
             Some(_) => {
-                return Err(Refusal::Malformed {
+                return Err(ApplyError::Malformed {
                     what: "chunks of two frames are mixed",
                 });
             }
         };
         if from >= to {
-            return Err(Refusal::Malformed {
+            return Err(ApplyError::Malformed {
                 what: "a diff does not move forward",
             });
         }
         if from > held.revision {
-            return Err(Refusal::Gap {
+            return Err(ApplyError::Gap {
                 from,
                 held: held.revision,
             });
@@ -465,10 +469,10 @@ impl Applier {
         }
         if more {
             self.partial = Some(Partial::Diff(staged));
-            return Ok(Step::Incomplete);
+            return Ok(Action::Incomplete);
         }
         if skip {
-            return Ok(Step::Skipped);
+            return Ok(Action::Skipped);
         }
         let edits: Vec<Edit> = staged.finish()?.collect();
         let mut made = held.digest;
@@ -484,10 +488,10 @@ impl Applier {
             }
         }
         if bytes > self.limit {
-            return Err(Refusal::TooLarge { limit: self.limit });
+            return Err(ApplyError::TooLarge { limit: self.limit });
         }
         if made != wire_digest(&digest)? {
-            return Err(Refusal::Diverged { at: to });
+            return Err(ApplyError::Diverged { at: to });
         }
         self.held = Some(Held {
             revision: to,
@@ -495,7 +499,7 @@ impl Applier {
             bytes,
             ..held
         });
-        Ok(Step::Edit {
+        Ok(Action::Edit {
             revision: to,
             edits,
             conflated,
@@ -520,7 +524,7 @@ impl<H> Staged<H> {
         limit: usize,
         change: v1::Change,
         entries: &impl Lookup,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), ApplyError> {
         use v1::change::Change;
         match change.change {
             Some(Change::Put(entry)) => match self.piece(range, limit, entry)? {
@@ -533,7 +537,7 @@ impl<H> Staged<H> {
                 let base = Revision::new(patch.base_mod_revision);
                 let old = entries.entry(&key).filter(|old| old.mod_revision == base);
                 let Some(old) = old else {
-                    return Err(Refusal::PatchBase { key, base });
+                    return Err(ApplyError::PatchBase { key, base });
                 };
                 // Before the value is made: a few ops can make much. A length that no value may have
                 // is for `delta::apply` to refuse.
@@ -541,7 +545,7 @@ impl<H> Staged<H> {
                 charge(&mut self.put, limit, key.as_ref().len() + length)?;
                 let value = match delta::apply(&old.value, &patch.ops, patch.length) {
                     Ok(value) => value,
-                    Err(source) => return Err(Refusal::Patch { key, source }),
+                    Err(source) => return Err(ApplyError::Patch { key, source }),
                 };
                 self.insert(Edit::Put(Entry {
                     key,
@@ -560,7 +564,7 @@ impl<H> Staged<H> {
                     mod_revision: Revision::new(delete.mod_revision),
                 })
             }
-            None => Err(Refusal::Malformed {
+            None => Err(ApplyError::Malformed {
                 what: "a change is of an unknown kind",
             }),
         }
@@ -572,8 +576,8 @@ impl<H> Staged<H> {
         range: &KeyRange,
         limit: usize,
         piece: v1::Entry,
-    ) -> Result<Option<Entry>, Refusal> {
-        const BAD_PIECE: Refusal = Refusal::Malformed {
+    ) -> Result<Option<Entry>, ApplyError> {
+        const BAD_PIECE: ApplyError = ApplyError::Malformed {
             what: "the pieces of a value do not fit together",
         };
         charge(&mut self.put, limit, piece.key.len() + piece.value.len())?;
@@ -585,7 +589,7 @@ impl<H> Staged<H> {
             return whole(range, piece).map(Some);
         }
         if piece.total > MAX_VALUE_BYTES as u64 {
-            return Err(Refusal::Malformed {
+            return Err(ApplyError::Malformed {
                 what: "a value is longer than any may be",
             });
         }
@@ -623,25 +627,25 @@ impl<H> Staged<H> {
         .map(Some)
     }
 
-    fn insert(&mut self, edit: Edit) -> Result<(), Refusal> {
+    fn insert(&mut self, edit: Edit) -> Result<(), ApplyError> {
         match self.edits.insert(edit.key().clone(), edit) {
             None => Ok(()),
-            Some(_) => Err(Refusal::Malformed {
+            Some(_) => Err(ApplyError::Malformed {
                 what: "a key appears twice in one frame",
             }),
         }
     }
 
-    const fn no_piece(&self) -> Result<(), Refusal> {
+    const fn no_piece(&self) -> Result<(), ApplyError> {
         match self.piece {
             None => Ok(()),
-            Some(_) => Err(Refusal::Malformed {
+            Some(_) => Err(ApplyError::Malformed {
                 what: "a value is cut off",
             }),
         }
     }
 
-    fn finish(self) -> Result<impl Iterator<Item = Edit>, Refusal> {
+    fn finish(self) -> Result<impl Iterator<Item = Edit>, ApplyError> {
         self.no_piece()?;
         Ok(self.edits.into_values())
     }
@@ -652,10 +656,10 @@ fn cost(entry: &Entry) -> usize {
     entry.key.as_ref().len() + entry.value.len() + ENTRY_OVERHEAD
 }
 
-fn charge(count: &mut usize, limit: usize, bytes: usize) -> Result<(), Refusal> {
+fn charge(count: &mut usize, limit: usize, bytes: usize) -> Result<(), ApplyError> {
     *count = count.saturating_add(bytes).saturating_add(ENTRY_OVERHEAD);
     if *count > limit {
-        Err(Refusal::TooLarge { limit })
+        Err(ApplyError::TooLarge { limit })
     } else {
         Ok(())
     }
@@ -679,18 +683,18 @@ fn continues(pending: &Piece, piece: &v1::Entry) -> bool {
     ) && piece.offset == pending.value.0.len() as u64
 }
 
-fn ranged(range: &KeyRange, key: bytes::Bytes) -> Result<Key, Refusal> {
-    let key = Key::new(key).ok_or(Refusal::Malformed {
+fn ranged(range: &KeyRange, key: bytes::Bytes) -> Result<Key, ApplyError> {
+    let key = Key::new(key).ok_or(ApplyError::Malformed {
         what: "a key is empty",
     })?;
     if range.contains(key.as_ref()) {
         Ok(key)
     } else {
-        Err(Refusal::Foreign { key })
+        Err(ApplyError::Foreign { key })
     }
 }
 
-fn whole(range: &KeyRange, entry: v1::Entry) -> Result<Entry, Refusal> {
+fn whole(range: &KeyRange, entry: v1::Entry) -> Result<Entry, ApplyError> {
     Ok(Entry {
         key: ranged(range, entry.key)?,
         value: entry.value,
@@ -700,8 +704,8 @@ fn whole(range: &KeyRange, entry: v1::Entry) -> Result<Entry, Refusal> {
     })
 }
 
-fn wire_digest(bytes: &[u8]) -> Result<Digest, Refusal> {
-    Digest::from_bytes(bytes).ok_or(Refusal::Malformed {
+fn wire_digest(bytes: &[u8]) -> Result<Digest, ApplyError> {
+    Digest::from_bytes(bytes).ok_or(ApplyError::Malformed {
         what: "a digest is not 16 bytes long",
     })
 }

@@ -7,7 +7,7 @@ mod frames;
 use std::cell::Cell;
 
 use bytes::Bytes;
-use driftless_proto::apply::{Applier, Lookup, Refusal, Step};
+use driftless_proto::apply::{Action, Applier, ApplyError, Lookup};
 use driftless_proto::v1::{self, change::Change, delta_op::Op};
 use driftless_proto::{Entry, Key, KeyRange, Revision};
 use proptest::prelude::*;
@@ -198,8 +198,8 @@ impl World {
 
     /// Feeds the chunks until one is refused. What each makes is checked, because a broken frame
     /// may end early and be followed by something else.
-    fn deliver(&mut self, frame: Frame) -> Result<Result<Step, Refusal>, TestCaseError> {
-        let mut result = Ok(Step::Incomplete);
+    fn deliver(&mut self, frame: Frame) -> Result<Result<Action, ApplyError>, TestCaseError> {
+        let mut result = Ok(Action::Incomplete);
         match frame {
             Frame::Diff(chunks) => {
                 for chunk in chunks {
@@ -220,18 +220,18 @@ impl World {
                 }
             }
         }
-        if matches!(result, Err(_) | Ok(Step::Incomplete)) {
+        if matches!(result, Err(_) | Ok(Action::Incomplete)) {
             self.client.reconnect();
         }
         Ok(result)
     }
 
     /// What was taken is the server's state, whatever the client was before.
-    fn check(&mut self, result: &Result<Step, Refusal>) -> Result<(), TestCaseError> {
-        if let Ok(Step::Replace { .. }) = result {
+    fn check(&mut self, result: &Result<Action, ApplyError>) -> Result<(), TestCaseError> {
+        if let Ok(Action::Replace { .. }) = result {
             self.held = Some(self.stream);
         }
-        if let Ok(Step::Edit { .. } | Step::Replace { .. }) = result {
+        if let Ok(Action::Edit { .. } | Action::Replace { .. }) = result {
             self.astray = false;
             prop_assert!(&self.client.state == self.history.at(self.revision()));
         }
@@ -262,7 +262,7 @@ impl World {
             self.client.current(revision, digest(&state))
         };
         prop_assert_eq!(name(&result), expected);
-        if let Ok(Step::Confirm { revision: at }) = result {
+        if let Ok(Action::Confirm { revision: at }) = result {
             prop_assert_eq!(at, held.max(Revision::new(revision)));
         }
         self.check(&result)
@@ -327,17 +327,17 @@ impl World {
     }
 }
 
-fn name(result: &Result<Step, Refusal>) -> &'static str {
+fn name(result: &Result<Action, ApplyError>) -> &'static str {
     match result {
-        Ok(Step::Incomplete) => "incomplete",
-        Ok(Step::Skipped) => "skipped",
-        Ok(Step::Confirm { .. }) => "confirm",
-        Ok(Step::Replace { .. }) => "replace",
-        Ok(Step::Edit { .. }) => "edit",
-        Err(Refusal::Gap { .. }) => "gap",
-        Err(Refusal::Diverged { .. }) => "diverged",
-        Err(Refusal::WentBack { .. }) => "went back",
-        Err(Refusal::NothingHeld { .. }) => "nothing held",
+        Ok(Action::Incomplete) => "incomplete",
+        Ok(Action::Skipped) => "skipped",
+        Ok(Action::Confirm { .. }) => "confirm",
+        Ok(Action::Replace { .. }) => "replace",
+        Ok(Action::Edit { .. }) => "edit",
+        Err(ApplyError::Gap { .. }) => "gap",
+        Err(ApplyError::Diverged { .. }) => "diverged",
+        Err(ApplyError::WentBack { .. }) => "went back",
+        Err(ApplyError::NothingHeld { .. }) => "nothing held",
         Err(_) => "refused",
     }
 }
@@ -512,8 +512,8 @@ fn a_diff_costs_one_look_up_for_each_key_that_it_changes() {
             held: &held,
             asked: Cell::new(0),
         };
-        let step = applier.diff(diff, &counting);
-        assert!(matches!(step, Ok(Step::Edit { edits, .. }) if edits.len() == 3));
+        let action = applier.diff(diff, &counting);
+        assert!(matches!(action, Ok(Action::Edit { edits, .. }) if edits.len() == 3));
         assert_eq!(counting.asked.get(), expected, "of {}", held.len());
         held = after;
     }
@@ -670,7 +670,7 @@ proptest! {
                 Odd::Progress(at, digest) => client.progress(at, digest),
                 Odd::Current(at, digest) => client.current(at, digest),
             };
-            if let Ok(Step::Replace { .. } | Step::Confirm { .. }) = result {
+            if let Ok(Action::Replace { .. } | Action::Confirm { .. }) = result {
                 empty = false;
             }
             prop_assert!(empty || client.applier.have(Bytes::new()).is_some());

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::{Buf, Bytes};
-use driftless_proto::apply::{Applier, Edit, Refusal, Step};
+use driftless_proto::apply::{Action, Applier, ApplyError, Edit};
 use driftless_proto::{Entry, Epoch, Key, KeyRange, Revision, v1};
 use prost::Message;
 use v1::watch_response::Frame;
@@ -104,11 +104,11 @@ impl Replica {
         self.entries.values().cloned().collect()
     }
 
-    pub(crate) fn take(&mut self, frame: Frame) -> Result<(), Refusal> {
-        let (name, step) = match frame {
+    pub(crate) fn take(&mut self, frame: Frame) -> Result<(), ApplyError> {
+        let (name, action) = match frame {
             Frame::Hello(hello) => {
                 self.applier.begin(Epoch::new(hello.epoch));
-                ("hello", Step::Skipped)
+                ("hello", Action::Skipped)
             }
             Frame::Snapshot(snapshot) => ("snapshot", self.applier.snapshot(snapshot)?),
             Frame::Diff(diff) if diff.conflated => {
@@ -117,13 +117,13 @@ impl Replica {
             Frame::Diff(diff) => ("diff", self.applier.diff(diff, &self.entries)?),
             Frame::Current(current) => ("current", self.applier.current(&current)?),
             Frame::Progress(progress) => ("progress", self.applier.progress(&progress)?),
-            Frame::Goodbye(_) => ("goodbye", Step::Skipped),
+            Frame::Goodbye(_) => ("goodbye", Action::Skipped),
         };
-        match step {
-            Step::Incomplete => return Ok(()),
-            Step::Skipped | Step::Confirm { .. } => {}
-            Step::Replace { entries, .. } => self.entries = by_key(entries),
-            Step::Edit { edits, .. } => {
+        match action {
+            Action::Incomplete => return Ok(()),
+            Action::Skipped | Action::Confirm { .. } => {}
+            Action::Replace { entries, .. } => self.entries = by_key(entries),
+            Action::Edit { edits, .. } => {
                 for edit in edits {
                     match edit {
                         Edit::Put(entry) => drop(self.entries.insert(entry.key.clone(), entry)),

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use driftless_proto::apply::Refusal;
+use driftless_proto::apply::ApplyError;
 use driftless_proto::v1::{self, watch_response::Frame};
 use driftless_proto::{KeyRange, Revision};
 use tokio::sync::watch;
@@ -558,10 +558,10 @@ impl End {
         Self::over(format!("the server broke the contract: {what}"))
     }
 
-    fn refused(refusal: &Refusal, range: &KeyRange) -> Self {
+    fn refused(refusal: &ApplyError, range: &KeyRange) -> Self {
         let over = Self::over(refusal.to_string());
         match refusal {
-            Refusal::TooLarge { limit } => Self {
+            ApplyError::TooLarge { limit } => Self {
                 message: too_large(range, *limit),
                 cause: Cause::Refused,
                 refused: Some(RefusedReason::TooLarge),
@@ -570,7 +570,9 @@ impl End {
                 ..over
             },
             _ if refusal.keeps_state() => over,
-            Refusal::Diverged { .. } | Refusal::PatchBase { .. } | Refusal::Patch { .. } => Self {
+            ApplyError::Diverged { .. }
+            | ApplyError::PatchBase { .. }
+            | ApplyError::Patch { .. } => Self {
                 cause: Cause::Differs,
                 ..over
             },

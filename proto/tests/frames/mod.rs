@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use driftless_proto::apply::{Applier, Edit, Refusal, Step};
+use driftless_proto::apply::{Action, Applier, ApplyError, Edit};
 use driftless_proto::digest::Digest;
 use driftless_proto::v1::{self, change::Change, delta_op::Op};
 use driftless_proto::{Entry, Epoch, Key, KeyRange, Revision};
@@ -306,15 +306,15 @@ impl Client {
         self.applier.begin(self.stream.clone());
     }
 
-    pub(crate) fn snapshot(&mut self, chunks: Vec<v1::Snapshot>) -> Result<Step, Refusal> {
+    pub(crate) fn snapshot(&mut self, chunks: Vec<v1::Snapshot>) -> Result<Action, ApplyError> {
         self.frame(chunks, |applier, _, chunk| applier.snapshot(chunk))
     }
 
-    pub(crate) fn diff(&mut self, chunks: Vec<v1::Diff>) -> Result<Step, Refusal> {
+    pub(crate) fn diff(&mut self, chunks: Vec<v1::Diff>) -> Result<Action, ApplyError> {
         self.frame(chunks, |applier, state, chunk| applier.diff(chunk, state))
     }
 
-    pub(crate) fn progress(&mut self, revision: i64, digest: Bytes) -> Result<Step, Refusal> {
+    pub(crate) fn progress(&mut self, revision: i64, digest: Bytes) -> Result<Action, ApplyError> {
         let progress = v1::Progress {
             revision,
             digest,
@@ -323,7 +323,7 @@ impl Client {
         self.frame(vec![progress], |applier, _, frame| applier.progress(&frame))
     }
 
-    pub(crate) fn current(&mut self, revision: i64, digest: Bytes) -> Result<Step, Refusal> {
+    pub(crate) fn current(&mut self, revision: i64, digest: Bytes) -> Result<Action, ApplyError> {
         let current = v1::Current {
             revision,
             digest,
@@ -338,22 +338,22 @@ impl Client {
     fn frame<F>(
         &mut self,
         chunks: Vec<F>,
-        mut feed: impl FnMut(&mut Applier, &State, F) -> Result<Step, Refusal>,
-    ) -> Result<Step, Refusal> {
-        let mut result = Ok(Step::Incomplete);
+        mut feed: impl FnMut(&mut Applier, &State, F) -> Result<Action, ApplyError>,
+    ) -> Result<Action, ApplyError> {
+        let mut result = Ok(Action::Incomplete);
         for chunk in chunks {
             let before = self.applier.have(Bytes::new());
             result = feed(&mut self.applier, &self.state, chunk);
             let have = self.applier.have(Bytes::new());
             match &result {
-                Err(_) | Ok(Step::Incomplete | Step::Skipped) => assert!(have == before),
-                Ok(Step::Confirm { .. }) => {}
-                Ok(Step::Replace { entries, .. }) => {
+                Err(_) | Ok(Action::Incomplete | Action::Skipped) => assert!(have == before),
+                Ok(Action::Confirm { .. }) => {}
+                Ok(Action::Replace { entries, .. }) => {
                     assert!(entries.windows(2).all(|pair| pair[0].key < pair[1].key));
                     let entries = entries.iter().cloned();
                     self.state = entries.map(|entry| (entry.key.clone(), entry)).collect();
                 }
-                Ok(Step::Edit { edits, .. }) => {
+                Ok(Action::Edit { edits, .. }) => {
                     assert!(edits.windows(2).all(|pair| pair[0].key() < pair[1].key()));
                     for edit in edits {
                         match edit.clone() {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use bytes::{Buf, Bytes};
-use driftless_proto::apply::Step;
+use driftless_proto::apply::Action;
 use driftless_proto::delta::{self, DeltaError};
 use driftless_proto::digest::Digest;
 use driftless_proto::v1::{self, DeltaOp, change::Change, delta_op::Op, watch_response::Frame};
@@ -158,7 +158,7 @@ impl Stream {
         // Looking for a key, hashing and checking (which the helper does) are within the slack.
         let bound = 4 * LIMIT;
         let held = self.client.applier.revision();
-        let (step, said) = match frame {
+        let (action, said) = match frame {
             Frame::Hello(hello) => {
                 self.changes.clear();
                 self.hello = true;
@@ -167,13 +167,13 @@ impl Stream {
             Frame::Goodbye(_) => return,
             Frame::Current(current) => {
                 let said = current.digest.clone();
-                let step = self.client.current(current.revision, current.digest);
-                (step, said)
+                let action = self.client.current(current.revision, current.digest);
+                (action, said)
             }
             Frame::Progress(progress) => {
                 let said = progress.digest.clone();
-                let step = self.client.progress(progress.revision, progress.digest);
-                (step, said)
+                let action = self.client.progress(progress.revision, progress.digest);
+                (action, said)
             }
             Frame::Snapshot(mut chunk) => {
                 let puts = chunk.entries.iter().cloned().map(Change::Put);
@@ -182,14 +182,14 @@ impl Stream {
                 self.fill_in(&mut chunk.digest, chunk.more, &State::new());
                 let said = chunk.digest.clone();
                 let (reset, epoch) = (chunk.reset, self.epoch());
-                let step = within(bound, || self.client.snapshot(vec![chunk]));
-                if let Ok(Step::Replace { revision, .. }) = &step {
+                let action = within(bound, || self.client.snapshot(vec![chunk]));
+                if let Ok(Action::Replace { revision, .. }) = &action {
                     // Revisions of two histories are not compared.
                     let other = epoch != self.epoch();
                     assert!(reset || other || *revision >= held);
                     self.published(&State::new());
                 }
-                (step, said)
+                (action, said)
             }
             Frame::Diff(mut chunk) => {
                 self.changes.extend(chunk.changes.iter().cloned());
@@ -197,25 +197,25 @@ impl Stream {
                 self.fill_in(&mut chunk.digest, chunk.more, &before);
                 let said = chunk.digest.clone();
                 let (from, to) = (Revision::new(chunk.from), Revision::new(chunk.to));
-                let step = within(bound, || self.client.diff(vec![chunk]));
-                match &step {
-                    Ok(Step::Edit { revision, .. }) => {
+                let action = within(bound, || self.client.diff(vec![chunk]));
+                match &action {
+                    Ok(Action::Edit { revision, .. }) => {
                         assert!(from <= held && held < to && *revision == to);
                         self.published(&before);
                     }
-                    Ok(Step::Skipped) => assert!(to <= held),
+                    Ok(Action::Skipped) => assert!(to <= held),
                     _ => {}
                 }
-                (step, said)
+                (action, said)
             }
         };
-        match &step {
-            Ok(Step::Incomplete) => return,
-            Ok(Step::Skipped) => {}
+        match &action {
+            Ok(Action::Incomplete) => return,
+            Ok(Action::Skipped) => {}
             Ok(
-                Step::Confirm { revision }
-                | Step::Replace { revision, .. }
-                | Step::Edit { revision, .. },
+                Action::Confirm { revision }
+                | Action::Replace { revision, .. }
+                | Action::Edit { revision, .. },
             ) => {
                 assert!(self.hello, "something was applied before any hello");
                 let digest: Digest = self.client.state.values().collect();

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use common::{EtcdProcess, ServerProcess};
-use driftless_proto::apply::{Applier, Edit, Step};
+use driftless_proto::apply::{Action, Applier, Edit};
 use driftless_proto::{Entry, Epoch, Key, KeyRange, Revision, v1};
 use etcd_client::{Txn, TxnOp};
 use h2::RecvStream;
@@ -137,7 +137,7 @@ impl Stalled {
 
     fn apply(&mut self, message: v1::WatchResponse) {
         use v1::watch_response::Frame;
-        let step = match message.frame.unwrap() {
+        let action = match message.frame.unwrap() {
             Frame::Hello(hello) => return self.applier.begin(Epoch::new(hello.epoch)),
             Frame::Snapshot(snapshot) => self.applier.snapshot(snapshot),
             Frame::Diff(diff) => {
@@ -153,20 +153,20 @@ impl Stalled {
             Frame::Progress(progress) => self.applier.progress(&progress),
             Frame::Goodbye(goodbye) => panic!("the server wants it gone: {goodbye:?}"),
         };
-        match step.expect("every frame applies") {
-            Step::Replace { entries, .. } => {
+        match action.expect("every frame applies") {
+            Action::Replace { entries, .. } => {
                 self.entries = entries
                     .into_iter()
                     .map(|entry| (entry.key.clone(), entry))
                     .collect();
             }
-            Step::Edit { edits, .. } => edits.into_iter().for_each(|edit| {
+            Action::Edit { edits, .. } => edits.into_iter().for_each(|edit| {
                 match edit {
                     Edit::Put(entry) => self.entries.insert(entry.key.clone(), entry),
                     Edit::Delete { key, .. } => self.entries.remove(&key),
                 };
             }),
-            Step::Incomplete | Step::Skipped | Step::Confirm { .. } => {}
+            Action::Incomplete | Action::Skipped | Action::Confirm { .. } => {}
         }
     }
 }

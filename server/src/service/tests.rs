@@ -7,7 +7,7 @@ use std::task::Context;
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use driftless_proto::apply::Refusal;
+use driftless_proto::apply::ApplyError;
 use driftless_proto::digest::Digest;
 use driftless_proto::{Entry, Epoch, Revision};
 use h2::client::SendRequest;
@@ -223,7 +223,11 @@ impl Call {
     }
 
     /// Applies what comes until the replica is at `revision`.
-    async fn read_to(&mut self, replica: &mut Replica, revision: Revision) -> Result<(), Refusal> {
+    async fn read_to(
+        &mut self,
+        replica: &mut Replica,
+        revision: Revision,
+    ) -> Result<(), ApplyError> {
         while replica.revision() < revision {
             let frame = self.frame().await.expect("the stream goes on");
             replica.take(frame)?;

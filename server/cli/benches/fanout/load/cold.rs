@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use driftless_proto::apply::{Applier, Step};
+use driftless_proto::apply::{Action, Applier};
 use driftless_proto::v1::watch_response::Frame;
 use driftless_proto::{Epoch, KeyRange, v1};
 use h2::client::SendRequest;
@@ -163,7 +163,7 @@ fn prove(template: &Template) -> Result<(), Failure> {
         let Some(Frame::Snapshot(chunk)) = v1::WatchResponse::decode(message.clone())?.frame else {
             return Err("something that is no snapshot".into());
         };
-        if let Step::Replace { entries, .. } = applier.snapshot(chunk)? {
+        if let Action::Replace { entries, .. } = applier.snapshot(chunk)? {
             return if entries.is_empty() {
                 Err("an empty snapshot".into())
             } else {

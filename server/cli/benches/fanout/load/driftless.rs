@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use driftless_proto::apply::{Applier, Edit, Step};
+use driftless_proto::apply::{Action, Applier, Edit};
 use driftless_proto::v1::watch_response::Frame;
 use driftless_proto::{Entry, Epoch, Key, KeyRange, Revision, v1};
 use h2::client::SendRequest;
@@ -83,7 +83,7 @@ impl Watch {
     pub(super) async fn next(&mut self) -> Result<(Moved, std::time::Instant), Failure> {
         let (message, at) = self.call.next().await?;
         let frame = v1::WatchResponse::decode(message)?.frame;
-        let step = match frame.ok_or("a message of an unknown kind")? {
+        let action = match frame.ok_or("a message of an unknown kind")? {
             Frame::Hello(hello) => {
                 let epoch = Epoch::new(hello.epoch);
                 self.applier.begin(epoch.clone());
@@ -94,7 +94,8 @@ impl Watch {
             Frame::Diff(chunk) => self.applier.diff(chunk, &*self.entries)?,
             Frame::Current(current) => self.applier.current(&current)?,
             Frame::Progress(progress) => {
-                let (Step::Confirm { .. } | Step::Skipped) = self.applier.progress(&progress)?
+                let (Action::Confirm { .. } | Action::Skipped) =
+                    self.applier.progress(&progress)?
                 else {
                     return Err("a progress that changes something".into());
                 };
@@ -104,15 +105,15 @@ impl Watch {
                 return Err(format!("the server said goodbye: {:?}", goodbye.reason()).into());
             }
         };
-        let moved = match step {
-            Step::Incomplete | Step::Skipped => Moved::No,
-            Step::Confirm { .. } => Moved::Confirmed,
-            Step::Replace { entries, .. } => {
+        let moved = match action {
+            Action::Incomplete | Action::Skipped => Moved::No,
+            Action::Confirm { .. } => Moved::Confirmed,
+            Action::Replace { entries, .. } => {
                 let keyed = entries.into_iter().map(|entry| (entry.key.clone(), entry));
                 self.entries = Arc::new(keyed.collect());
                 Moved::Replaced
             }
-            Step::Edit { edits, .. } => {
+            Action::Edit { edits, .. } => {
                 let entries = Arc::make_mut(&mut self.entries);
                 for edit in &edits {
                     match edit {

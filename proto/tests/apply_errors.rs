@@ -3,7 +3,7 @@
 mod frames;
 
 use bytes::Bytes;
-use driftless_proto::apply::{Refusal, Step};
+use driftless_proto::apply::{Action, ApplyError};
 use driftless_proto::delta::DeltaError;
 use driftless_proto::v1::{self, change::Change};
 use driftless_proto::{Entry, KeyRange, MAX_VALUE_BYTES, Revision};
@@ -30,76 +30,76 @@ fn empty(limit: usize) -> Client {
 fn holding(limit: usize) -> Client {
     let mut client = empty(limit);
     let held = state(&[entry("/r/a", "old", 5)]);
-    let step = client.snapshot(snapshot(5, &held, false, Cuts::none()));
-    assert!(matches!(step, Ok(Step::Replace { .. })));
+    let action = client.snapshot(snapshot(5, &held, false, Cuts::none()));
+    assert!(matches!(action, Ok(Action::Replace { .. })));
     client
 }
 
-/// The refusal of a diff from 5 to 6 with these changes, by a client that could take it.
-fn refused(changes: Vec<v1::Change>) -> Refusal {
+/// The error of a diff from 5 to 6 with these changes, by a client that could take it.
+fn refused(changes: Vec<v1::Change>) -> ApplyError {
     let mut client = holding(LIMIT);
     let chunks = diff((5, 6), changes, &State::new(), false, Cuts::none());
     client.diff(chunks).expect_err("is refused")
 }
 
-fn malformed(what: &'static str) -> Refusal {
-    Refusal::Malformed { what }
+fn malformed(what: &'static str) -> ApplyError {
+    ApplyError::Malformed { what }
 }
 
 #[test]
 fn gap() {
     let mut client = holding(LIMIT);
     let chunks = diff((6, 7), Vec::new(), &State::new(), false, Cuts::none());
-    let refusal = client.diff(chunks).expect_err("is refused");
+    let error = client.diff(chunks).expect_err("is refused");
     let (from, held) = (Revision::new(6), Revision::new(5));
-    assert_eq!(refusal, Refusal::Gap { from, held });
-    assert!(refusal.keeps_state());
+    assert_eq!(error, ApplyError::Gap { from, held });
+    assert!(error.keeps_state());
 }
 
 #[test]
 fn diverged() {
     let at = Revision::new(6);
-    let refusal = refused(vec![put(&entry("/r/b", "new", 6))]);
-    assert_eq!(refusal, Refusal::Diverged { at });
-    assert!(!refusal.keeps_state());
+    let error = refused(vec![put(&entry("/r/b", "new", 6))]);
+    assert_eq!(error, ApplyError::Diverged { at });
+    assert!(!error.keeps_state());
 
     let mut client = holding(LIMIT);
     let other = digest(&state(&[entry("/r/a", "other", 5)]));
     assert_eq!(
         client.progress(6, other.clone()),
-        Err(Refusal::Diverged { at })
+        Err(ApplyError::Diverged { at })
     );
     assert_eq!(
         client.current(6, other.clone()),
-        Err(Refusal::Diverged { at })
+        Err(ApplyError::Diverged { at })
     );
     let mut chunks = snapshot(6, &State::new(), false, Cuts::none());
     chunks[0].digest = other;
-    assert_eq!(client.snapshot(chunks), Err(Refusal::Diverged { at }));
+    assert_eq!(client.snapshot(chunks), Err(ApplyError::Diverged { at }));
 }
 
 #[test]
 fn went_back() {
     let mut client = holding(LIMIT);
     let older = State::new();
-    let refusal = client
+    let error = client
         .snapshot(snapshot(4, &older, false, Cuts::none()))
         .expect_err("is refused");
     let (to, held) = (Revision::new(4), Revision::new(5));
-    assert_eq!(refusal, Refusal::WentBack { to, held });
-    assert!(!refusal.keeps_state());
+    assert_eq!(error, ApplyError::WentBack { to, held });
+    assert!(!error.keeps_state());
     // A reset may, and so may another history.
-    let step = client.snapshot(snapshot(4, &older, true, Cuts::none()));
-    assert!(matches!(step, Ok(Step::Replace { reset: true, .. })));
+    let action = client.snapshot(snapshot(4, &older, true, Cuts::none()));
+    assert!(matches!(action, Ok(Action::Replace { reset: true, .. })));
     let mut client = holding(LIMIT);
     client.begin(epoch(1));
-    let step = client.snapshot(snapshot(4, &older, false, Cuts::none()));
-    assert!(matches!(step, Ok(Step::Replace { reset: false, .. })));
+    let action = client.snapshot(snapshot(4, &older, false, Cuts::none()));
+    assert!(matches!(action, Ok(Action::Replace { reset: false, .. })));
 }
 
 #[test]
 fn nothing_held() {
-    let nothing = |frame| Err(Refusal::NothingHeld { frame });
+    let nothing = |frame| Err(ApplyError::NothingHeld { frame });
     let mut other_history = holding(LIMIT);
     other_history.begin(epoch(1));
     for mut client in [empty(LIMIT), other_history] {
@@ -109,34 +109,34 @@ fn nothing_held() {
         assert_eq!(client.progress(6, digest.clone()), nothing("progress"));
         assert_eq!(client.current(6, digest), nothing("current"));
     }
-    assert!(!Refusal::NothingHeld { frame: "diff" }.keeps_state());
+    assert!(!ApplyError::NothingHeld { frame: "diff" }.keeps_state());
 }
 
 #[test]
 fn foreign() {
     let foreign = entry("/other", "x", 6);
-    let refusal = Refusal::Foreign {
+    let error = ApplyError::Foreign {
         key: foreign.key.clone(),
     };
-    assert_eq!(refused(vec![put(&foreign)]), refusal);
-    assert_eq!(refused(vec![delete(&foreign.key, 6)]), refusal);
+    assert_eq!(refused(vec![put(&foreign)]), error);
+    assert_eq!(refused(vec![delete(&foreign.key, 6)]), error);
     assert_eq!(
         refused(vec![change(Change::Patch(patch(&foreign, &foreign)))]),
-        refusal
+        error
     );
     let chunks = snapshot(6, &state(&[foreign]), false, Cuts::new(vec![(1, false)]));
-    assert_eq!(holding(LIMIT).snapshot(chunks), Err(refusal));
+    assert_eq!(holding(LIMIT).snapshot(chunks), Err(error));
 }
 
 #[test]
 fn patch_base() {
     for (name, base) in [("/r/a", 4), ("/r/b", 5)] {
         let patch = patch(&entry(name, "old", base), &entry(name, "new", 6));
-        let refusal = refused(vec![change(Change::Patch(patch))]);
+        let error = refused(vec![change(Change::Patch(patch))]);
         let base = Revision::new(base);
         let key = key(name.as_bytes());
-        assert_eq!(refusal, Refusal::PatchBase { key, base });
-        assert!(!refusal.keeps_state());
+        assert_eq!(error, ApplyError::PatchBase { key, base });
+        assert!(!error.keeps_state());
     }
 }
 
@@ -147,11 +147,11 @@ fn patch_that_cannot_be_applied() {
         length: 99,
         ..patch(&entry("/r/a", "old", 5), &new)
     };
-    let refusal = refused(vec![change(Change::Patch(broken))]);
+    let error = refused(vec![change(Change::Patch(broken))]);
     let source = DeltaError::WrongLength { said: 99, made: 5 };
     assert_eq!(
-        refusal,
-        Refusal::Patch {
+        error,
+        ApplyError::Patch {
             key: new.key,
             source
         }
@@ -161,7 +161,7 @@ fn patch_that_cannot_be_applied() {
 #[test]
 fn too_large() {
     let limit = 1024;
-    let too_large = Err(Refusal::TooLarge { limit });
+    let too_large = Err(ApplyError::TooLarge { limit });
     let large = entry("/r/b", &"x".repeat(limit), 6);
     let both = state(&[entry("/r/a", "old", 5), large.clone()]);
     let mut client = holding(limit);
@@ -175,7 +175,7 @@ fn too_large() {
     let tiny: Vec<Entry> = (0..32).map(|i| entry(&format!("/r/{i}"), "", 6)).collect();
     let chunks = snapshot(6, &state(&tiny), false, Cuts::none());
     assert_eq!(client.snapshot(chunks), too_large);
-    assert!(Refusal::TooLarge { limit }.keeps_state());
+    assert!(ApplyError::TooLarge { limit }.keeps_state());
 }
 
 /// Each diff was within the limit, and the state grew without bound.
@@ -184,7 +184,7 @@ fn many_small_diffs_do_not_outgrow_the_limit() {
     let limit = 2048;
     let mut client = holding(limit);
     let mut held = client.state.clone();
-    let mut refusal = None;
+    let mut error = None;
     for revision in 6..64 {
         let new = entry(&format!("/r/{revision}"), "some value", revision);
         held.insert(new.key.clone(), new.clone());
@@ -195,12 +195,12 @@ fn many_small_diffs_do_not_outgrow_the_limit() {
             false,
             Cuts::none(),
         );
-        if let Err(error) = client.diff(chunks) {
-            refusal = Some(error);
+        if let Err(refused) = client.diff(chunks) {
+            error = Some(refused);
             break;
         }
     }
-    assert_eq!(refusal, Some(Refusal::TooLarge { limit }));
+    assert_eq!(error, Some(ApplyError::TooLarge { limit }));
     assert!(client.state.len() < limit / 128);
     // What was deleted makes room again, also after a resume.
     let revision = client.applier.revision();
@@ -235,20 +235,20 @@ fn a_diff_may_replace_a_state_that_is_near_the_limit() {
         .map(|i| entry(&format!("/r/new{i}"), "x", 6))
         .collect();
     let mut client = empty(limit);
-    let step = client.snapshot(snapshot(5, &state(&old), false, Cuts::none()));
-    assert!(step.is_ok());
+    let action = client.snapshot(snapshot(5, &state(&old), false, Cuts::none()));
+    assert!(action.is_ok());
     let deletes = old.iter().map(|old| delete(&old.key, 6));
     let changes = deletes.chain(new.iter().map(put)).collect();
-    let step = client.diff(diff((5, 6), changes, &state(&new), true, Cuts::none()));
+    let action = client.diff(diff((5, 6), changes, &state(&new), true, Cuts::none()));
     assert!(
         matches!(
-            step,
-            Ok(Step::Edit {
+            action,
+            Ok(Action::Edit {
                 conflated: true,
                 ..
             })
         ),
-        "{step:?}"
+        "{action:?}"
     );
 }
 
@@ -276,7 +276,7 @@ fn malformed_order_of_frames() {
         let mut client = holding(LIMIT);
         assert_eq!(
             client.snapshot(vec![chunks[0].clone()]),
-            Ok(Step::Incomplete)
+            Ok(Action::Incomplete)
         );
         client
     };
@@ -292,10 +292,10 @@ fn malformed_order_of_frames() {
     let other = snapshot(6, &both, true, cuts());
     assert_eq!(begun().snapshot(other), mixed);
     let mut client = holding(LIMIT);
-    assert_eq!(client.diff(vec![diffs[0].clone()]), Ok(Step::Incomplete));
+    assert_eq!(client.diff(vec![diffs[0].clone()]), Ok(Action::Incomplete));
     assert_eq!(client.snapshot(whole), mixed);
     let mut client = holding(LIMIT);
-    assert_eq!(client.diff(vec![diffs[0].clone()]), Ok(Step::Incomplete));
+    assert_eq!(client.diff(vec![diffs[0].clone()]), Ok(Action::Incomplete));
     let other = diff((5, 7), Vec::new(), &both, false, Cuts::none());
     assert_eq!(client.diff(other), mixed);
     assert!(!malformed("").keeps_state());
@@ -427,15 +427,18 @@ fn no_refusal_shows_a_value() {
         false,
         Cuts::new(vec![(3, true)]),
     );
-    assert_eq!(client.snapshot(chunks[..1].to_vec()), Ok(Step::Incomplete));
+    assert_eq!(
+        client.snapshot(chunks[..1].to_vec()),
+        Ok(Action::Incomplete)
+    );
     assert!(!format!("{client:?}").contains("CAN"), "half of it is held");
-    let refusals = [
+    let errors = [
         refused(vec![put(&secret)]),
         refused(vec![change(Change::Patch(patch(&secret, &longer)))]),
         refused(vec![put(&secret), put(&secret)]),
         refused(vec![put(&entry("/other", "CANARY", 6))]),
     ];
-    for refusal in refusals {
-        assert!(!format!("{refusal} {refusal:?}").contains("CANARY"));
+    for error in errors {
+        assert!(!format!("{error} {error:?}").contains("CANARY"));
     }
 }
