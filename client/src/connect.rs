@@ -17,7 +17,11 @@ pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
-/// A byte stream in the making. Dropping it gives up.
+/// A byte stream in the making.
+///
+/// # Cancel safety
+/// The client drops it when an attempt takes too long or nobody needs the connection any more.
+/// Dropping it must close what was opened so far.
 pub type Connecting = Pin<Box<dyn Future<Output = io::Result<Box<dyn Io>>> + Send>>;
 
 /// Opens byte streams to servers.
@@ -28,6 +32,9 @@ pub type Connecting = Pin<Box<dyn Future<Output = io::Result<Box<dyn Io>>> + Sen
 /// what it returns.
 pub trait Connect: Send + Sync + 'static {
     /// Opens a stream to `endpoint`.
+    ///
+    /// # Cancel safety
+    /// The client may drop the future at any await, as [`Connecting`] says.
     fn connect(&self, endpoint: &Endpoint) -> Connecting;
 }
 
