@@ -14,8 +14,8 @@ use driftless_proto::apply::Edit;
 use driftless_proto::{Entry, Epoch, Key, KeyRange, Revision};
 use driftless_server::fanout::{Fanout, Publisher, Subscriber, View, fanout};
 use driftless_server::metrics::Metrics;
-use driftless_server::source::{History, State};
 use driftless_server::store::{Batch, Log, Writer};
+use driftless_server::store::{History, State};
 use tokio::time::Instant;
 
 const KEYS: [usize; 4] = [1_000, 10_000, 100_000, 1_000_000];

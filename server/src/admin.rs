@@ -217,22 +217,27 @@ mod tests {
 
     use super::*;
     use crate::fanout::{Publisher, fanout};
+    use crate::ingest;
     use crate::service::{Intervals, Served};
-    use crate::source::{CatchUp, History, State as SourceState};
+    use crate::source::SourceHandle;
     use crate::store::Writer;
+    use crate::store::{History, State as SourceState};
 
     fn service() -> (Service, Publisher) {
         let metrics = Metrics::new();
         let prefix = KeyRange::prefix("/c/").unwrap();
         let (publisher, fanout) = fanout(prefix, metrics.clone(), Instant::now());
-        let (catch_up, _) = CatchUp::channel();
+        let (handle, _) = SourceHandle::channel();
         let hour = Duration::from_secs(3600);
         let intervals = Intervals {
             progress: hour,
             ping: hour,
             report: hour,
         };
-        let served = vec![Served { fanout, catch_up }];
+        let served = vec![Served {
+            fanout,
+            ingest: ingest::Handle::new(handle),
+        }];
         (Service::new(served, intervals, hour, metrics), publisher)
     }
 
@@ -274,7 +279,7 @@ mod tests {
         assert!(text.starts_with("shutting down\n"), "{text}");
     }
 
-    /// Answers are never read, or questions never end.
+    /// Answers are never read, or requests never end.
     #[tokio::test(start_paused = true)]
     async fn a_connection_that_does_nothing_ends() {
         let app = Router::new().route("/healthz", get(async || vec![b'.'; 1024 * 1024]));

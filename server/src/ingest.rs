@@ -11,7 +11,7 @@ mod tests;
 
 use std::time::Duration;
 
-use driftless_proto::KeyRange;
+use driftless_proto::{KeyRange, Revision};
 use tokio::pin;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
@@ -20,8 +20,9 @@ use self::audit::{Audit, Step};
 use self::round::Round;
 use crate::delta::{Deltas, Jobs};
 use crate::fanout::{PACE, Publisher, TIDY_EVERY};
-use crate::source::{self, CatchUp, Source, Update};
-use crate::store::{Earlier, Misfit, Replaced, Settling, Writer};
+pub use crate::source::REQUEST_TIMEOUT;
+use crate::source::{Source, SourceHandle, Update};
+use crate::store::{BackfillEvent, Earlier, Misfit, Replaced, Settling, Writer};
 
 /// How long the clients that come back at the start are waited for before etcd is asked what changed
 /// while there was no server: the first of a crowd are not those that were away the longest.
@@ -40,12 +41,37 @@ pub struct Limits {
     pub deltas: Deltas,
 }
 
-/// Runs until it is dropped. `catch_up` asks `source`.
-pub async fn run(mut source: impl Source, catch_up: CatchUp, publisher: Publisher, limits: Limits) {
+/// Lets the service ask the source of a prefix. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Handle(SourceHandle);
+
+impl Handle {
+    /// For the source that `source` asks.
+    pub const fn new(source: SourceHandle) -> Self {
+        Self(source)
+    }
+
+    /// etcd's revision now, as a linearizable read gives it; the published revision reaches it soon
+    /// after. `None` when etcd did not answer within [`REQUEST_TIMEOUT`], or too many requests wait.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe: the answer is dropped.
+    pub async fn revision(&self) -> Option<Revision> {
+        self.0.revision().await
+    }
+}
+
+/// Runs until it is dropped. `handle` sends requests to `source`.
+pub async fn run(
+    mut source: impl Source,
+    handle: SourceHandle,
+    publisher: Publisher,
+    limits: Limits,
+) {
     let mut wanted = publisher.wanted();
     let mut ingest = Ingest {
         publisher,
-        catch_up,
+        source: handle,
         log_bytes: limits.log_bytes,
         writer: None,
         lost: false,
@@ -93,7 +119,7 @@ pub async fn run(mut source: impl Source, catch_up: CatchUp, publisher: Publishe
 /// The writing side of one prefix.
 struct Ingest {
     publisher: Publisher,
-    catch_up: CatchUp,
+    source: SourceHandle,
     log_bytes: usize,
     /// `None` before the first state.
     writer: Option<Writer>,
@@ -178,13 +204,13 @@ impl Ingest {
                 writer.advance(revision);
                 self.publisher.advance(writer.snapshot().clone());
             }
-            (Update::Earlier(earlier), Some(_)) => self.hear(earlier),
+            (Update::Backfill(earlier), Some(_)) => self.hear(earlier),
             // Nothing to build on, or nothing new.
             (
                 Update::Changes { .. }
                 | Update::Progress { .. }
                 | Update::Contact
-                | Update::Earlier(_)
+                | Update::Backfill(_)
                 | Update::Audited { .. }
                 | Update::Lost { .. },
                 _,
@@ -215,7 +241,7 @@ impl Ingest {
                 self.back = Back::Idle;
                 if let Some((span, room)) = self.publisher.ask_back() {
                     let contact_ms = self.publisher.contact_ms();
-                    if self.catch_up.earlier(span) {
+                    if self.source.backfill(span) {
                         self.back = Back::Hearing(Box::new(Earlier::new(span, room, contact_ms)));
                     } else {
                         self.publisher.want(span.after);
@@ -244,23 +270,23 @@ impl Ingest {
     }
 
     /// Takes a part of what happened before.
-    fn hear(&mut self, said: source::Earlier) {
+    fn hear(&mut self, said: BackfillEvent) {
         let Back::Hearing(earlier) = &mut self.back else {
             return;
         };
         match said {
-            source::Earlier::Begin { after } => earlier.begin(after),
-            source::Earlier::Transactions(transactions) => {
+            BackfillEvent::Begin { after } => earlier.begin(after),
+            BackfillEvent::Transactions(transactions) => {
                 if let Err(misfit) = earlier.take(transactions) {
                     self.refuse(&misfit);
                 }
             }
-            source::Earlier::End => {
+            BackfillEvent::End => {
                 if let Back::Hearing(earlier) = std::mem::replace(&mut self.back, Back::Idle) {
                     self.back = Back::Settling(Box::new(earlier.end()));
                 }
             }
-            source::Earlier::Failed { reason } => {
+            BackfillEvent::Failed { reason } => {
                 let prefix = self.publisher.prefix();
                 tracing::info!(%prefix, %reason, "what changed before the start cannot be had; clients from then get a snapshot");
                 self.give_up_back();
@@ -285,7 +311,7 @@ impl Ingest {
         match self.audit.step(self.publisher.prefix()) {
             Step::GoOn => {}
             Step::Begin => match &self.writer {
-                Some(writer) if !self.lost && self.catch_up.audit(writer.snapshot().revision()) => {
+                Some(writer) if !self.lost && self.source.audit(writer.snapshot().revision()) => {
                     self.audit.begin(writer.snapshot().clone());
                 }
                 _ => self.audit.stop(),
@@ -297,8 +323,8 @@ impl Ingest {
                 let prefix = self.publisher.prefix();
                 tracing::error!(%prefix, %revision, "the state differs from what etcd holds; reading it anew");
                 self.publisher.metrics().audit_differences.inc();
-                // Should too many questions wait, the next audit finds the same.
-                self.catch_up.relist();
+                // Should too many requests wait, the next audit finds the same.
+                self.source.relist();
             }
         }
     }

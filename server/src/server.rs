@@ -24,7 +24,7 @@ use crate::metrics::Metrics;
 use crate::service::{Connections, Intervals, Served, Service, listen};
 use crate::settings::Settings;
 use crate::source::etcd::{EtcdConfig, EtcdConfigError, EtcdSource};
-use crate::source::{CatchUp, Source};
+use crate::source::{Source, SourceHandle};
 use crate::tls::{self, Reloader, Tls, TlsError};
 
 /// Why a server does not start.
@@ -90,7 +90,7 @@ pub struct Server {
     admin: Option<(TcpListener, SocketAddr)>,
     tls: Option<(Tls, Reloader)>,
     metrics: Metrics,
-    sources: Vec<(KeyRange, EtcdSource, CatchUp)>,
+    sources: Vec<(KeyRange, EtcdSource, SourceHandle)>,
 }
 
 impl Server {
@@ -126,10 +126,10 @@ impl Server {
         let mut config = EtcdConfig::new(settings.etcd().iter().cloned());
         config.generation = settings.generation().to_owned();
         let source = |prefix: &KeyRange| {
-            let (catch_up, questions) = CatchUp::channel();
+            let (handle, requests) = SourceHandle::channel();
             let source =
-                EtcdSource::new(prefix.clone(), config.clone(), metrics.clone(), questions)?;
-            Ok::<_, StartError>((prefix.clone(), source, catch_up))
+                EtcdSource::new(prefix.clone(), config.clone(), metrics.clone(), requests)?;
+            Ok::<_, StartError>((prefix.clone(), source, handle))
         };
         let sources = settings.prefixes().iter().map(source);
         let sources = sources.collect::<Result<_, _>>()?;
@@ -220,7 +220,7 @@ impl Engine {
     pub fn start<S: Source>(
         settings: &Settings,
         metrics: Metrics,
-        sources: impl IntoIterator<Item = (KeyRange, S, CatchUp)>,
+        sources: impl IntoIterator<Item = (KeyRange, S, SourceHandle)>,
     ) -> Self {
         let sources: Vec<_> = sources.into_iter().collect();
         // One budget for the server; each prefix has an equal share of it.
@@ -234,15 +234,15 @@ impl Engine {
         let origin = Instant::now();
         let mut served = Vec::new();
         let mut tasks = JoinSet::new();
-        for (prefix, source, catch_up) in sources {
+        for (prefix, source, handle) in sources {
             let (publisher, fanout) = fanout(prefix.clone(), metrics.clone(), origin);
             served.push(Served {
                 fanout,
-                catch_up: catch_up.clone(),
+                ingest: ingest::Handle::new(handle.clone()),
             });
             let limits = limits.clone();
             tasks.spawn(async move {
-                ingest::run(source, catch_up, publisher, limits).await;
+                ingest::run(source, handle, publisher, limits).await;
                 format!("ingest of {prefix}")
             });
         }

@@ -15,9 +15,8 @@ use driftless_proto::digest::Digest;
 use driftless_proto::{Entry, Key, KeyRange, Revision};
 use driftless_server::metrics::Metrics;
 use driftless_server::source::etcd::{EtcdConfig, EtcdSource};
-use driftless_server::source::{
-    CatchUp, Earlier, EarlierTransaction, History, Source, Span, State, Update,
-};
+use driftless_server::source::{Source, SourceHandle, Update};
+use driftless_server::store::{BackfillEvent, History, PastTransaction, Span, State};
 use etcd_client::{Client, GetOptions, Txn, TxnOp};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
@@ -32,7 +31,7 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 /// A source under test, and what its consumer would hold.
 struct Subject {
     source: EtcdSource,
-    catch_up: CatchUp,
+    handle: SourceHandle,
     metrics: Metrics,
     held: BTreeMap<Key, Entry>,
     revision: Revision,
@@ -52,12 +51,12 @@ impl Subject {
 
     fn with(config: EtcdConfig) -> Self {
         let metrics = Metrics::new();
-        let (catch_up, questions) = CatchUp::channel();
+        let (handle, requests) = SourceHandle::channel();
         let range = KeyRange::prefix("/c/").unwrap();
-        let source = EtcdSource::new(range, config, metrics.clone(), questions).unwrap();
+        let source = EtcdSource::new(range, config, metrics.clone(), requests).unwrap();
         Self {
             source,
-            catch_up,
+            handle,
             metrics,
             held: BTreeMap::new(),
             revision: Revision::NONE,
@@ -116,8 +115,10 @@ impl Subject {
                 assert!(*revision >= self.revision);
                 self.revision = *revision;
             }
-            Update::Contact | Update::Lost { .. } | Update::Earlier(_) | Update::Audited { .. } => {
-            }
+            Update::Contact
+            | Update::Lost { .. }
+            | Update::Backfill(_)
+            | Update::Audited { .. } => {}
         }
         update
     }
@@ -180,18 +181,18 @@ impl Subject {
     }
 
     /// What changed in the span, and from where on.
-    async fn earlier(&mut self, span: Span) -> Result<(Revision, Vec<EarlierTransaction>), String> {
-        assert!(self.catch_up.earlier(span));
+    async fn earlier(&mut self, span: Span) -> Result<(Revision, Vec<PastTransaction>), String> {
+        assert!(self.handle.backfill(span));
         let (mut from, mut transactions) = (None, Vec::new());
         loop {
             match self.next().await {
-                Update::Earlier(Earlier::Begin { after }) => {
+                Update::Backfill(BackfillEvent::Begin { after }) => {
                     from = Some(after);
                     transactions.clear();
                 }
-                Update::Earlier(Earlier::Transactions(more)) => transactions.extend(more),
-                Update::Earlier(Earlier::End) => return Ok((from.unwrap(), transactions)),
-                Update::Earlier(Earlier::Failed { reason }) => return Err(reason),
+                Update::Backfill(BackfillEvent::Transactions(more)) => transactions.extend(more),
+                Update::Backfill(BackfillEvent::End) => return Ok((from.unwrap(), transactions)),
+                Update::Backfill(BackfillEvent::Failed { reason }) => return Err(reason),
                 other => assert!(!matches!(other, Update::State(_) | Update::Lost { .. })),
             }
         }
@@ -296,8 +297,8 @@ async fn waits_for_an_etcd_that_is_not_there_yet() {
     let mut subject = Subject::new(&[etcd.endpoint()]);
     let reason = subject.lost().await;
     assert!(reason.starts_with("http://127.0.0.1:"), "{reason}");
-    let catch_up = subject.catch_up.clone();
-    let answer = subject.during(catch_up.revision()).await;
+    let handle = subject.handle.clone();
+    let answer = subject.during(handle.revision()).await;
     assert_eq!(answer, None, "nobody is there to answer");
     let (state, ()) = tokio::join!(subject.state(), etcd.start());
     assert!(state.entries.is_empty());
@@ -586,8 +587,8 @@ async fn keys_that_cannot_be_served_are_left_out() {
     assert_eq!(subject.changes().await.len(), 1);
     // They count all the same where the number of keys proves that nothing changed.
     let outside = put(&mut client, "/outside", "x").await;
-    let catch_up = subject.catch_up.clone();
-    assert_eq!(subject.during(catch_up.revision()).await, Some(outside));
+    let handle = subject.handle.clone();
+    assert_eq!(subject.during(handle.revision()).await, Some(outside));
     subject
         .until("the revision", |subject| subject.revision >= outside)
         .await;
@@ -595,7 +596,7 @@ async fn keys_that_cannot_be_served_are_left_out() {
 }
 
 #[tokio::test]
-async fn a_question_brings_an_idle_prefix_to_the_revision_of_etcd() {
+async fn a_request_brings_an_idle_prefix_to_the_revision_of_etcd() {
     let etcd = Etcd::started().await;
     let mut client = etcd.client().await;
     let mut subject = Subject::new(&[etcd.endpoint()]);
@@ -603,7 +604,7 @@ async fn a_question_brings_an_idle_prefix_to_the_revision_of_etcd() {
     for _ in 0..20 {
         put(&mut client, "/c/a", "x").await;
         let outside = put(&mut client, "/outside", "x").await;
-        let (one, other) = (subject.catch_up.clone(), subject.catch_up.clone());
+        let (one, other) = (subject.handle.clone(), subject.handle.clone());
         let both = async { tokio::join!(one.revision(), other.revision()) };
         let (one, other) = subject.during(both).await;
         assert!(one >= Some(outside) && other >= Some(outside));
@@ -717,7 +718,7 @@ fn last_put(state: &State) -> Option<Revision> {
 }
 
 /// Checks that these transactions lead from what etcd held to what it holds.
-async fn assert_leads(client: &Client, from: Revision, to: Revision, said: &[EarlierTransaction]) {
+async fn assert_leads(client: &Client, from: Revision, to: Revision, said: &[PastTransaction]) {
     let mut held = held_at(client, from).await;
     let mut at = from;
     for transaction in said {
@@ -784,7 +785,7 @@ async fn what_changed_before_the_start_is_said_with_what_was_there_before() {
         .await;
 
     // Whoever goes in the midst of it leaves nothing behind.
-    assert!(subject.catch_up.earlier(span));
+    assert!(subject.handle.backfill(span));
     subject
         .until("it has begun", |subject| {
             subject.metrics.etcd_earlier_watches.get() == 6
@@ -881,7 +882,7 @@ async fn an_audit_adds_up_what_etcd_held_at_a_revision() {
     let mut subject = Subject::new(&[etcd.endpoint()]);
     let state = subject.state().await;
     let audit = async |subject: &mut Subject, at: Revision| {
-        assert!(subject.catch_up.audit(at));
+        assert!(subject.handle.audit(at));
         loop {
             if let Update::Audited { revision, digest } = subject.next().await {
                 assert_eq!(revision, at);
@@ -900,7 +901,7 @@ async fn an_audit_adds_up_what_etcd_held_at_a_revision() {
     assert_eq!(audit(&mut subject, state.revision).await, None);
     assert_eq!(audit(&mut subject, changed.next()).await, None, "not yet");
 
-    assert!(subject.catch_up.relist());
+    assert!(subject.handle.relist());
     let state = subject.state().await;
     assert_eq!(state.history, History::Continues);
     assert_eq!(subject.metrics.etcd_lists.get(), 2);

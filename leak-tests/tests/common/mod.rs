@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use driftless_client::{Client, KeyRange};
 use driftless_server::metrics::Metrics;
-use driftless_server::source::CatchUp;
+use driftless_server::source::SourceHandle;
 use driftless_server::source::scripted::ScriptedEtcd;
 use driftless_server::{Engine, Settings, SettingsBuilder};
 use leak_tests::{Baseline, Stall, Witness, Witnesses, bounded_gauge, gauge};
@@ -209,9 +209,9 @@ fn engine(etcd: &ScriptedEtcd, set: impl FnOnce(SettingsBuilder) -> SettingsBuil
         .etcd("http://127.0.0.1:2379")
         .prefix("/c/");
     let settings = set(settings).build().unwrap();
-    let (catch_up, questions) = CatchUp::channel();
-    let source = etcd.source(prefix.clone(), questions);
-    Engine::start(&settings, Metrics::new(), [(prefix, source, catch_up)])
+    let (handle, requests) = SourceHandle::channel();
+    let source = etcd.source(prefix.clone(), requests);
+    Engine::start(&settings, Metrics::new(), [(prefix, source, handle)])
 }
 
 impl std::ops::Deref for Server {

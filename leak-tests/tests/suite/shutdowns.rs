@@ -7,7 +7,7 @@ use driftless_client::KeyRange;
 use driftless_proto::v1::{self, config_client::ConfigClient};
 use driftless_server::Engine;
 use driftless_server::metrics::Metrics;
-use driftless_server::source::CatchUp;
+use driftless_server::source::SourceHandle;
 use driftless_server::source::scripted::ScriptedEtcd;
 use leak_tests::{Outcome, Rounds};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -78,12 +78,12 @@ fn get(range: &KeyRange) -> v1::GetRequest {
 
 /// A server of this, and a client of it that is not ours.
 async fn connected(etcd: &ScriptedEtcd) -> (Engine, ConfigClient<Channel>) {
-    let (catch_up, questions) = CatchUp::channel();
-    let source = etcd.source(prefix(), questions);
+    let (handle, requests) = SourceHandle::channel();
+    let source = etcd.source(prefix(), requests);
     // etcd is the model. Who does not read is put up with.
     let settings = settings("http://127.0.0.1:2379").stall_timeout(LATE);
     let settings = settings.build().unwrap();
-    let engine = Engine::start(&settings, Metrics::new(), [(prefix(), source, catch_up)]);
+    let engine = Engine::start(&settings, Metrics::new(), [(prefix(), source, handle)]);
     in_time("the server is in sync", engine.ready()).await;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());

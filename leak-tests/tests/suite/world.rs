@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use driftless_client::{KeyRange, Revision};
 use driftless_server::metrics::Metrics;
-use driftless_server::source::CatchUp;
+use driftless_server::source::SourceHandle;
 use driftless_server::source::etcd::{EtcdConfig, EtcdSource};
 use driftless_server::{Engine, ServeError, Server, Settings, SettingsBuilder};
 use etcd_client::{Error, Event, ResponseHeader, Txn, TxnOp};
@@ -139,9 +139,9 @@ impl Real {
         let prefix = KeyRange::prefix(PREFIX).unwrap();
         let metrics = Metrics::new();
         let settings = settings.build().unwrap();
-        let (catch_up, questions) = CatchUp::channel();
-        let source = EtcdSource::new(prefix.clone(), config, metrics.clone(), questions).unwrap();
-        let engine = Engine::start(&settings, metrics, [(prefix, source, catch_up)]);
+        let (handle, requests) = SourceHandle::channel();
+        let source = EtcdSource::new(prefix.clone(), config, metrics.clone(), requests).unwrap();
+        let engine = Engine::start(&settings, metrics, [(prefix, source, handle)]);
         let serving = Serving::of(engine).await;
         let world = Self {
             etcd,

@@ -14,7 +14,8 @@ use driftless_proto::apply::Edit;
 use driftless_proto::{Entry, Epoch, Key, KeyRange, Revision, v1};
 use driftless_server::metrics::Metrics;
 use driftless_server::source::scripted::{Script, ScriptedSource};
-use driftless_server::source::{CatchUp, History, State, Update};
+use driftless_server::source::{SourceHandle, Update};
+use driftless_server::store::{History, State};
 use driftless_server::{Engine, Settings};
 use h2::RecvStream;
 use h2::client::SendRequest;
@@ -97,13 +98,13 @@ impl World {
             .audit_interval(None)
             // Those who do not read are put up with.
             .stall_timeout(Duration::from_secs(24 * 3600));
-        let (catch_up, questions) = CatchUp::channel();
-        let (script, source) = ScriptedSource::new(questions);
+        let (handle, requests) = SourceHandle::channel();
+        let (script, source) = ScriptedSource::new(requests);
         let metrics = Metrics::new();
         let engine = Engine::start(
             &settings.build().unwrap(),
             metrics.clone(),
-            [(prefix, source, catch_up)],
+            [(prefix, source, handle)],
         );
         let revision = Revision::new(1);
         let empty = State {

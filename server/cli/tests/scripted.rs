@@ -13,7 +13,7 @@ use std::time::Duration;
 use driftless_client::{Client, Connect, Connecting, Endpoint, EntriesWatcher, Io, KeyRange};
 use driftless_proto::Revision;
 use driftless_server::metrics::Metrics;
-use driftless_server::source::CatchUp;
+use driftless_server::source::SourceHandle;
 use driftless_server::source::scripted::{Op, ScriptedEtcd};
 use driftless_server::{Engine, Settings};
 use model::{PREFIX, Record, document};
@@ -110,13 +110,13 @@ impl Network {
             .log_bytes(1024 * 1024)
             .audit_interval(Some(AUDIT))
             .stall_timeout(STALL);
-        let (catch_up, questions) = CatchUp::channel();
-        let source = etcd.source(prefix.clone(), questions);
+        let (handle, requests) = SourceHandle::channel();
+        let source = etcd.source(prefix.clone(), requests);
         let metrics = Metrics::new();
         let engine = Engine::start(
             &settings.build().unwrap(),
             metrics.clone(),
-            [(prefix, source, catch_up)],
+            [(prefix, source, handle)],
         );
         let mut inside = self.0.lock().unwrap();
         inside.engine = Some(engine);

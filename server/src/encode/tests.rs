@@ -9,7 +9,7 @@ use driftless_proto::Epoch;
 
 use super::answer::SCAN;
 use super::*;
-use crate::source::{History, State};
+use crate::store::{History, State};
 use crate::store::{Replaced, Snapshot, Writer};
 use crate::testing::{Replica, entry, frames, prefix};
 

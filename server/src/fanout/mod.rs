@@ -28,8 +28,7 @@ use tokio::time::Instant;
 
 use crate::encode::Shelf;
 use crate::metrics::Metrics;
-use crate::source::Span;
-use crate::store::{Base, Batch, Log, Patch, Snapshot};
+use crate::store::{Base, Batch, Log, Patch, Snapshot, Span};
 pub use answers::TIDY_EVERY;
 pub use pace::PACE;
 pub use scope::Next;

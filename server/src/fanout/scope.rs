@@ -740,8 +740,8 @@ mod tests {
     use driftless_proto::apply::Edit;
 
     use super::*;
-    use crate::source::{History, State};
     use crate::store::Writer;
+    use crate::store::{History, State};
     use crate::testing::{entry, prefix};
 
     #[tokio::test]

@@ -19,8 +19,8 @@ use crate::delta::Deltas;
 use crate::encode::{Answer, Chunk, Kind, Reader};
 use crate::ingest::{self, Limits};
 use crate::source::scripted::{Op, Script, ScriptedEtcd, ScriptedSource};
-use crate::source::{CatchUp, History, Update};
-use crate::store::{Replaced, Writer};
+use crate::source::{SourceHandle, Update};
+use crate::store::{History, Replaced, State, Writer};
 use crate::testing::{Replica, edits, entry, frames, prefix};
 
 /// Counts how often it is woken.
@@ -44,8 +44,8 @@ struct Prefix {
     unsettled: Vec<Unsettled>,
 }
 
-fn state_of(etcd: &ScriptedEtcd, history: History) -> crate::source::State {
-    crate::source::State {
+fn state_of(etcd: &ScriptedEtcd, history: History) -> State {
+    State {
         epoch: etcd.epoch(),
         revision: etcd.revision(),
         entries: etcd.state(&prefix("/c/")),
@@ -435,8 +435,8 @@ async fn ingesting(
     progress_interval: Duration,
 ) -> (Fanout, Script, tokio::task::JoinSet<()>) {
     let (publisher, fanout) = fanout(prefix("/c/"), Metrics::new(), Instant::now());
-    let (catch_up, questions) = CatchUp::channel();
-    let (script, source) = ScriptedSource::new(questions);
+    let (handle, requests) = SourceHandle::channel();
+    let (script, source) = ScriptedSource::new(requests);
     let limits = Limits {
         log_bytes: 1024 * 1024,
         progress_interval,
@@ -444,7 +444,7 @@ async fn ingesting(
         deltas: Deltas::new(fanout.metrics().clone()),
     };
     let mut ingest = tokio::task::JoinSet::new();
-    ingest.spawn(ingest::run(source, catch_up, publisher, limits));
+    ingest.spawn(ingest::run(source, handle, publisher, limits));
     let state = state_of(etcd, History::Continues);
     assert!(script.say(Update::State(state)).await);
     fanout.synced().await;

@@ -9,10 +9,11 @@ use tokio::time::timeout;
 use super::*;
 use crate::fanout::{Fanout, fanout};
 use crate::metrics::Metrics;
-use crate::source::{History, Question, Questions, Span, State};
+use crate::source::{SourceRequest, SourceRequests};
+use crate::store::{History, Span, State};
 use crate::testing::{entry, prefix};
 
-/// A source that says what a test says, and leaves the questions to it.
+/// A source that says what a test says, and leaves the requests to it.
 struct Said(mpsc::Receiver<Update>);
 
 impl Source for Said {
@@ -36,7 +37,7 @@ fn state() -> Update {
 /// The loop of a prefix at revision 5,000, which audits once a second.
 struct Loop {
     say: mpsc::Sender<Update>,
-    questions: Questions,
+    requests: SourceRequests,
     fanout: Fanout,
     _running: JoinSet<()>,
 }
@@ -44,7 +45,7 @@ struct Loop {
 impl Loop {
     async fn start() -> Self {
         let (publisher, fanout) = fanout(prefix("/c/"), Metrics::new(), Instant::now());
-        let (catch_up, questions) = CatchUp::channel();
+        let (handle, requests) = SourceHandle::channel();
         let (say, said) = mpsc::channel(16);
         let limits = Limits {
             log_bytes: 1024 * 1024,
@@ -53,20 +54,20 @@ impl Loop {
             deltas: Deltas::new(fanout.metrics().clone()),
         };
         let mut running = JoinSet::new();
-        running.spawn(run(Said(said), catch_up, publisher, limits));
+        running.spawn(run(Said(said), handle, publisher, limits));
         say.send(state()).await.unwrap();
         fanout.synced().await;
         Self {
             say,
-            questions,
+            requests,
             fanout,
             _running: running,
         }
     }
 
-    /// The next question of the kind.
-    async fn asked(&mut self, is_it: impl Fn(&Question) -> bool) {
-        let asked = async { while !is_it(&self.questions.recv().await.unwrap()) {} };
+    /// The next request of the kind.
+    async fn asked(&mut self, is_it: impl Fn(&SourceRequest) -> bool) {
+        let asked = async { while !is_it(&self.requests.recv().await.unwrap()) {} };
         let asked = timeout(Duration::from_secs(60), asked).await;
         asked.expect("within a minute");
     }
@@ -103,7 +104,7 @@ async fn an_audit_that_etcd_has_no_answer_to_is_not_the_last() {
 
 async fn audits_again_after<U: IntoIterator<Item = Update>>(updates: impl Fn() -> U) {
     let mut ingest = Loop::start().await;
-    let is_audit = |question: &Question| matches!(question, Question::Audit(_));
+    let is_audit = |request: &SourceRequest| matches!(request, SourceRequest::Audit(_));
     for _ in 0..3 {
         ingest.asked(is_audit).await;
         ingest.hear(updates()).await;
@@ -125,7 +126,7 @@ async fn asks_for_the_past_again_after(updates: impl IntoIterator<Item = Update>
     let fanout = ingest.fanout.clone();
     let mut waiting = JoinSet::new();
     waiting.spawn(async move { fanout.reach_back(Revision::new(4_200)).await });
-    let is_past = |question: &Question| matches!(question, Question::Earlier(_));
+    let is_past = |request: &SourceRequest| matches!(request, SourceRequest::Backfill(_));
     ingest.asked(is_past).await;
     ingest.hear(updates).await;
     ingest.asked(is_past).await;
@@ -137,10 +138,10 @@ const PAST: Revision = Revision::new(4_600);
 /// A prefix at revision 5,000 of which etcd says what was before.
 fn hearing() -> Ingest {
     let (publisher, _) = fanout(prefix("/c/"), Metrics::new(), Instant::now());
-    let (catch_up, _) = CatchUp::channel();
+    let (handle, _) = SourceHandle::channel();
     let mut ingest = Ingest {
         publisher,
-        catch_up,
+        source: handle,
         log_bytes: 1024 * 1024,
         writer: None,
         lost: false,
@@ -161,15 +162,15 @@ fn hearing() -> Ingest {
 async fn what_etcd_said_of_the_past_is_let_go_of_when_it_fails() {
     let mut ingest = hearing();
     let reason = "a test".to_owned();
-    ingest.take(Update::Earlier(source::Earlier::Failed { reason }));
+    ingest.take(Update::Backfill(BackfillEvent::Failed { reason }));
     assert!(matches!(ingest.back, Back::Idle), "{:?}", ingest.back);
 }
 
 #[tokio::test]
 async fn what_etcd_said_of_the_past_is_let_go_of_once_all_is_adopted() {
     let mut ingest = hearing();
-    ingest.take(Update::Earlier(source::Earlier::Begin { after: PAST }));
-    ingest.take(Update::Earlier(source::Earlier::End));
+    ingest.take(Update::Backfill(BackfillEvent::Begin { after: PAST }));
+    ingest.take(Update::Backfill(BackfillEvent::End));
     for _ in 0..10 {
         assert!(
             matches!(ingest.back, Back::Settling(_)),

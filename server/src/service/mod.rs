@@ -39,8 +39,8 @@ use tonic_health::server::{HealthReporter, HealthService};
 use tower_service::Service as _;
 
 use crate::fanout::{Fanout, Unavailable};
+use crate::ingest;
 use crate::metrics::Metrics;
-use crate::source::CatchUp;
 use admission::Admission;
 use connection::Connection;
 pub(crate) use listen::{Accepting, Patience};
@@ -53,8 +53,8 @@ use stalls::Stalls;
 pub struct Served {
     /// Its streams' side.
     pub fanout: Fanout,
-    /// Its source's side.
-    pub catch_up: CatchUp,
+    /// Asks its ingest task.
+    pub ingest: ingest::Handle,
 }
 
 /// The intervals that both ends of a stream keep.

@@ -24,7 +24,8 @@ use v1::watch_response::Frame;
 
 use super::*;
 use crate::source::scripted::{Op, Script, ScriptedEtcd, ScriptedSource};
-use crate::source::{ANSWER_WITHIN, CatchUp, History, State, Update};
+use crate::source::{REQUEST_TIMEOUT, SourceHandle, Update};
+use crate::store::{History, State};
 use crate::testing::{Replica, entry, prefix, take_messages};
 use crate::{Engine, Settings};
 
@@ -53,23 +54,19 @@ fn engine(etcd: &ScriptedEtcd) -> Engine {
 }
 
 fn engine_of(etcd: &ScriptedEtcd, settings: &Settings) -> Engine {
-    let (catch_up, questions) = CatchUp::channel();
-    let source = etcd.source(prefix("/c/"), questions);
-    Engine::start(
-        settings,
-        Metrics::new(),
-        [(prefix("/c/"), source, catch_up)],
-    )
+    let (handle, requests) = SourceHandle::channel();
+    let source = etcd.source(prefix("/c/"), requests);
+    Engine::start(settings, Metrics::new(), [(prefix("/c/"), source, handle)])
 }
 
 /// An engine whose source says what the script says.
 fn scripted_engine() -> (Engine, Script) {
-    let (catch_up, questions) = CatchUp::channel();
-    let (script, source) = ScriptedSource::new(questions);
+    let (handle, requests) = SourceHandle::channel();
+    let (script, source) = ScriptedSource::new(requests);
     let engine = Engine::start(
         &settings(),
         Metrics::new(),
-        [(prefix("/c/"), source, catch_up)],
+        [(prefix("/c/"), source, handle)],
     );
     (engine, script)
 }
@@ -1240,7 +1237,10 @@ async fn who_is_from_a_time_that_etcd_does_not_tell_of_gets_a_snapshot() {
         .read_to(&mut replica, Revision::new(50))
         .await
         .unwrap();
-    assert!(start.elapsed() < ANSWER_WITHIN, "nobody waits for nothing");
+    assert!(
+        start.elapsed() < REQUEST_TIMEOUT,
+        "nobody waits for nothing"
+    );
     assert_eq!(replica.heard, ["hello", "snapshot"]);
     assert_eq!(replica.entries(), now);
     assert_eq!(engine.metrics().answers_snapshot.get(), 1);
@@ -1249,9 +1249,9 @@ async fn who_is_from_a_time_that_etcd_does_not_tell_of_gets_a_snapshot() {
 #[tokio::test(start_paused = true)]
 async fn who_needs_to_know_what_etcd_does_not_say_is_not_kept_waiting() {
     // Nobody answers, and nobody says so.
-    let (catch_up, _questions) = CatchUp::channel();
-    let (script, source) = ScriptedSource::new(CatchUp::channel().1);
-    let served = [(prefix("/c/"), source, catch_up)];
+    let (handle, _requests) = SourceHandle::channel();
+    let (script, source) = ScriptedSource::new(SourceHandle::channel().1);
+    let served = [(prefix("/c/"), source, handle)];
     let engine = Engine::start(&settings(), Metrics::new(), served);
     let now = vec![entry("/c/a", "new", 50)];
     assert!(script.say(state(50, now.clone(), History::Continues)).await);
@@ -1263,7 +1263,7 @@ async fn who_needs_to_know_what_etcd_does_not_say_is_not_kept_waiting() {
         let epoch = Epoch::of_cluster(1, "");
         Replica::holding(range.clone(), &epoch, Revision::new(revision), held)
     };
-    let soon = ANSWER_WITHIN + Duration::from_secs(1);
+    let soon = REQUEST_TIMEOUT + Duration::from_secs(1);
 
     // What is to come.
     let ahead = replica("newer", 60).applier.have(Bytes::new());

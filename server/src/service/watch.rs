@@ -16,7 +16,7 @@ use super::resume::{Answer, Has, Have, answer};
 use super::{ATTEMPTS, Served, Service, check_client, grpc, history_changed, unavailable};
 use crate::encode::{self, Kind};
 use crate::fanout::{Subscriber, View};
-use crate::source::ANSWER_WITHIN;
+use crate::ingest::REQUEST_TIMEOUT;
 
 /// How long a client that knows more than the server should wait, when the server could not catch up
 /// with etcd in time.
@@ -171,7 +171,7 @@ async fn start(
     {
         // In time or not: whatever the log says then is the answer.
         let reach_back = served.fanout.reach_back(have.revision);
-        let _ = tokio::time::timeout(ANSWER_WITHIN, reach_back).await;
+        let _ = tokio::time::timeout(REQUEST_TIMEOUT, reach_back).await;
         match subscriber.view().await {
             Some(now) => view = now,
             None => return Ok(None),
@@ -193,7 +193,7 @@ async fn start(
             Answer::Changes => From::Answer(Kind::Diff { since }),
             Answer::Snapshot { reset } => From::Answer(Kind::Snapshot { reset }),
             Answer::Ahead if attempt == 0 => {
-                let reached = served.catch_up.revision().await.ok_or_else(behind)?;
+                let reached = served.ingest.revision().await.ok_or_else(behind)?;
                 if reached < since {
                     // etcd itself has not come that far: the client's revision is of another history.
                     From::Answer(Kind::Snapshot { reset: true })
@@ -202,7 +202,7 @@ async fn start(
                     From::Current
                 } else {
                     let caught_up =
-                        tokio::time::timeout(ANSWER_WITHIN, served.fanout.reached(since)).await;
+                        tokio::time::timeout(REQUEST_TIMEOUT, served.fanout.reached(since)).await;
                     caught_up.map_err(|_| behind())?;
                     match subscriber.view().await {
                         Some(now) => view = now,

@@ -16,10 +16,8 @@ use driftless_proto::apply::Edit;
 use driftless_proto::{Entry, Epoch, Key, KeyRange, Revision};
 use tokio::sync::{mpsc, watch};
 
-use super::{
-    Earlier, EarlierChange, EarlierTransaction, History, Question, Questions, Source, Span, State,
-    Update,
-};
+use super::{Source, SourceRequest, SourceRequests, Update};
+use crate::store::{BackfillEvent, History, PastChange, PastTransaction, Span, State};
 
 /// Updates of a script that may wait: a test that says more waits until they are taken.
 const WAITING_UPDATES: usize = 16;
@@ -32,7 +30,7 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 pub struct ScriptedSource {
     updates: mpsc::Receiver<Update>,
     answer: watch::Receiver<Option<Revision>>,
-    questions: Option<Questions>,
+    questions: Option<SourceRequests>,
 }
 
 /// Tells a [`ScriptedSource`] what to say. Once it is dropped, the source says nothing more.
@@ -44,7 +42,7 @@ pub struct Script {
 
 impl ScriptedSource {
     /// A source, and the script for it.
-    pub fn new(questions: Questions) -> (Script, Self) {
+    pub fn new(questions: SourceRequests) -> (Script, Self) {
         let (say, updates) = mpsc::channel(WAITING_UPDATES);
         let (set_answer, answer) = watch::channel(None);
         let script = Script {
@@ -82,18 +80,18 @@ impl Source for ScriptedSource {
                 biased;
                 Some(update) = self.updates.recv() => return update,
                 question = question(&mut self.questions) => match question {
-                    Some(Question::Revision(answer)) => {
+                    Some(SourceRequest::Revision(answer)) => {
                         if let Some(revision) = *self.answer.borrow() {
                             let _ = answer.send(revision);
                         }
                     }
-                    Some(Question::Audit(revision)) => {
+                    Some(SourceRequest::Audit(revision)) => {
                         return Update::Audited { revision, digest: None };
                     }
-                    Some(Question::Relist) | None => {}
-                    Some(Question::Earlier(_)) => {
+                    Some(SourceRequest::Relist) | None => {}
+                    Some(SourceRequest::Backfill(_)) => {
                         let reason = "the script does not say".to_owned();
-                        return Update::Earlier(Earlier::Failed { reason });
+                        return Update::Backfill(BackfillEvent::Failed { reason });
                     }
                 }
             }
@@ -102,7 +100,7 @@ impl Source for ScriptedSource {
 }
 
 /// The next question; `None` once, when there will be no more.
-async fn question(questions: &mut Option<Questions>) -> Option<Question> {
+async fn question(questions: &mut Option<SourceRequests>) -> Option<SourceRequest> {
     let Some(open) = questions else {
         return std::future::pending().await;
     };
@@ -331,14 +329,14 @@ impl ScriptedEtcd {
         Some(in_range(&entries, range))
     }
 
-    /// What a source of the range would answer to [`Question::Earlier`].
+    /// What a source of the range would answer to [`SourceRequest::Backfill`].
     #[cfg(test)]
-    pub(crate) fn earlier(&self, span: Span, range: &KeyRange) -> VecDeque<Earlier> {
+    pub(crate) fn earlier(&self, span: Span, range: &KeyRange) -> VecDeque<BackfillEvent> {
         self.model().earlier(span, range)
     }
 
     /// A source for the keys in the range.
-    pub fn source(&self, range: KeyRange, questions: Questions) -> ScriptedEtcdSource {
+    pub fn source(&self, range: KeyRange, questions: SourceRequests) -> ScriptedEtcdSource {
         self.link().source(range, questions)
     }
 
@@ -373,7 +371,7 @@ impl Link {
     }
 
     /// A source for the keys in the range.
-    pub fn source(&self, range: KeyRange, questions: Questions) -> ScriptedEtcdSource {
+    pub fn source(&self, range: KeyRange, questions: SourceRequests) -> ScriptedEtcdSource {
         ScriptedEtcdSource {
             happened: self.etcd.0.happened.subscribe(),
             link: self.clone(),
@@ -441,13 +439,13 @@ impl Model {
     }
 
     /// What changed in the span, as far as it is not compacted, a few transactions at a time.
-    fn earlier(&self, span: Span, range: &KeyRange) -> VecDeque<Earlier> {
+    fn earlier(&self, span: Span, range: &KeyRange) -> VecDeque<BackfillEvent> {
         /// So that an answer has several parts.
         const AT_A_TIME: usize = 8;
         let after = span.after.max(self.compacted);
         let Some(state) = self.state_at(after).filter(|_| after < span.up_to) else {
             let reason = "it is compacted".to_owned();
-            return [Earlier::Failed { reason }].into();
+            return [BackfillEvent::Failed { reason }].into();
         };
         let mut state = state;
         let mut transactions = Vec::new();
@@ -460,20 +458,20 @@ impl Model {
                 };
                 if range.contains(edit.key().as_ref()) {
                     let edit = edit.clone();
-                    changes.push(EarlierChange { edit, previous });
+                    changes.push(PastChange { edit, previous });
                 }
             }
             if !changes.is_empty() {
                 let revision = *revision;
-                transactions.push(EarlierTransaction { revision, changes });
+                transactions.push(PastTransaction { revision, changes });
             }
         }
         let parts = transactions.chunks(AT_A_TIME);
-        let parts = parts.map(|part| Earlier::Transactions(part.to_vec()));
-        [Earlier::Begin { after }]
+        let parts = parts.map(|part| BackfillEvent::Transactions(part.to_vec()));
+        [BackfillEvent::Begin { after }]
             .into_iter()
             .chain(parts)
-            .chain([Earlier::End])
+            .chain([BackfillEvent::End])
             .collect()
     }
 
@@ -509,7 +507,7 @@ pub struct ScriptedEtcdSource {
     link: Link,
     range: KeyRange,
     happened: watch::Receiver<u64>,
-    questions: Option<Questions>,
+    questions: Option<SourceRequests>,
     /// The history and how far it was said; `None` before the first state.
     said: Option<(u64, Revision)>,
     lost: bool,
@@ -605,7 +603,7 @@ impl ScriptedEtcdSource {
     }
 
     /// Answers with the revision now, or with the past; not at all while etcd is lost.
-    fn answer(&mut self, question: Question) {
+    fn answer(&mut self, question: SourceRequest) {
         let model = self.link.etcd.model();
         let here = self
             .said
@@ -614,21 +612,21 @@ impl ScriptedEtcdSource {
             return;
         }
         match question {
-            Question::Revision(answer) => {
+            SourceRequest::Revision(answer) => {
                 self.promised = model.revision;
                 let _ = answer.send(model.revision);
             }
-            Question::Earlier(span) => {
+            SourceRequest::Backfill(span) => {
                 let said = model.earlier(span, &self.range).into_iter();
-                self.asides.extend(said.map(Update::Earlier));
+                self.asides.extend(said.map(Update::Backfill));
             }
-            Question::Audit(revision) => {
+            SourceRequest::Audit(revision) => {
                 let state = model.state_at(revision);
                 let known = state.filter(|_| revision >= model.compacted);
                 let digest = known.map(|state| in_range(&state, &self.range).iter().collect());
                 self.asides.push_back(Update::Audited { revision, digest });
             }
-            Question::Relist => self.relist = true,
+            SourceRequest::Relist => self.relist = true,
         }
     }
 }
@@ -672,14 +670,14 @@ impl Source for ScriptedEtcdSource {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::source::CatchUp;
+    use crate::source::SourceHandle;
 
     fn range() -> KeyRange {
         KeyRange::prefix("/c/").unwrap()
     }
 
-    fn source(etcd: &ScriptedEtcd) -> (CatchUp, ScriptedEtcdSource) {
-        let (catch_up, questions) = CatchUp::channel();
+    fn source(etcd: &ScriptedEtcd) -> (SourceHandle, ScriptedEtcdSource) {
+        let (catch_up, questions) = SourceHandle::channel();
         (catch_up, etcd.source(range(), questions))
     }
 
@@ -799,7 +797,7 @@ mod tests {
     async fn one_link_can_be_cut_and_the_others_hear_on() {
         let etcd = ScriptedEtcd::default();
         let link = etcd.link();
-        let (catch_up, questions) = CatchUp::channel();
+        let (catch_up, questions) = SourceHandle::channel();
         let mut cut = link.source(range(), questions);
         let (_keep, mut other) = source(&etcd);
         state(&mut cut).await;
@@ -832,7 +830,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_script_is_said_and_answers() {
-        let (catch_up, questions) = CatchUp::channel();
+        let (catch_up, questions) = SourceHandle::channel();
         let (script, mut source) = ScriptedSource::new(questions);
         script.answer(Some(Revision::new(7)));
         assert!(script.say(Update::Contact).await);

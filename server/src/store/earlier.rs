@@ -13,9 +13,9 @@ use driftless_proto::digest::Digest;
 use driftless_proto::{Key, Revision};
 
 use super::log::{Batch, Change, Log};
+use super::past::{PastChange, PastTransaction, Span};
 use super::snapshot::{Changed, Position, Stored};
 use super::writer::Writer;
-use crate::source::{EarlierChange, EarlierTransaction, Span};
 
 /// Keys that one call of [`Settling::settle`] looks at: some 300 µs.
 const SLICE: usize = 1024;
@@ -104,8 +104,8 @@ impl Earlier {
     ///
     /// # Errors
     /// When they contradict themselves.
-    pub fn take(&mut self, transactions: Vec<EarlierTransaction>) -> Result<(), Misfit> {
-        for EarlierTransaction { revision, changes } in transactions {
+    pub fn take(&mut self, transactions: Vec<PastTransaction>) -> Result<(), Misfit> {
+        for PastTransaction { revision, changes } in transactions {
             if revision <= self.at || revision > self.span.up_to {
                 return Err(Misfit::Order { revision });
             }
@@ -123,12 +123,8 @@ impl Earlier {
     }
 
     /// `None` for one that changes nothing.
-    fn change(
-        &mut self,
-        revision: Revision,
-        change: EarlierChange,
-    ) -> Result<Option<Change>, Misfit> {
-        let EarlierChange { edit, previous } = change;
+    fn change(&mut self, revision: Revision, change: PastChange) -> Result<Option<Change>, Misfit> {
+        let PastChange { edit, previous } = change;
         let before = previous.map(|entry| Digest::of(&entry));
         let after = match &edit {
             Edit::Put(entry) => Some(Digest::of(entry)),

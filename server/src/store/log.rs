@@ -15,9 +15,9 @@ use driftless_proto::digest::Digest;
 use driftless_proto::{KeyRange, Revision};
 use imbl::Vector;
 
+use super::past::Span;
 use super::snapshot::{Snapshot, Stored};
 use crate::encode::{Fields, Frame, Variant};
-use crate::source::Span;
 
 /// What a change costs the log besides its key and value, in bytes. An estimate of the structures
 /// around them, so that a million deletes do not count as nothing.

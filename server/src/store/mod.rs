@@ -6,12 +6,16 @@
 
 mod earlier;
 mod log;
+mod past;
 mod snapshot;
+mod state;
 #[cfg(test)]
 mod tests;
 mod writer;
 
 pub use earlier::{Earlier, Misfit, Settling};
 pub use log::{Base, Batch, Change, Log, Past, Patch};
+pub use past::{BackfillEvent, PastChange, PastTransaction, Span};
 pub use snapshot::{Changed, Position, Snapshot, Stored};
+pub use state::{History, State};
 pub use writer::{Replaced, Writer};

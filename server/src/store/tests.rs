@@ -9,7 +9,6 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::source::scripted::{Op, ScriptedEtcd};
-use crate::source::{Earlier as Said, EarlierChange, EarlierTransaction, History, Span, State};
 use crate::testing::{by_key, edits, entry};
 
 const PREFIX: &str = "/c/";
@@ -210,10 +209,10 @@ impl World {
         let mut earlier = Earlier::new(span, self.log.room(), 7);
         for said in self.etcd.earlier(span, &prefix()) {
             match said {
-                Said::Begin { after } => earlier.begin(after),
-                Said::Transactions(said) => earlier.take(said).unwrap(),
-                Said::End => {}
-                Said::Failed { .. } => return self.log.give_up_back(),
+                BackfillEvent::Begin { after } => earlier.begin(after),
+                BackfillEvent::Transactions(said) => earlier.take(said).unwrap(),
+                BackfillEvent::End => {}
+                BackfillEvent::Failed { .. } => return self.log.give_up_back(),
             }
         }
         let floor = self.writer.snapshot().floor();
@@ -459,7 +458,7 @@ fn a_batch_larger_than_the_log_leaves_an_empty_log_behind() {
 }
 
 /// A state at 20 with `/c/a` of 15 and `/c/b` of 5, and what was said of the time after 10.
-fn looked_back(said: Vec<EarlierTransaction>) -> Result<Log, Misfit> {
+fn looked_back(said: Vec<PastTransaction>) -> Result<Log, Misfit> {
     let entries = vec![entry("/c/a", "2", 15), entry("/c/b", "1", 5)];
     let mut writer = Writer::new(state(20, entries));
     let span = Span {
@@ -478,10 +477,10 @@ fn looked_back(said: Vec<EarlierTransaction>) -> Result<Log, Misfit> {
     }
 }
 
-fn said(revision: i64, changes: Vec<(Edit, Option<Entry>)>) -> EarlierTransaction {
+fn said(revision: i64, changes: Vec<(Edit, Option<Entry>)>) -> PastTransaction {
     let changes = changes.into_iter();
-    let changes = changes.map(|(edit, previous)| EarlierChange { edit, previous });
-    EarlierTransaction {
+    let changes = changes.map(|(edit, previous)| PastChange { edit, previous });
+    PastTransaction {
         revision: Revision::new(revision),
         changes: changes.collect(),
     }

@@ -9,8 +9,8 @@ use driftless_proto::{Entry, Key, Revision};
 
 use super::log::{Base, Batch, Change};
 use super::snapshot::{Snapshot, Stored};
+use super::state::{History, State};
 use crate::delta;
-use crate::source::{History, State};
 
 /// How many deleted keys are remembered, so that a client that was away can be told of them in a
 /// diff. At about 320 bytes each, a key of 30 included, that is some 20 MiB a prefix at most; a client

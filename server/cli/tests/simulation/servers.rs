@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use driftless_client::KeyRange;
 use driftless_server::metrics::Metrics;
-use driftless_server::source::CatchUp;
+use driftless_server::source::SourceHandle;
 use driftless_server::source::scripted::Link;
 use driftless_server::{Engine, Settings};
 use tokio::sync::Notify;
@@ -129,9 +129,9 @@ async fn serve(link: Link, lives: Lives, orders: Orders, plant: Plant) -> turmoi
         .stall_timeout(STALL)
         .build()?;
     let listener = TcpListener::bind(("0.0.0.0", PORT)).await?;
-    let (catch_up, questions) = CatchUp::channel();
-    let source = Planted::new(link.source(prefix.clone(), questions), plant);
-    let engine = Engine::start(&settings, metrics, [(prefix, source, catch_up)]);
+    let (handle, requests) = SourceHandle::channel();
+    let source = Planted::new(link.source(prefix.clone(), requests), plant);
+    let engine = Engine::start(&settings, metrics, [(prefix, source, handle)]);
     loop {
         tokio::select! {
             biased;

@@ -336,8 +336,8 @@ struct Running {
 impl Running {
     async fn start(etcd: ScriptedEtcd) -> Self {
         let (publisher, fanout) = fanout(prefix("/c/"), Metrics::new(), Instant::now());
-        let (catch_up, questions) = CatchUp::channel();
-        let source: ScriptedEtcdSource = etcd.source(prefix("/c/"), questions);
+        let (handle, requests) = SourceHandle::channel();
+        let source: ScriptedEtcdSource = etcd.source(prefix("/c/"), requests);
         let deltas = Deltas::new(fanout.metrics().clone());
         let limits = Limits {
             log_bytes: 64 << 20,
@@ -346,7 +346,7 @@ impl Running {
             deltas: deltas.clone(),
         };
         let mut ingest = JoinSet::new();
-        ingest.spawn(ingest::run(source, catch_up, publisher, limits));
+        ingest.spawn(ingest::run(source, handle, publisher, limits));
         fanout.synced().await;
         Self {
             etcd,

@@ -12,9 +12,10 @@ use super::connection::{Bounds, Connection, Error};
 use super::transactions::{Transaction, Transactions};
 use super::watch::{Heard, Watch};
 use crate::metrics::Metrics;
-use crate::source::{Earlier, EarlierChange, EarlierTransaction, Span, Update};
+use crate::source::Update;
+use crate::store::{BackfillEvent, PastChange, PastTransaction, Span};
 
-/// For all of it. Clients wait for [`ANSWER_WITHIN`](crate::source::ANSWER_WITHIN) only, but those
+/// For all of it. Clients wait for [`ANSWER_WITHIN`](crate::source::REQUEST_TIMEOUT) only, but those
 /// that come later have use for it still.
 const READ_WITHIN: Duration = Duration::from_secs(10);
 
@@ -54,16 +55,16 @@ async fn say_how_it_ends(
     say: &mpsc::Sender<Update>,
 ) {
     let end = match timeout(READ_WITHIN, reading).await {
-        Ok(Ok(())) => Earlier::End,
-        Ok(Err(error)) => Earlier::Failed {
+        Ok(Ok(())) => BackfillEvent::End,
+        Ok(Err(error)) => BackfillEvent::Failed {
             reason: error.to_string(),
         },
-        Err(_) => Earlier::Failed {
+        Err(_) => BackfillEvent::Failed {
             reason: format!("it takes longer than {} s", READ_WITHIN.as_secs()),
         },
     };
     // Who is not there any more needs no end.
-    let _ = say.send(Update::Earlier(end)).await;
+    let _ = say.send(Update::Backfill(end)).await;
 }
 
 struct Reader<'a> {
@@ -95,7 +96,7 @@ impl Reader<'_> {
 
     async fn read_once(&mut self) -> Result<(), Error> {
         let Span { after, .. } = self.span;
-        self.say(Earlier::Begin { after }).await?;
+        self.say(BackfillEvent::Begin { after }).await?;
         // From the revision that is known, for the reason that the live watch does: deletes of the
         // next one may be forgotten without a word.
         let mut watch = Watch::open(&mut self.connection, &self.bounds, after).await?;
@@ -138,7 +139,7 @@ impl Reader<'_> {
     /// Says these transactions, as far as they were asked for. Returns whether that was the end.
     async fn take(
         &mut self,
-        transactions: Vec<Transaction<EarlierChange>>,
+        transactions: Vec<Transaction<PastChange>>,
         end: &mut End,
     ) -> Result<bool, Error> {
         let up_to = self.span.up_to;
@@ -154,13 +155,13 @@ impl Reader<'_> {
                 revision, changes, ..
             } = transaction;
             self.bytes += changes.iter().map(bytes).sum::<usize>();
-            taken.push(EarlierTransaction { revision, changes });
+            taken.push(PastTransaction { revision, changes });
         }
         if self.bytes > self.most {
             return Err(Error::TooMuch { most: self.most });
         }
         if !taken.is_empty() {
-            self.say(Earlier::Transactions(taken)).await?;
+            self.say(BackfillEvent::Transactions(taken)).await?;
         }
         Ok(end.heard >= up_to)
     }
@@ -189,8 +190,8 @@ impl Reader<'_> {
         Ok(end.keys == grown)
     }
 
-    async fn say(&self, what: Earlier) -> Result<(), Error> {
-        let said = self.say.send(Update::Earlier(what)).await;
+    async fn say(&self, what: BackfillEvent) -> Result<(), Error> {
+        let said = self.say.send(Update::Backfill(what)).await;
         said.map_err(|_| Error::Ended("nobody listens".to_owned()))
     }
 }
@@ -205,7 +206,7 @@ struct End {
     grown: Option<i64>,
 }
 
-fn bytes(change: &EarlierChange) -> usize {
+fn bytes(change: &PastChange) -> usize {
     let previous = change.previous.as_ref();
     let new = match &change.edit {
         Edit::Put(entry) => entry.value.len(),
@@ -230,7 +231,10 @@ mod tests {
         let mut errand = Some(errand);
         let hour = Duration::from_secs(3600);
         let said = timeout(hour, errand::next(&mut errand)).await;
-        assert!(matches!(said, Ok(Update::Earlier(Earlier::Failed { .. }))));
+        assert!(matches!(
+            said,
+            Ok(Update::Backfill(BackfillEvent::Failed { .. }))
+        ));
         assert!(gone.recv().await.is_none(), "nobody reads any more");
     }
 }

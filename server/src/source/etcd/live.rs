@@ -19,7 +19,7 @@ use super::errand::{self, Errand};
 use super::transactions::Transactions;
 use super::watch::{Heard, Watch};
 use super::{Core, Phase, Said, Update, earlier, list};
-use crate::source::Question;
+use crate::source::SourceRequest;
 
 /// Intervals of progress after which etcd counts as lost when it said nothing; at the end of each but the
 /// last it is asked to. Counted and not measured: a server that was itself stopped for long (SIGSTOP, a
@@ -206,21 +206,21 @@ impl Live {
 
     /// Takes a question, and those that wait behind it. Returns the phase to go on with, if not this
     /// one; who asked for a revision then asks again.
-    fn ask(&mut self, core: &mut Core, question: Question) -> Option<Phase> {
+    fn ask(&mut self, core: &mut Core, question: SourceRequest) -> Option<Phase> {
         let mut asked = Vec::new();
         let mut next = Some(question);
         // The channel bounds them.
         while let Some(question) = next {
             match question {
-                Question::Revision(answer) => asked.push(answer),
-                Question::Earlier(span) => {
+                SourceRequest::Revision(answer) => asked.push(answer),
+                SourceRequest::Backfill(span) => {
                     let (connection, bounds) = (self.connection.clone(), core.bounds.clone());
                     let (most, metrics) = (core.config.earlier_bytes, core.metrics.clone());
                     self.earlier = Some(Errand::new(move |say| {
                         earlier::read(connection, bounds, span, most, metrics, say)
                     }));
                 }
-                Question::Audit(revision) => {
+                SourceRequest::Audit(revision) => {
                     let (connection, bounds) = (self.connection.clone(), core.bounds.clone());
                     let prefix = core.range.clone();
                     self.audit = Some(Errand::new(move |say| async move {
@@ -233,7 +233,7 @@ impl Live {
                         let _ = say.send(Update::Audited { revision, digest }).await;
                     }));
                 }
-                Question::Relist => {
+                SourceRequest::Relist => {
                     return Some(Phase::Listing(Box::new(self.connection.clone())));
                 }
             }

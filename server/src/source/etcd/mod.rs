@@ -32,8 +32,9 @@ use self::backoff::Backoff;
 use self::connection::{Bounds, Connection, Error};
 use self::history::Memory;
 use self::live::Live;
-use super::{History, Questions, Source, State, Update};
+use super::{Source, SourceRequests, Update};
 use crate::metrics::Metrics;
+use crate::store::{History, State};
 
 /// How an [`EtcdSource`] reaches etcd, and what it makes of it.
 #[derive(Clone, Debug)]
@@ -167,7 +168,7 @@ struct Core {
     bounds: Bounds,
     config: EtcdConfig,
     metrics: Metrics,
-    questions: Questions,
+    questions: SourceRequests,
     /// What was said so far; `None` before the first state.
     said: Option<Said>,
     /// What is known of the history; `None` before the first contact and after a doubt.
@@ -201,7 +202,7 @@ impl EtcdSource {
         range: KeyRange,
         config: EtcdConfig,
         metrics: Metrics,
-        questions: Questions,
+        questions: SourceRequests,
     ) -> Result<Self, EtcdConfigError> {
         config.check()?;
         Ok(Self {

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use driftless_proto::apply::Edit;
 use driftless_proto::{Key, Revision};
 
-use crate::source::EarlierChange;
+use crate::store::PastChange;
 
 /// What is said of a key that changed.
 pub(super) trait Keyed {
@@ -23,7 +23,7 @@ impl Keyed for Edit {
     }
 }
 
-impl Keyed for EarlierChange {
+impl Keyed for PastChange {
     fn key(&self) -> &Key {
         self.edit.key()
     }

@@ -14,12 +14,12 @@ use etcd_client::{
 
 use super::connection::{ANSWER_WITHIN, Bounds, Connection, Error, entry, key, not_served, within};
 use super::transactions::{Event, Keyed};
-use crate::source::EarlierChange;
+use crate::store::PastChange;
 
 /// What etcd uses for "no watch in particular": the answer to a manual progress request.
 const NO_WATCH: i64 = -1;
 
-/// What a watch says of a key that changed: [`Edit`], or [`EarlierChange`] with what was before.
+/// What a watch says of a key that changed: [`Edit`], or [`PastChange`] with what was before.
 pub(super) trait Told: Keyed + Sized {
     /// Whether etcd is asked for what was before.
     const PREVIOUS: bool;
@@ -49,7 +49,7 @@ impl Told for Edit {
     }
 }
 
-impl Told for EarlierChange {
+impl Told for PastChange {
     const PREVIOUS: bool = true;
 
     fn of(edit: Edit, before: Before) -> Result<Self, Error> {
