@@ -12,10 +12,9 @@ use std::time::Duration;
 use criterion::{Criterion, criterion_group, criterion_main};
 use driftless_proto::apply::Edit;
 use driftless_proto::{Entry, Epoch, Key, KeyRange, Revision};
-use driftless_server::fanout::{Fanout, Publisher, Subscriber, View, fanout};
+use driftless_server::fanout::{ChangeLog, Fanout, Publisher, Subscriber, View, fanout};
 use driftless_server::metrics::Metrics;
-use driftless_server::store::{Batch, Log, Writer};
-use driftless_server::store::{History, State};
+use driftless_server::store::{Batch, History, State, Writer};
 use tokio::time::Instant;
 
 const KEYS: [usize; 4] = [1_000, 10_000, 100_000, 1_000_000];
@@ -88,7 +87,7 @@ impl Prefix {
 
     fn apply(&mut self, edits: Vec<Edit>) -> Batch {
         let revision = Revision::new(self.revision);
-        let batch = self.writer.apply(revision, edits, 0);
+        let batch = self.writer.apply(revision, edits);
         batch.expect("something changed")
     }
 
@@ -203,7 +202,7 @@ fn log(c: &mut Criterion) {
         for _ in 0..missed {
             on.change();
         }
-        let log: Log = view(&on.subscribe(prefix("/config/"))).log;
+        let log: ChangeLog = view(&on.subscribe(prefix("/config/"))).log;
         for (name, range) in [
             ("all", prefix("/config/")),
             ("one key", KeyRange::Key(key(3))),

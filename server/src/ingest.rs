@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep_until};
 
 use self::audit::{Audit, Step};
 use self::round::Round;
-use crate::delta::{Deltas, Jobs};
+use crate::delta::{JobPool, Jobs};
 use crate::fanout::{PACE, Publisher, TIDY_EVERY};
 pub use crate::source::REQUEST_TIMEOUT;
 use crate::source::{Source, SourceHandle, Update};
@@ -38,7 +38,7 @@ pub struct Limits {
     /// How often the state is compared with etcd's, on average; `None` for never.
     pub audit_interval: Option<Duration>,
     /// What the jobs of all prefixes share.
-    pub deltas: Deltas,
+    pub jobs: JobPool,
 }
 
 /// Lets the service ask the source of a prefix. Cheap to clone.
@@ -81,7 +81,7 @@ pub async fn run(
     let mut progress = Round::every(limits.progress_interval);
     let mut tidying = Round::every(TIDY_EVERY);
     let mut flush_at: Option<Instant> = None;
-    let mut jobs = Jobs::new(limits.deltas);
+    let mut jobs = Jobs::new(limits.jobs);
     loop {
         // The source's future is not cancel-safe, so it is polled to its end while the timers run.
         let next = source.next();
@@ -100,7 +100,7 @@ pub async fn run(
                 }
                 () = ingest.back.due() => ingest.go_back(),
                 () = ingest.audit.due() => ingest.audit(),
-                (unsettled, patches) = jobs.settled() => {
+                (unsettled, patches) = jobs.next() => {
                     ingest.publisher.settle(unsettled, patches);
                 }
             }
@@ -108,11 +108,13 @@ pub async fn run(
         if ingest.take(update) && flush_at.is_none() {
             flush_at = Some(Instant::now() + PACE);
         }
-        ingest
-            .publisher
-            .unsettled()
-            .into_iter()
-            .for_each(|unsettled| jobs.start(unsettled));
+        for mut unsettled in ingest.publisher.unsettled() {
+            let (pairs, encoder) = unsettled.take_work();
+            let metrics = ingest.publisher.metrics().clone();
+            jobs.start(unsettled, pairs, move |pair, ops| {
+                encoder.encode(pair, ops, &metrics)
+            });
+        }
     }
 }
 
@@ -176,9 +178,9 @@ impl Ingest {
             _ => {}
         }
         self.lost = false;
-        let contact_ms = self.publisher.contact();
+        self.publisher.contact();
         match (update, &mut self.writer) {
-            (Update::State(state), Some(writer)) => match writer.replace(state, contact_ms) {
+            (Update::State(state), Some(writer)) => match writer.replace(state) {
                 Replaced::Anew => self
                     .publisher
                     .publish_anew(writer.snapshot().clone(), self.log_bytes),
@@ -193,7 +195,7 @@ impl Ingest {
                     .publish_anew(writer.snapshot().clone(), self.log_bytes);
             }
             (Update::Changes { revision, changes }, Some(writer)) => {
-                match writer.apply(revision, changes, contact_ms) {
+                match writer.apply(revision, changes) {
                     Some(batch) => return self.publisher.publish(writer.snapshot().clone(), batch),
                     None => self.publisher.advance(writer.snapshot().clone()),
                 }
@@ -240,9 +242,8 @@ impl Ingest {
             Back::Gathering(_) => {
                 self.back = Back::Idle;
                 if let Some((span, room)) = self.publisher.ask_back() {
-                    let contact_ms = self.publisher.contact_ms();
                     if self.source.backfill(span) {
-                        self.back = Back::Hearing(Box::new(Earlier::new(span, room, contact_ms)));
+                        self.back = Back::Hearing(Box::new(Earlier::new(span, room)));
                     } else {
                         self.publisher.want(span.after);
                     }
@@ -255,10 +256,10 @@ impl Ingest {
                 let up_to = settling.span().up_to;
                 match settling.settle(writer) {
                     Ok(None) => {}
-                    Ok(Some(log)) => {
+                    Ok(Some(past)) => {
                         self.back = Back::Idle;
                         let snapshot = writer.snapshot().clone();
-                        if !self.publisher.reach_back(snapshot, log, up_to) {
+                        if !self.publisher.reach_back(snapshot, past, up_to) {
                             self.publisher.give_up_back();
                         }
                     }

@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::admin;
-use crate::delta::Deltas;
+use crate::delta::JobPool;
 use crate::fanout::fanout;
 use crate::ingest::{self, Limits};
 use crate::metrics::Metrics;
@@ -229,7 +229,7 @@ impl Engine {
             log_bytes,
             progress_interval: settings.progress_interval(),
             audit_interval: settings.audit_interval(),
-            deltas: Deltas::new(metrics.clone()),
+            jobs: JobPool::new(metrics.clone()),
         };
         let origin = Instant::now();
         let mut served = Vec::new();

@@ -1,47 +1,53 @@
-//! The jobs that compute deltas: off the threads that serve, few at a time, owned by ingest.
+//! Jobs that compute deltas: off the threads that serve, few at a time, owned by ingest.
 //!
-//! Changes are held back for a job no longer than [`WITHIN`], whatever becomes of it: it ran, it
-//! panicked, or others kept it from its turn. A job ends with its [`Jobs`]; one that runs already
-//! sees that between two values.
+//! A caller waits for a job no longer than [`WITHIN`], whether it ran, panicked, or got no permit to
+//! run. A job ends with its [`Jobs`]; one that runs already checks for that between two values.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use driftless_proto::apply::Edit;
+use bytes::Bytes;
+use driftless_proto::v1::DeltaOp;
 use tokio::sync::Semaphore;
 use tokio::task::{AbortHandle, JoinSet, spawn_blocking};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::compute;
-use crate::encode;
-use crate::fanout::Unsettled;
 use crate::metrics::{Held, Metrics};
-use crate::store::{Base, Batch, Patch};
 
 /// How many jobs run at a time in a server. They are short, and the cores are for serving.
 const RUNNING: usize = 2;
 
-/// How long one job looks for deltas. The values that it does not get to travel whole.
+/// How long one job searches for deltas. Values that it does not reach get none.
 const TIME: Duration = Duration::from_millis(100);
 
 /// How long changes may be held back for their deltas: far above what a job takes, so that it is
-/// reached only where jobs do not get their turn.
+/// reached only where jobs do not get to run.
 pub(crate) const WITHIN: Duration = Duration::from_millis(250);
+
+/// The values to compute one delta for.
+#[derive(Clone, Debug)]
+pub struct ValuePair {
+    /// The value that the delta is applied to.
+    pub old: Bytes,
+    /// The value that the delta makes.
+    pub new: Bytes,
+}
 
 /// What the jobs of a server share. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Deltas {
+pub struct JobPool {
     running: Arc<Semaphore>,
     metrics: Metrics,
-    /// Held by a test that wants jobs to wait, and set by one that wants them to panic.
+    /// Locked by a test that wants jobs to wait, and set by one that wants them to panic.
     #[cfg(test)]
     pub(crate) gate: Arc<tokio::sync::Mutex<bool>>,
 }
 
-impl Deltas {
-    /// With nothing running.
+impl JobPool {
+    /// A pool with no jobs.
     pub fn new(metrics: Metrics) -> Self {
         Self {
             running: Arc::new(Semaphore::new(RUNNING)),
@@ -51,29 +57,21 @@ impl Deltas {
         }
     }
 
-    /// Looks for the deltas of a batch, until it is cancelled.
-    pub(crate) fn run(
+    /// Computes the deltas of one job until it is cancelled or its time is over. `encode` gets each
+    /// delta with the index of its pair.
+    pub(crate) fn run<P>(
         &self,
-        batch: &Batch,
-        bases: &[Base],
+        pairs: &[ValuePair],
+        encode: impl Fn(usize, Vec<DeltaOp>) -> Option<P>,
         cancelled: &CancellationToken,
-    ) -> Vec<Patch> {
+    ) -> Vec<P> {
         let until = std::time::Instant::now() + TIME;
         let mut patches = Vec::new();
-        for base in bases {
-            let Some(Edit::Put(entry)) = batch.changes.get(base.change).map(|change| &change.edit)
-            else {
-                continue;
-            };
-            let old = &base.old.entry;
-            match compute(&old.value, &entry.value, until) {
+        for (index, pair) in pairs.iter().enumerate() {
+            match compute(&pair.old, &pair.new, until) {
                 Some(ops) => {
                     self.metrics.deltas_computed.inc();
-                    self.metrics.changes_encoded.inc();
-                    patches.push(Patch {
-                        change: base.change,
-                        encoded: encode::patch(entry, old.mod_revision, ops),
-                    });
+                    patches.extend(encode(index, ops));
                 }
                 None => drop(self.metrics.deltas_dropped.inc()),
             }
@@ -85,69 +83,75 @@ impl Deltas {
     }
 }
 
-/// The jobs of one prefix. They end with it.
+/// The jobs of one prefix. They end with it. `T` is what the caller wants back with a job's result,
+/// `P` an encoded delta.
 #[derive(Debug)]
-pub struct Jobs {
-    deltas: Deltas,
-    tasks: JoinSet<Vec<Patch>>,
-    /// In the order in which they came.
-    waiting: VecDeque<Waiting>,
+pub struct Jobs<T, P> {
+    pool: JobPool,
+    tasks: JoinSet<Vec<P>>,
+    /// In the order in which they were started.
+    waiting: VecDeque<Waiting<T>>,
 }
 
 #[derive(Debug)]
-struct Waiting {
+struct Waiting<T> {
     until: Instant,
     job: AbortHandle,
-    unsettled: Unsettled,
+    ticket: T,
 }
 
-impl Jobs {
-    /// None yet.
-    pub fn new(deltas: Deltas) -> Self {
+impl<T, P: Send + 'static> Jobs<T, P> {
+    /// No jobs yet.
+    pub fn new(pool: JobPool) -> Self {
         Self {
-            deltas,
+            pool,
             tasks: JoinSet::new(),
             waiting: VecDeque::new(),
         }
     }
 
-    /// Starts the job for this, or puts it in line.
+    /// Starts a job, or queues it. `encode` is called on the job's thread, with each delta and the
+    /// index of its pair. [`Jobs::next`] returns the ticket with the results.
     ///
     /// # Panics
     /// Outside a tokio runtime.
-    pub fn start(&mut self, mut unsettled: Unsettled) {
-        let (batch, bases) = unsettled.take_work();
-        let deltas = self.deltas.clone();
+    pub fn start(
+        &mut self,
+        ticket: T,
+        pairs: Vec<ValuePair>,
+        encode: impl Fn(usize, Vec<DeltaOp>) -> Option<P> + Send + 'static,
+    ) {
+        let pool = self.pool.clone();
         let job = self.tasks.spawn(async move {
             let cancelled = CancellationToken::new();
             let _cancels = cancelled.clone().drop_guard();
             // The semaphore is never closed.
-            let Ok(turn) = Arc::clone(&deltas.running).acquire_owned().await else {
+            let Ok(permit) = Arc::clone(&pool.running).acquire_owned().await else {
                 return Vec::new();
             };
-            let holding = (turn, Held::new(&deltas.metrics.delta_jobs));
+            let holding = (permit, Held::new(&pool.metrics.delta_jobs));
             let job = spawn_blocking(move || {
                 let _holding = holding;
                 #[cfg(test)]
-                assert!(!*deltas.gate.blocking_lock(), "a test wants this");
-                deltas.run(&batch, &bases, &cancelled)
+                assert!(!*pool.gate.blocking_lock(), "a test wants this");
+                pool.run(&pairs, encode, &cancelled)
             });
-            // Should it panic, which the panic hook tells of, the values travel whole.
+            // If it panics, which the panic hook reports, there are no deltas.
             job.await.unwrap_or_default()
         });
         self.waiting.push_back(Waiting {
             until: Instant::now() + WITHIN,
             job,
-            unsettled,
+            ticket,
         });
     }
 
-    /// Waits for the next job that is over, or need not be waited for any longer: what it was for,
+    /// Waits for the next job that ended, or that is not waited for any longer. Returns its ticket
     /// and what it found.
     ///
     /// # Cancel safety
     /// Cancel-safe.
-    pub async fn settled(&mut self) -> (Unsettled, Vec<Patch>) {
+    pub async fn next(&mut self) -> (T, Vec<P>) {
         loop {
             let until = self.waiting.front().map(|first| first.until);
             tokio::select! {
@@ -157,17 +161,17 @@ impl Jobs {
                         Ok((id, patches)) => (id, patches),
                         Err(error) => (error.id(), Vec::new()),
                     };
-                    // One that was aborted is not waited for.
+                    // An aborted job is not waited for.
                     let at = self.waiting.iter().position(|waiting| waiting.job.id() == id);
                     if let Some(waiting) = at.and_then(|at| self.waiting.remove(at)) {
-                        return (waiting.unsettled, patches);
+                        return (waiting.ticket, patches);
                     }
                 }
                 () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {
                     if let Some(waiting) = self.waiting.pop_front() {
                         waiting.job.abort();
-                        self.deltas.metrics.deltas_late.inc();
-                        return (waiting.unsettled, Vec::new());
+                        self.pool.metrics.deltas_late.inc();
+                        return (waiting.ticket, Vec::new());
                     }
                 }
                 else => std::future::pending().await,
@@ -178,33 +182,19 @@ impl Jobs {
 
 #[cfg(test)]
 mod tests {
-    use driftless_proto::Revision;
-    use driftless_proto::digest::Digest;
-
     use super::*;
-    use crate::store::{Change, Stored};
-    use crate::testing::entry;
 
-    /// More values than any machine looks at in that time.
+    /// There are more values than any machine compares in that time.
     #[test]
-    fn a_job_that_takes_long_ends_with_what_it_found() {
+    fn job_out_of_time_keeps_what_it_found() {
         const VALUES: usize = 200_000;
         let mut lines: Vec<String> = (0..1000).map(|n| format!("line {n}\n")).collect();
-        let old = entry("/c/a", lines.concat(), 1);
+        let old = Bytes::from(lines.concat());
         lines[500] = "another line\n".to_owned();
-        let put = Edit::Put(entry("/c/a", lines.concat(), 2));
-        let (from, to) = (Revision::new(1), Revision::new(2));
-        let change = Change::new(put, Digest::EMPTY);
-        let batch = Batch::new(from, to, false, 0, vec![change]);
-        let old = Arc::new(Stored::new(old));
-        let bases: Vec<Base> = (0..VALUES)
-            .map(|_| Base {
-                change: 0,
-                old: Arc::clone(&old),
-            })
-            .collect();
-        let deltas = Deltas::new(Metrics::new());
-        let patches = deltas.run(&batch, &bases, &CancellationToken::new());
-        assert!((1..VALUES).contains(&patches.len()), "{}", patches.len());
+        let new = Bytes::from(lines.concat());
+        let pairs = vec![ValuePair { old, new }; VALUES];
+        let pool = JobPool::new(Metrics::new());
+        let found = pool.run(&pairs, |index, _| Some(index), &CancellationToken::new());
+        assert!((1..VALUES).contains(&found.len()), "{}", found.len());
     }
 }

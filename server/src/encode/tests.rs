@@ -1,16 +1,22 @@
 //! What is written by hand is what the generated code reads, in bounds, and shared.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytes::{BufMut, Bytes};
+use driftless_proto::apply::Edit;
+use driftless_proto::digest::Digest;
+use driftless_proto::{Entry, Epoch, KeyRange, MAX_CHUNK_BYTES, Revision, v1};
 use proptest::prelude::*;
 use v1::watch_response::Frame as Message;
 
-use driftless_proto::Epoch;
-
-use super::answer::SCAN;
+use super::frame::{SEGMENT, SHARE_FROM, Segments};
+use super::message::SMALL;
+use super::response::SCAN;
 use super::*;
-use crate::store::{History, State};
-use crate::store::{Replaced, Snapshot, Writer};
+use crate::delta::{JobPool, ValuePair};
+use crate::metrics::Metrics;
+use crate::store::{History, OldValue, Replaced, Snapshot, State, Writer};
 use crate::testing::{Replica, entry, frames, prefix};
 
 const MIB: usize = 1024 * 1024;
@@ -97,13 +103,32 @@ fn shared<'a>(segments: impl IntoIterator<Item = &'a Bytes>, value: &Bytes) -> u
     within.map(Bytes::len).sum()
 }
 
+/// The diff of a scope that nothing was encoded for yet.
+fn diff(
+    range: &KeyRange,
+    batch: &EncodedBatch,
+    variant: Variant,
+    from: Revision,
+    digest: Digest,
+    metrics: &Metrics,
+) -> Arc<Frame> {
+    static SCOPES: AtomicU64 = AtomicU64::new(0);
+    let of = ScopeDiff {
+        scope: SCOPES.fetch_add(1, Ordering::Relaxed),
+        range,
+        from,
+        digest,
+    };
+    batch.diff(of, variant, metrics)
+}
+
 /// All of what an answer says, and how often it asked to be called again.
-fn exhaust(answer: Answer, metrics: &Metrics) -> (Vec<Bytes>, usize) {
+fn exhaust(answer: SyncResponse, metrics: &Metrics) -> (Vec<Bytes>, usize) {
     read(&Arc::new(answer), metrics)
 }
 
-fn read(answer: &Arc<Answer>, metrics: &Metrics) -> (Vec<Bytes>, usize) {
-    let mut reader = Reader::new(Arc::clone(answer));
+fn read(answer: &Arc<SyncResponse>, metrics: &Metrics) -> (Vec<Bytes>, usize) {
+    let mut reader = SyncReader::new(Arc::clone(answer));
     let (mut segments, mut scans) = (Vec::new(), 0);
     loop {
         match reader.next(metrics) {
@@ -126,22 +151,27 @@ fn read(answer: &Arc<Answer>, metrics: &Metrics) -> (Vec<Bytes>, usize) {
 }
 
 /// With nothing kept.
-fn answer(root: &Snapshot, range: &KeyRange, kind: Kind) -> Answer {
-    shelved(root, range, kind, &Arc::new(Shelf::new(0)))
+fn answer(root: &Snapshot, range: &KeyRange, kind: SyncKind) -> SyncResponse {
+    shelved(root, range, kind, &Arc::new(ChunkCache::new(0)))
 }
 
-fn shelved(root: &Snapshot, range: &KeyRange, kind: Kind, shelf: &Arc<Shelf>) -> Answer {
+fn shelved(
+    root: &Snapshot,
+    range: &KeyRange,
+    kind: SyncKind,
+    cache: &Arc<ChunkCache>,
+) -> SyncResponse {
     let digest = digest(root, range);
-    let shelf = Arc::clone(shelf);
-    Answer::new(root.clone(), range.clone(), kind, digest, 5, shelf)
+    let cache = Arc::clone(cache);
+    SyncResponse::new(root.clone(), range.clone(), kind, digest, 5, cache)
 }
 
-fn snapshot(root: &Snapshot, range: &KeyRange) -> Answer {
-    answer(root, range, Kind::Snapshot { reset: false })
+fn snapshot(root: &Snapshot, range: &KeyRange) -> SyncResponse {
+    answer(root, range, SyncKind::Snapshot { reset: false })
 }
 
-fn diff_since(root: &Snapshot, range: &KeyRange, since: Revision) -> Answer {
-    answer(root, range, Kind::Diff { since })
+fn diff_since(root: &Snapshot, range: &KeyRange, since: Revision) -> SyncResponse {
+    answer(root, range, SyncKind::Diff { since })
 }
 
 proptest! {
@@ -163,7 +193,8 @@ proptest! {
             Some(len) => Edit::Put(entry(&key(2 * at), value(*len, 2), 20)),
             None => Edit::Delete { key: entry(&key(2 * at), "", 20).key, mod_revision: to },
         });
-        let Some(batch) = writer.apply(to, edits.collect(), 3) else { return Ok(()) };
+        let Some(batch) = writer.apply(to, edits.collect()) else { return Ok(()) };
+        let batch = EncodedBatch::new(batch, 3);
         let after = writer.snapshot().clone();
 
         for range in [prefix("/c/"), prefix("/c/0000"), KeyRange::key(key(2)).unwrap()] {
@@ -224,8 +255,9 @@ fn many_small_changes_are_joined_and_bounded() {
     let mut writer = Writer::new(state(1, Vec::new()));
     let edits = (0..20_000).map(|at| Edit::Put(entry(&format!("/c/{at:06}"), value(200, 3), 2)));
     let batch = writer
-        .apply(Revision::new(2), edits.collect(), 0)
+        .apply(Revision::new(2), edits.collect())
         .expect("changes");
+    let batch = EncodedBatch::new(batch, 0);
     let (range, root) = (prefix("/c/"), writer.snapshot().clone());
     let frame = diff(
         &range,
@@ -254,7 +286,7 @@ fn keys_may_be_as_large_as_values() {
     let long = format!("/c/{}", "k".repeat(MIB));
     let mut writer = Writer::new(state(1, vec![entry("/c/a", "", 1)]));
     let put = vec![Edit::Put(entry(&long, value(MIB + 1, 1), 2))];
-    let batch = writer.apply(Revision::new(2), put, 0).unwrap();
+    let batch = EncodedBatch::new(writer.apply(Revision::new(2), put).unwrap(), 0);
     let range = prefix("/c/");
     let mut replica = Replica::holding(
         range.clone(),
@@ -262,7 +294,7 @@ fn keys_may_be_as_large_as_values() {
         Revision::new(1),
         vec![entry("/c/a", "", 1)],
     );
-    let mut check = |writer: &Writer, batch: &Batch| {
+    let mut check = |writer: &Writer, batch: &EncodedBatch| {
         let digest = digest(writer.snapshot(), &range);
         let frame = diff(&range, batch, Variant::Whole, batch.from, digest, &metrics);
         check_segments(frame.segments());
@@ -273,7 +305,7 @@ fn keys_may_be_as_large_as_values() {
     let key = entry(&long, "", 3).key;
     let mod_revision = Revision::new(3);
     let gone = vec![Edit::Delete { key, mod_revision }];
-    let batch = writer.apply(mod_revision, gone, 0).unwrap();
+    let batch = EncodedBatch::new(writer.apply(mod_revision, gone).unwrap(), 0);
     check(&writer, &batch);
 }
 
@@ -285,7 +317,7 @@ fn a_sparse_or_empty_range_yields_its_turn_and_comes_to_its_end() {
     let since = writer.snapshot().revision();
     let edits = (0..3 * SCAN).map(|at| Edit::Put(entry(&format!("/c/{at:06}"), "w", 3)));
     let edits = edits.chain([Edit::Put(entry("/c/sparse", "x", 3))]);
-    writer.apply(Revision::new(3), edits.collect(), 0).unwrap();
+    writer.apply(Revision::new(3), edits.collect()).unwrap();
     let root = writer.snapshot();
 
     let range = KeyRange::key("/c/sparse").unwrap();
@@ -322,7 +354,7 @@ fn what_is_small_is_padded_to_travel_alone() {
     for len in [0, 1, 100, 120, 150, 170, 180, 190, 200, 210, 300, 5000] {
         let mut writer = Writer::new(state(1, Vec::new()));
         let put = vec![Edit::Put(entry("/c/a", value(len, 1), 2))];
-        let batch = writer.apply(Revision::new(2), put, 0).unwrap();
+        let batch = EncodedBatch::new(writer.apply(Revision::new(2), put).unwrap(), 0);
         let (range, root) = (prefix("/c/"), writer.snapshot());
         let digest = digest(root, &range);
         let frame = diff(
@@ -367,7 +399,12 @@ fn a_head_does_not_make_a_full_segment_larger() {
     let mut segments = Segments::default();
     segments.open.resize(SEGMENT, 0);
     segments.write(|out| out.put_u8(1));
-    let lens: Vec<usize> = segments.finish().segments.iter().map(Bytes::len).collect();
+    let lens: Vec<usize> = segments
+        .finish()
+        .segments()
+        .iter()
+        .map(Bytes::len)
+        .collect();
     assert_eq!(lens, [SEGMENT, 1]);
 }
 
@@ -376,7 +413,7 @@ fn a_snapshot_says_its_epoch_and_whether_it_is_a_reset() {
     let metrics = Metrics::new();
     let writer = Writer::new(state(2, vec![entry("/c/a", value(3 * MIB, 1), 2)]));
     let (root, range) = (writer.snapshot(), prefix("/c/"));
-    let kind = Kind::Snapshot { reset: true };
+    let kind = SyncKind::Snapshot { reset: true };
     let (segments, _) = exhaust(answer(root, &range, kind), &metrics);
     let messages = frames(&segments);
     assert_eq!(metrics.chunks_encoded.get(), messages.len() as u64);
@@ -398,10 +435,10 @@ fn a_snapshot_says_its_epoch_and_whether_it_is_a_reset() {
 fn a_difference_of_states_says_that_it_is_one() {
     let metrics = Metrics::new();
     let mut writer = Writer::new(state(2, vec![entry("/c/a", "1", 2)]));
-    let Replaced::Continued(batch) = writer.replace(state(9, vec![entry("/c/b", "1", 7)]), 0)
-    else {
+    let Replaced::Continued(batch) = writer.replace(state(9, vec![entry("/c/b", "1", 7)])) else {
         panic!("the history went on");
     };
+    let batch = EncodedBatch::new(batch, 0);
     let range = prefix("/c/");
     let digest = digest(writer.snapshot(), &range);
     let frame = diff(&range, &batch, Variant::Whole, batch.from, digest, &metrics);
@@ -417,10 +454,10 @@ fn a_crowd_reads_chunks_that_were_made_once() {
     let entries = (0..100).map(|at| entry(&format!("/c/{at:03}"), value(10 * 1024, at as u8), 2));
     let writer = Writer::new(state(2, entries.collect()));
     let (root, range) = (writer.snapshot(), prefix("/c/"));
-    let kind = Kind::Snapshot { reset: false };
+    let kind = SyncKind::Snapshot { reset: false };
 
-    let shelf = Arc::new(Shelf::new(MIB * 2));
-    let answer = Arc::new(shelved(root, &range, kind, &shelf));
+    let cache = Arc::new(ChunkCache::new(MIB * 2));
+    let answer = Arc::new(shelved(root, &range, kind, &cache));
     let (first, _) = read(&answer, &metrics);
     let made = metrics.chunks_encoded.get();
     assert!(made > 10, "{made}");
@@ -428,9 +465,9 @@ fn a_crowd_reads_chunks_that_were_made_once() {
         assert_eq!(read(&answer, &metrics).0, first);
     }
     assert_eq!(metrics.chunks_encoded.get(), made, "later readers too");
-    assert!(shelf.room() < MIB + MIB / 2);
+    assert!(cache.room() < MIB + MIB / 2);
     drop(answer);
-    assert_eq!(shelf.room(), 2 * MIB);
+    assert_eq!(cache.room(), 2 * MIB);
 }
 
 #[test]
@@ -442,11 +479,13 @@ fn what_finds_no_place_on_the_shelf_is_shared_by_those_who_read_together_and_mad
     let entries = entries.map(|(at, len)| entry(&format!("/c/{at}"), value(*len, at as u8), 2));
     let writer = Writer::new(state(2, entries.collect()));
     let (root, range) = (writer.snapshot(), prefix("/c/"));
-    let shelf = Arc::new(Shelf::new(70_000));
-    let kind = Kind::Snapshot { reset: false };
-    let answer = Arc::new(shelved(root, &range, kind, &shelf));
+    let cache = Arc::new(ChunkCache::new(70_000));
+    let kind = SyncKind::Snapshot { reset: false };
+    let answer = Arc::new(shelved(root, &range, kind, &cache));
 
-    let mut together: Vec<_> = (0..5).map(|_| Reader::new(Arc::clone(&answer))).collect();
+    let mut together: Vec<_> = (0..5)
+        .map(|_| SyncReader::new(Arc::clone(&answer)))
+        .collect();
     let mut read_together: Vec<Vec<Bytes>> = vec![Vec::new(); 5];
     let mut in_hand = Vec::new();
     loop {
@@ -475,7 +514,7 @@ fn what_finds_no_place_on_the_shelf_is_shared_by_those_who_read_together_and_mad
     let again = metrics.chunks_encoded.get() - made;
     assert!(
         again > 0 && again < made,
-        "what is on the shelf is not made again: {again} of {made}"
+        "what is on the cache is not made again: {again} of {made}"
     );
     // For the next one as well: what was made again went with its reader.
     assert_eq!(read(&answer, &metrics).0, late);
@@ -500,20 +539,33 @@ fn a_patch_is_read_by_the_generated_code_and_makes_the_value() {
             entry("/c/new", value(5000, 1), 3),
         ];
         let mut batch = writer
-            .apply(Revision::new(3), puts.map(Edit::Put).into(), 0)
+            .apply(Revision::new(3), puts.map(Edit::Put).into())
             .unwrap();
-        let bases = std::mem::take(&mut batch.bases);
-        assert_eq!(bases.len(), 1, "of what is large and was there");
-        let deltas = crate::delta::Deltas::new(metrics.clone());
-        let patches = deltas.run(&batch, &bases, &Default::default());
-        let size = patches[0].encoded.len();
+        let replaced = std::mem::take(&mut batch.replaced);
+        let batch = EncodedBatch::new(batch, 0);
+        let value_of = |replaced: &OldValue| match &batch.changes[replaced.change].edit {
+            Edit::Put(entry) => entry.value.clone(),
+            Edit::Delete { .. } => panic!("it was put"),
+        };
+        let pairs: Vec<ValuePair> = replaced
+            .iter()
+            .map(|replaced| ValuePair {
+                old: replaced.old.entry.value.clone(),
+                new: value_of(replaced),
+            })
+            .collect();
+        let encode = |pair: usize, ops| {
+            let OldValue { change, old } = &replaced[pair];
+            batch.encode_patch(*change, old.entry.mod_revision, ops, &metrics)
+        };
+        let pool = JobPool::new(metrics.clone());
+        let patches = pool.run(&pairs, encode, &Default::default());
+        assert_eq!(patches.len(), 1, "of what is large and was there");
+        let size = patches[0].len();
         assert!(insert < size && size < insert + 100);
-        let batch = Arc::new(batch);
-        let mut log = crate::store::Log::new(Revision::new(2), 100 * MIB);
-        log.push(Arc::clone(&batch));
-        let before = log.bytes();
-        assert!(log.settle(&batch, patches).is_empty());
-        assert_eq!(log.bytes() - before, 2 * size, "the budget counts it");
+        let before = batch.bytes();
+        batch.add_patches(patches);
+        assert_eq!(batch.bytes() - before, 2 * size, "the budget counts it");
         assert!(batch.has_patch_within(&range) && !batch.has_patch_within(&prefix("/c/b")));
 
         let digest = digest(writer.snapshot(), &range);

@@ -10,7 +10,7 @@ use std::time::Duration;
 use driftless_proto::Revision;
 use tokio::time::Instant;
 
-use crate::encode::{Answer, Kind};
+use crate::encode::{SyncKind, SyncResponse};
 
 /// How long an answer that nobody asks for is kept for those who may yet come.
 pub(super) const IDLE_FOR: Duration = Duration::from_secs(10);
@@ -32,7 +32,7 @@ pub(super) struct Answers(Vec<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    answer: Arc<Answer>,
+    answer: Arc<SyncResponse>,
     begun: Instant,
     /// When it was handed out last.
     used: Instant,
@@ -42,10 +42,10 @@ impl Answers {
     /// One of this kind that may still be handed out, at a revision that is `usable`.
     pub(super) fn find(
         &mut self,
-        kind: Kind,
+        kind: SyncKind,
         now: Instant,
         usable: impl Fn(Revision) -> bool,
-    ) -> Option<Arc<Answer>> {
+    ) -> Option<Arc<SyncResponse>> {
         let found = self.0.iter_mut().find(|shared| {
             let answer = &shared.answer;
             shared.is_fresh(now) && answer.kind() == kind && usable(answer.revision())
@@ -55,7 +55,11 @@ impl Answers {
     }
 
     /// Adds one, if there is room. What it replaces is returned, to be let go of outside any lock.
-    pub(super) fn add(&mut self, answer: &Arc<Answer>, now: Instant) -> Vec<Arc<Answer>> {
+    pub(super) fn add(
+        &mut self,
+        answer: &Arc<SyncResponse>,
+        now: Instant,
+    ) -> Vec<Arc<SyncResponse>> {
         let mut gone = self.expire(now);
         let same = self
             .0
@@ -75,7 +79,7 @@ impl Answers {
     }
 
     /// Takes out those that nobody will be handed any more; their readers hold them.
-    pub(super) fn expire(&mut self, now: Instant) -> Vec<Arc<Answer>> {
+    pub(super) fn expire(&mut self, now: Instant) -> Vec<Arc<SyncResponse>> {
         self.0
             .extract_if(.., |shared| !shared.is_fresh(now))
             .map(|shared| shared.answer)

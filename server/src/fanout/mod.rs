@@ -10,6 +10,7 @@
 //! holds it may take a scope's lock, and who holds that may take a batch's; never the other way.
 
 mod answers;
+mod change_log;
 mod pace;
 mod scope;
 mod scopes;
@@ -19,17 +20,20 @@ mod tests;
 mod unsettled;
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use driftless_proto::digest::Digest;
 use driftless_proto::{KeyRange, Revision, v1};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::encode::Shelf;
+use crate::delta;
+use crate::encode::{ChunkCache, EncodedBatch, EncodedPatch};
 use crate::metrics::Metrics;
-use crate::store::{Base, Batch, Log, Patch, Snapshot, Span};
+use crate::store::{Batch, OldValue, PastBatches, Snapshot, Span};
 pub use answers::TIDY_EVERY;
+pub use change_log::{ChangeLog, Past};
 pub use pace::PACE;
 pub use scope::Next;
 use scope::{Pushed, Scope};
@@ -37,7 +41,7 @@ use scopes::Scopes;
 pub use scopes::Walk;
 pub use subscriber::Subscriber;
 use unsettled::Queue;
-pub use unsettled::Unsettled;
+pub use unsettled::{PatchEncoder, Unsettled};
 
 /// Why all the streams of a prefix have to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +69,7 @@ impl Ending {
 
 /// Bytes of encoded snapshots and conflated diffs that are kept for readers yet to come, in one
 /// prefix: enough for a crowd that starts anew, within what a server has to spare.
-const SHELF: usize = 32 * 1024 * 1024;
+const CHUNK_CACHE: usize = 32 * 1024 * 1024;
 
 /// How many scopes of a walk are visited before changes, and those who wait for the prefix's lock,
 /// get their turn: some 20 µs.
@@ -76,7 +80,7 @@ const SLICE: usize = 256;
 struct Shared {
     prefix: KeyRange,
     metrics: Metrics,
-    shelf: Arc<Shelf>,
+    chunk_cache: Arc<ChunkCache>,
     published: Mutex<Published>,
     /// The published revision, for those who wait for one. 0 before the first state.
     revision: watch::Sender<Revision>,
@@ -117,18 +121,10 @@ impl Published {
 #[derive(Debug)]
 struct State {
     snapshot: Snapshot,
-    log: Log,
+    log: ChangeLog,
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Published> {
-        // Nothing here panics half-way through a change; and if it did, serving on is better than
-        // bringing every stream down.
-        self.published
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn clock_ms(&self) -> u64 {
         u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
@@ -159,7 +155,7 @@ pub struct View {
     /// The prefix's keyspace.
     pub root: Snapshot,
     /// What changed lately in the prefix.
-    pub log: Log,
+    pub log: ChangeLog,
     /// The range's digest at the root's revision.
     pub digest: Digest,
 }
@@ -194,7 +190,7 @@ pub fn fanout(prefix: KeyRange, metrics: Metrics, origin: Instant) -> (Publisher
     let shared = Arc::new(Shared {
         prefix,
         metrics,
-        shelf: Arc::new(Shelf::new(SHELF)),
+        chunk_cache: Arc::new(ChunkCache::new(CHUNK_CACHE)),
         published: Mutex::new(published),
         revision: watch::Sender::new(Revision::NONE),
         lost: watch::Sender::new(None),
@@ -239,8 +235,8 @@ impl Publisher {
     /// and the streams that build on it are ended.
     pub fn publish_anew(&self, snapshot: Snapshot, log_budget: usize) {
         let revision = snapshot.revision();
-        let mut published = self.0.lock();
-        let log = Log::new(revision, log_budget);
+        let mut published = self.0.published.lock();
+        let log = ChangeLog::new(revision, log_budget);
         let old = published.state.replace(State { snapshot, log });
         let ended = published.end(Ending::History);
         drop(published);
@@ -269,7 +265,7 @@ impl Publisher {
     /// many bytes of it there is room for. `None` when it cannot; nobody waits for it then.
     pub fn ask_back(&self) -> Option<(Span, usize)> {
         let wanted = self.0.wanted.send_replace(None)?;
-        let mut published = self.0.lock();
+        let mut published = self.0.published.lock();
         let state = published.state.as_mut();
         let asked = state.and_then(|state| {
             let span = state.log.ask_back(wanted, &state.snapshot)?;
@@ -284,13 +280,13 @@ impl Publisher {
 
     /// What changed before, up to `up_to`, is put in front of the log. Returns whether it still fits
     /// there. `snapshot` knows of the deletes.
-    pub fn reach_back(&self, snapshot: Snapshot, earlier: Log, up_to: Revision) -> bool {
-        let mut published = self.0.lock();
+    pub fn reach_back(&self, snapshot: Snapshot, past: PastBatches, up_to: Revision) -> bool {
+        let mut published = self.0.published.lock();
         let Some(state) = &mut published.state else {
             return false;
         };
         let before = state.log.bytes();
-        let (fits, dropped) = match state.log.reach_back(earlier, up_to) {
+        let (fits, dropped) = match state.log.reach_back(past, up_to, self.0.contact_ms()) {
             Some(dropped) => (true, dropped),
             None => (false, Vec::new()),
         };
@@ -305,7 +301,7 @@ impl Publisher {
 
     /// What changed before cannot be had.
     pub fn give_up_back(&self) {
-        if let Some(state) = &mut self.0.lock().state {
+        if let Some(state) = &mut self.0.published.lock().state {
             state.log.give_up_back();
         }
         self.0.settle();
@@ -317,11 +313,12 @@ impl Publisher {
     pub fn publish(&self, snapshot: Snapshot, mut batch: Batch) -> bool {
         let revision = snapshot.revision();
         self.0.metrics.changes.inc_by(batch.changes.len() as u64);
-        let mut bases = std::mem::take(&mut batch.bases);
-        let batch = Arc::new(batch);
+        let mut bases = std::mem::take(&mut batch.replaced);
+        bases.retain(|replaced| pays(&batch, replaced));
+        let batch = Arc::new(EncodedBatch::new(batch, self.0.contact_ms()));
         let now = Instant::now();
         let mut wake = Vec::new();
-        let mut published = self.0.lock();
+        let mut published = self.0.published.lock();
         let Published {
             state: Some(state),
             scopes,
@@ -368,21 +365,21 @@ impl Publisher {
     /// The batches published since the last call whose deltas streams wait for. Each is to be given
     /// to [`Publisher::settle`] soon, whatever is found.
     pub fn unsettled(&self) -> Vec<Unsettled> {
-        self.0.lock().unsettled.take_new()
+        self.0.published.lock().unsettled.take_new()
     }
 
     /// These deltas were found for the batch, and none that was not need be waited for any longer.
-    pub fn settle(&self, unsettled: Unsettled, patches: Vec<Patch>) {
+    pub fn settle(&self, unsettled: Unsettled, patches: Vec<EncodedPatch>) {
         let scopes = unsettled.scopes.iter().filter_map(Weak::upgrade);
         let mut scopes: Vec<Arc<Scope>> = scopes.collect();
         let batch = &unsettled.batch;
-        let mut published = self.0.lock();
+        let mut published = self.0.published.lock();
         published.unsettled.remove(&unsettled);
         let mut grown = 0;
         let mut dropped = Vec::new();
         if let Some(state) = &mut published.state {
             let before = state.log.bytes();
-            dropped = state.log.settle(batch, patches);
+            dropped = state.log.add_patches(batch, patches);
             grown = state.log.bytes() as i64 - before as i64;
         }
         let wake: Vec<_> = scopes
@@ -398,7 +395,7 @@ impl Publisher {
     /// next progress.
     pub fn advance(&self, snapshot: Snapshot) {
         let revision = snapshot.revision();
-        let mut published = self.0.lock();
+        let mut published = self.0.published.lock();
         let old = published
             .state
             .as_mut()
@@ -410,21 +407,21 @@ impl Publisher {
 
     /// Lets out what was held back.
     pub fn flush(&self) {
-        let paced = std::mem::take(&mut self.0.lock().paced);
+        let paced = std::mem::take(&mut self.0.published.lock().paced);
         let now = Instant::now();
         paced.iter().for_each(|scope| scope.flush(now));
     }
 
     /// A walk through the scopes that there are now, for [`Publisher::progress`] or [`Publisher::tidy`].
     pub fn walk(&self) -> Walk {
-        self.0.lock().scopes.walk()
+        self.0.published.lock().scopes.walk()
     }
 
     /// Time for everybody's progress: tells the next few scopes of the walk, and returns whether
     /// there are more. Between two calls changes may be published.
     pub fn progress(&self, walk: &mut Walk) -> bool {
         let contact_ms = self.0.contact_ms();
-        let published = self.0.lock();
+        let published = self.0.published.lock();
         // Of this moment: a batch may have come between two slices.
         let Some(state) = &published.state else {
             return false;
@@ -441,22 +438,28 @@ impl Publisher {
     /// Lets go of what nobody will ask for any more: in the next few scopes of the walk. Returns
     /// whether there are more. Due every [`TIDY_EVERY`], however rare progress is.
     pub fn tidy(&self, walk: &mut Walk) -> bool {
-        let some = self.0.lock().scopes.next_of(walk, SLICE);
+        let some = self.0.published.lock().scopes.next_of(walk, SLICE);
         some.iter().for_each(|scope| scope.tidy());
         !walk.is_over()
     }
 }
 
+/// True if a patch of the old value could pay.
+fn pays(batch: &Batch, replaced: &OldValue) -> bool {
+    let new = unsettled::new_value(batch, replaced.change);
+    new.is_some_and(|new| delta::is_worth_it(replaced.old.entry.value.len(), new.len()))
+}
+
 /// Which deltas of a batch are wanted, and by whom.
 struct Wanted<'a> {
-    batch: &'a Batch,
-    bases: &'a [Base],
+    batch: &'a EncodedBatch,
+    bases: &'a [OldValue],
     which: Vec<bool>,
     scopes: Vec<Weak<Scope>>,
 }
 
 impl<'a> Wanted<'a> {
-    fn new(batch: &'a Batch, bases: &'a [Base]) -> Self {
+    fn new(batch: &'a EncodedBatch, bases: &'a [OldValue]) -> Self {
         Self {
             batch,
             bases,
@@ -536,7 +539,7 @@ impl Fanout {
         let mut settled = self.0.settled.subscribe();
         loop {
             let may_reach = {
-                let published = self.0.lock();
+                let published = self.0.published.lock();
                 let state = published.state.as_ref();
                 state.is_some_and(|state| state.log.may_reach(revision))
             };
@@ -565,7 +568,7 @@ impl Fanout {
     /// # Errors
     /// When there is no state yet, or the server shuts down.
     pub fn subscribe(&self, range: KeyRange) -> Result<Subscriber, Unavailable> {
-        let mut published = self.0.lock();
+        let mut published = self.0.published.lock();
         if published.draining {
             return Err(Unavailable::Draining);
         }
@@ -586,7 +589,7 @@ impl Fanout {
 
     /// Ends every stream with a goodbye and refuses new ones.
     pub fn drain(&self) {
-        let mut published = self.0.lock();
+        let mut published = self.0.published.lock();
         published.draining = true;
         let ended = published.end(Ending::Drain);
         drop(published);

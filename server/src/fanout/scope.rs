@@ -7,22 +7,24 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Waker};
 
 use bytes::{Bytes, BytesMut};
 use driftless_proto::digest::Digest;
 use driftless_proto::{KeyRange, Revision, v1};
+use parking_lot::Mutex;
 use slab::Slab;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 use super::Ending;
 use super::answers::Answers;
+use super::change_log::Past;
 use super::pace::Pace;
-use crate::encode::{self, Answer, Frame, Kind, Variant};
+use crate::encode::{self, EncodedBatch, Frame, ScopeDiff, SyncKind, SyncResponse, Variant};
 use crate::metrics::{Held, Metrics};
-use crate::store::{Batch, Past, Snapshot};
+use crate::store::Snapshot;
 
 /// How many changes a scope remembers for streams that are behind. They are some 80 bytes each; a
 /// stream that is further behind gets one conflated diff, which is cheaper for both ends.
@@ -51,11 +53,11 @@ struct Head {
     opaque_from: Revision,
     before: Digest,
     after: Digest,
-    batch: Weak<Batch>,
+    batch: Weak<EncodedBatch>,
 }
 
 impl Head {
-    fn new(from: Revision, before: Digest, after: Digest, batch: &Arc<Batch>) -> Self {
+    fn new(from: Revision, before: Digest, after: Digest, batch: &Arc<EncodedBatch>) -> Self {
         let opaque_from = if batch.conflated {
             batch.from
         } else {
@@ -74,7 +76,7 @@ impl Head {
     /// The scope has no more use for the batch, nor for its frame.
     fn forget(&self, scope: u64) {
         if let Some(batch) = self.batch.upgrade() {
-            batch.forget(scope);
+            batch.drop_diffs(scope);
         }
     }
 }
@@ -166,7 +168,7 @@ struct Progress {
 
 /// A change that a stream has to send, with what its frame says.
 struct Due {
-    batch: Arc<Batch>,
+    batch: Arc<EncodedBatch>,
     from: Revision,
     /// At the batch's revision.
     digest: Digest,
@@ -254,10 +256,6 @@ impl Scope {
         &self.range
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The digest at the scope's birth, added up by whoever needs it first.
     ///
     /// # Cancel safety
@@ -266,11 +264,7 @@ impl Scope {
         *self
             .base
             .get_or_init(|| async {
-                let birth = self
-                    .birth
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .clone();
+                let birth = self.birth.lock().clone();
                 let mut sum = Digest::EMPTY;
                 if let Some(birth) = birth {
                     let mut after = None;
@@ -291,10 +285,7 @@ impl Scope {
                         tokio::task::yield_now().await;
                     }
                 }
-                self.birth
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .take();
+                self.birth.lock().take();
                 sum
             })
             .await
@@ -308,19 +299,19 @@ impl Scope {
     /// What the changes since the birth did to the digest. Of the same moment as a snapshot only when
     /// the prefix's lock is held.
     pub(super) fn since_base(&self) -> Digest {
-        self.lock().since_base
+        self.inner.lock().since_base
     }
 
     /// Whether a stream would make use of a patch.
     pub(super) fn takes_patches(&self) -> bool {
-        self.lock().patched > 0
+        self.inner.lock().patched > 0
     }
 
     /// A batch touches the range; `unsettled` if its deltas are being computed, in which case
     /// [`Scope::settle`] is to follow.
-    pub(super) fn push(&self, batch: &Arc<Batch>, unsettled: bool, now: Instant) -> Pushed {
+    pub(super) fn push(&self, batch: &Arc<EncodedBatch>, unsettled: bool, now: Instant) -> Pushed {
         let delta: Digest = batch.within(&self.range).map(|change| change.delta).sum();
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         let before = inner.since_base;
         if unsettled {
             inner.unsettled.push_back(Pending {
@@ -362,7 +353,7 @@ impl Scope {
     /// The deltas of the batch up to `to` need not be waited for any longer. Returns whether the
     /// streams are to be woken.
     pub(super) fn settle(&self, to: Revision) -> bool {
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         let before = inner.visible();
         inner.unsettled.retain(|pending| pending.to != to);
         inner.visible() > before
@@ -370,7 +361,7 @@ impl Scope {
 
     /// Lets out what was held back.
     pub(super) fn flush(&self, now: Instant) {
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         inner.held = false;
         inner.released = inner.last;
         // It wakes the streams as any change does, so it takes what was earned meanwhile.
@@ -381,7 +372,7 @@ impl Scope {
 
     /// A new progress is due: the range is at revision `at`.
     pub(super) fn progress(&self, at: Revision, contact_ms: u64) {
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         let number = inner
             .progress
             .as_ref()
@@ -404,12 +395,13 @@ impl Scope {
 
     /// Every stream has to end; the caller wakes them.
     pub(super) fn end(&self, ending: Ending) {
-        self.lock().ending = Some(ending);
+        self.inner.lock().ending = Some(ending);
     }
 
     /// Wakes every stream that waits.
     pub(super) fn wake(&self) {
         let woken: Vec<Waker> = self
+            .inner
             .lock()
             .streams
             .iter_mut()
@@ -420,7 +412,7 @@ impl Scope {
 
     /// A slot for a stream to wait in.
     pub(super) fn enter(&self) -> usize {
-        self.lock().streams.insert(Slot {
+        self.inner.lock().streams.insert(Slot {
             variant: Variant::Whole,
             waker: None,
         })
@@ -428,7 +420,7 @@ impl Scope {
 
     /// The stream in this slot knows patches.
     pub(super) fn take_patches(&self, slot: usize) {
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         let Inner {
             streams, patched, ..
         } = &mut *inner;
@@ -442,7 +434,7 @@ impl Scope {
 
     /// Gives the slot back.
     pub(super) fn exit(&self, slot: usize) {
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         let slot = inner.streams.try_remove(slot);
         if let Some(Slot {
             variant: Variant::Patched,
@@ -457,7 +449,8 @@ impl Scope {
 
     /// Number of the latest progress.
     pub(super) fn progress_number(&self) -> u64 {
-        self.lock()
+        self.inner
+            .lock()
             .progress
             .as_ref()
             .map_or(0, |progress| progress.number)
@@ -472,7 +465,7 @@ impl Scope {
         progress: u64,
         cx: &Context<'_>,
     ) -> Next {
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         if let Some(ending) = inner.ending {
             return Next::Ending(ending);
         }
@@ -555,19 +548,13 @@ impl Scope {
 
     /// A change's frame, encoded by whichever stream comes first.
     fn frame(&self, variant: Variant, due: &Due) -> Arc<Frame> {
-        let Due {
-            batch,
-            from,
-            digest,
-        } = due;
-        let variant = match batch.has_patch_within(&self.range) {
-            true => variant,
-            // Both variants are the same then.
-            false => Variant::Whole,
+        let of = ScopeDiff {
+            scope: self.id,
+            range: &self.range,
+            from: due.from,
+            digest: due.digest,
         };
-        batch.frame((self.id, *from), variant, || {
-            encode::diff(&self.range, batch, variant, *from, *digest, &self.metrics)
-        })
+        due.batch.diff(of, variant, &self.metrics)
     }
 
     fn newer_progress(&self, inner: &mut Inner, cursor: Revision, seen: u64) -> Option<Next> {
@@ -603,7 +590,7 @@ impl Scope {
     /// The digest at `revision`, when the heads reach back that far and know it.
     pub(super) fn digest_at(&self, revision: Revision) -> Option<Digest> {
         let base = *self.base.get()?;
-        let inner = self.lock();
+        let inner = self.inner.lock();
         if revision < inner.floor {
             return None;
         }
@@ -619,7 +606,7 @@ impl Scope {
 
     /// Whether the changes after `revision` can be sent one by one, and are few enough for that.
     pub(super) fn replays(&self, revision: Revision) -> bool {
-        let inner = self.lock();
+        let inner = self.inner.lock();
         let pending = inner.heads.partition_point(|head| head.to <= revision);
         revision >= inner.floor && inner.heads.len() - pending <= REPLAY_CHANGES
     }
@@ -629,12 +616,12 @@ impl Scope {
     /// the one that `make` begins.
     pub(super) fn answer(
         &self,
-        kind: Kind,
+        kind: SyncKind,
         held: Revision,
-        make: impl FnOnce() -> Answer,
-    ) -> Arc<Answer> {
+        make: impl FnOnce() -> SyncResponse,
+    ) -> Arc<SyncResponse> {
         let now = Instant::now();
-        let mut answers = self.answers();
+        let mut answers = self.answers.lock();
         // Newer, or a stream that is behind would read the same again and again.
         let usable = |revision| revision > held && self.replays(revision);
         if let Some(answer) = answers.find(kind, now, usable) {
@@ -649,24 +636,20 @@ impl Scope {
 
     /// Lets go of what nobody will ask for any more.
     pub(super) fn tidy(&self) {
-        let gone = self.answers().expire(Instant::now());
+        let gone = self.answers.lock().expire(Instant::now());
         drop(gone);
-    }
-
-    fn answers(&self) -> MutexGuard<'_, Answers> {
-        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes the heads reach back to `revision`, from what the log knows about the time since, so
     /// that changes from before the scope was made can be replayed. `known` is the revision up to
     /// which the log does know. Does nothing when they are more than one would replay.
     pub(super) fn extend_back(&self, revision: Revision, past: &Past, known: Revision) {
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         // Heads that went since the log was looked at would leave a hole.
         if inner.floor <= revision || inner.floor > known {
             return;
         }
-        let older: Vec<&Arc<Batch>> = past
+        let older: Vec<&Arc<EncodedBatch>> = past
             .batches
             .iter()
             .filter(|batch| batch.to <= inner.floor)
@@ -718,18 +701,17 @@ fn join(before: &[Arc<Frame>], last: &Frame, len: usize) -> Bytes {
 #[cfg(test)]
 impl Scope {
     pub(super) fn slots(&self) -> usize {
-        self.lock().streams.len()
+        self.inner.lock().streams.len()
     }
 
     pub(super) fn heads(&self) -> usize {
-        self.lock().heads.len()
+        self.inner.lock().heads.len()
     }
 }
 
 impl Drop for Scope {
     fn drop(&mut self) {
         let inner = self.inner.get_mut();
-        let inner = inner.unwrap_or_else(PoisonError::into_inner);
         inner.heads.iter().for_each(|head| head.forget(self.id));
     }
 }
@@ -757,21 +739,21 @@ mod tests {
         scope.base().await;
         let mut push = |revision: i64| {
             let edits = vec![Edit::Put(entry("/c/a", "v", revision))];
-            let batch = writer.apply(Revision::new(revision), edits, 0).unwrap();
-            let batch = Arc::new(batch);
+            let batch = writer.apply(Revision::new(revision), edits).unwrap();
+            let batch = Arc::new(EncodedBatch::new(batch, 0));
             scope.push(&batch, false, Instant::now());
             batch
         };
         let first = push(2);
         // A stream has looked up what it sends next, and sends it after a while.
-        let (due, _) = scope.due(&scope.lock(), Revision::new(1)).unwrap();
+        let (due, _) = scope.due(&scope.inner.lock(), Revision::new(1)).unwrap();
         let last = i64::try_from(HEADS).unwrap() + 1;
         for revision in 3..=last {
             push(revision);
         }
         scope.frame(Variant::Whole, &due);
-        assert_eq!(first.frame_count(), 1);
+        assert_eq!(first.diff_count(), 1);
         push(last + 1);
-        assert_eq!(first.frame_count(), 0);
+        assert_eq!(first.diff_count(), 0);
     }
 }

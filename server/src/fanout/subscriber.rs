@@ -8,7 +8,7 @@ use driftless_proto::{KeyRange, Revision};
 
 use super::scope::{Next, Scope};
 use super::{Shared, View};
-use crate::encode::{Answer, Kind};
+use crate::encode::{SyncKind, SyncResponse};
 use crate::metrics::Metrics;
 
 /// One stream's subscription. Dropping it unregisters the stream, and its scope with the last one.
@@ -68,7 +68,7 @@ impl Subscriber {
     }
 
     fn view_with(&self, base: Digest) -> Option<View> {
-        let published = self.shared.lock();
+        let published = self.shared.published.lock();
         let state = published
             .state
             .as_ref()
@@ -97,17 +97,17 @@ impl Subscriber {
 
     /// What leads a client that holds the state at `held` to the view, or to a revision shortly before
     /// it from which on the changes can be sent one by one. Shared with others who ask for the same.
-    pub fn answer(&self, kind: Kind, held: Revision, view: View) -> Arc<Answer> {
+    pub fn answer(&self, kind: SyncKind, held: Revision, view: View) -> Arc<SyncResponse> {
         self.scope
             .answer(kind, held, || self.own_answer(kind, view))
     }
 
     /// What leads a client to just this view.
-    pub fn own_answer(&self, kind: Kind, view: View) -> Answer {
+    pub fn own_answer(&self, kind: SyncKind, view: View) -> SyncResponse {
         let (_, contact_ms) = self.clock();
-        let shelf = Arc::clone(&self.shared.shelf);
+        let cache = Arc::clone(&self.shared.chunk_cache);
         let range = self.range().clone();
-        Answer::new(view.root, range, kind, view.digest, contact_ms, shelf)
+        SyncResponse::new(view.root, range, kind, view.digest, contact_ms, cache)
     }
 
     /// Whether the changes after `revision` can be sent one by one, and are few enough for that.
@@ -143,7 +143,7 @@ impl Subscriber {
 impl Drop for Subscriber {
     fn drop(&mut self) {
         self.scope.exit(self.slot);
-        let last = self.shared.lock().scopes.leave(&self.scope);
+        let last = self.shared.published.lock().scopes.leave(&self.scope);
         drop(last);
     }
 }

@@ -15,8 +15,8 @@ use proptest::prelude::*;
 use super::answers::{IDLE_FOR, SHARED_FOR};
 use super::pace::BURST;
 use super::*;
-use crate::delta::Deltas;
-use crate::encode::{Answer, Chunk, Kind, Reader};
+use crate::delta::JobPool;
+use crate::encode::{Chunk, SyncKind, SyncReader, SyncResponse};
 use crate::ingest::{self, Limits};
 use crate::source::scripted::{Op, Script, ScriptedEtcd, ScriptedSource};
 use crate::source::{SourceHandle, Update};
@@ -88,8 +88,8 @@ impl Prefix {
             self.publisher.advance(self.writer.snapshot().clone());
             return false;
         }
-        let contact = self.publisher.contact();
-        let batch = self.writer.apply(at, edits, contact).expect("newer");
+        self.publisher.contact();
+        let batch = self.writer.apply(at, edits).expect("newer");
         let held = self
             .publisher
             .publish(self.writer.snapshot().clone(), batch);
@@ -103,10 +103,12 @@ impl Prefix {
             return;
         }
         let mut unsettled = self.unsettled.remove(which);
-        let (batch, bases) = unsettled.take_work();
-        let deltas = Deltas::new(self.fanout.metrics().clone());
+        let (pairs, encoder) = unsettled.take_work();
+        let metrics = self.fanout.metrics().clone();
+        let encode = |pair, ops| encoder.encode(pair, ops, &metrics);
+        let pool = JobPool::new(metrics.clone());
         let patches = match work {
-            true => deltas.run(&batch, &bases, &Default::default()),
+            true => pool.run(&pairs, encode, &Default::default()),
             false => Vec::new(),
         };
         self.publisher.settle(unsettled, patches);
@@ -124,7 +126,7 @@ impl Prefix {
 
     /// The whole state anew, as after a compaction or a restore.
     fn relist(&mut self, history: History) {
-        match self.writer.replace(state_of(&self.etcd, history), 0) {
+        match self.writer.replace(state_of(&self.etcd, history)) {
             Replaced::Anew => {
                 let now = self.writer.snapshot().clone();
                 self.publisher.publish_anew(now, self.budget);
@@ -150,11 +152,11 @@ impl Prefix {
     }
 
     fn frames_kept(&self) -> usize {
-        let published = self.fanout.0.lock();
+        let published = self.fanout.0.published.lock();
         let state = published.state.as_ref().unwrap();
         let floor = state.log.floor();
         let past = state.log.since(&prefix("/c/"), floor).unwrap();
-        past.batches.iter().map(|batch| batch.frame_count()).sum()
+        past.batches.iter().map(|batch| batch.diff_count()).sum()
     }
 }
 
@@ -218,8 +220,8 @@ impl Stream {
         };
         if !holds_what_was || !stream.subscriber.replays(have) {
             let kind = match holds_what_was {
-                true => Kind::Diff { since: have },
-                false => Kind::Snapshot { reset: true },
+                true => SyncKind::Diff { since: have },
+                false => SyncKind::Snapshot { reset: true },
             };
             // A reset may take a client back.
             let held = match holds_what_was {
@@ -232,8 +234,8 @@ impl Stream {
         stream
     }
 
-    fn read(&mut self, answer: Arc<Answer>) {
-        let mut reader = Reader::new(answer);
+    fn read(&mut self, answer: Arc<SyncResponse>) {
+        let mut reader = SyncReader::new(answer);
         let metrics = self.subscriber.metrics().clone();
         let mut segments = Vec::new();
         loop {
@@ -285,8 +287,8 @@ impl Stream {
                     return true;
                 };
                 let kind = match view.root.floor() <= self.cursor {
-                    true => Kind::Diff { since: self.cursor },
-                    false => Kind::Snapshot { reset: false },
+                    true => SyncKind::Diff { since: self.cursor },
+                    false => SyncKind::Snapshot { reset: false },
                 };
                 let answer = self.subscriber.answer(kind, self.cursor, view);
                 assert!(answer.revision() > self.cursor, "or it would spin");
@@ -441,7 +443,7 @@ async fn ingesting(
         log_bytes: 1024 * 1024,
         progress_interval,
         audit_interval: None,
-        deltas: Deltas::new(fanout.metrics().clone()),
+        jobs: JobPool::new(fanout.metrics().clone()),
     };
     let mut ingest = tokio::task::JoinSet::new();
     ingest.spawn(ingest::run(source, handle, publisher, limits));
@@ -681,7 +683,7 @@ async fn dropped_streams_leave_nothing_behind() {
         drop(streams);
         assert_eq!(scopes.get(), 0);
         assert_eq!(prefix_c.frames_kept(), 0);
-        assert!(prefix_c.fanout.0.lock().scopes.is_empty());
+        assert!(prefix_c.fanout.0.published.lock().scopes.is_empty());
     }
 }
 
@@ -693,18 +695,18 @@ async fn an_answer_that_nobody_asks_for_any_more_goes_however_rare_progress_is()
     let hour = Duration::from_secs(3600);
     let (fanout, _script, _ingest) = ingesting(&etcd, hour).await;
     let stream = fanout.subscribe(prefix("/c/")).unwrap();
-    let room = fanout.0.shelf.room();
+    let room = fanout.0.chunk_cache.room();
     let ask = || {
         let view = stream.view_now().unwrap();
-        stream.answer(Kind::Snapshot { reset: false }, Revision::NONE, view)
+        stream.answer(SyncKind::Snapshot { reset: false }, Revision::NONE, view)
     };
     stream.view().await.unwrap();
     let answer = ask();
-    let mut reader = Reader::new(Arc::clone(&answer));
+    let mut reader = SyncReader::new(Arc::clone(&answer));
     while !matches!(reader.next(fanout.metrics()), Chunk::Done) {}
     let kept = Arc::downgrade(&answer);
     drop((reader, answer));
-    let taken = room - fanout.0.shelf.room();
+    let taken = room - fanout.0.chunk_cache.room();
     assert!(taken >= 100 * 2000, "{taken}");
 
     // Kept for as long as somebody may come for it, and a little longer.
@@ -714,7 +716,7 @@ async fn an_answer_that_nobody_asks_for_any_more_goes_however_rare_progress_is()
     }
     tokio::time::sleep(IDLE_FOR + TIDY_EVERY + Duration::from_millis(1)).await;
     assert!(kept.upgrade().is_none());
-    assert_eq!(fanout.0.shelf.room(), room);
+    assert_eq!(fanout.0.chunk_cache.room(), room);
     assert_eq!(stream.progress_number(), 0, "that hour is not over");
     assert!(stream.view_now().is_some(), "the range is watched still");
 }
@@ -728,7 +730,7 @@ async fn an_answer_that_is_asked_for_again_and_again_gives_way_to_a_newer_one() 
     stream.view().await.unwrap();
     let ask = || {
         let view = stream.view_now().unwrap();
-        stream.answer(Kind::Snapshot { reset: false }, Revision::NONE, view)
+        stream.answer(SyncKind::Snapshot { reset: false }, Revision::NONE, view)
     };
     let first = Arc::downgrade(&ask());
     // So often that it is never idle.
@@ -755,7 +757,7 @@ async fn a_range_keeps_so_many_answers_at_most() {
         fanout.reached(Revision::new(revision)).await;
         let since = Revision::new(revision - 1);
         let view = stream.view_now().unwrap();
-        let answer = stream.answer(Kind::Diff { since }, Revision::NONE, view);
+        let answer = stream.answer(SyncKind::Diff { since }, Revision::NONE, view);
         answers.push(Arc::downgrade(&answer));
     }
     let kept = answers.iter().filter(|answer| answer.upgrade().is_some());
@@ -791,7 +793,7 @@ async fn a_range_keeps_no_change_that_the_log_let_go_of() {
     let mut prefix_c = Prefix::new();
     let _watched = prefix_c.subscribe(prefix("/c/")).await;
     let kept = |prefix_c: &Prefix| {
-        let published = prefix_c.fanout.0.lock();
+        let published = prefix_c.fanout.0.published.lock();
         let log = &published.state.as_ref().unwrap().log;
         let past = log.since(&prefix("/c/"), log.floor()).unwrap();
         past.batches.last().map(Arc::downgrade)

@@ -2,11 +2,16 @@
 
 use std::sync::{Arc, Weak};
 
-use driftless_proto::MAX_VALUE_BYTES;
+use bytes::Bytes;
 use driftless_proto::apply::Edit;
+use driftless_proto::v1::DeltaOp;
+use driftless_proto::{MAX_VALUE_BYTES, Revision};
 
 use super::scope::Scope;
-use crate::store::{Base, Batch};
+use crate::delta::ValuePair;
+use crate::encode::{EncodedBatch, EncodedPatch};
+use crate::metrics::Metrics;
+use crate::store::{Batch, OldValue};
 
 /// How many batches of a prefix may wait for their deltas. A flood beyond that is not held up by
 /// being computed.
@@ -20,17 +25,65 @@ const MOST_BYTES: usize = 2 * MAX_VALUE_BYTES;
 #[derive(Debug)]
 #[must_use = "streams wait until it is settled"]
 pub struct Unsettled {
-    pub(super) batch: Arc<Batch>,
+    pub(super) batch: Arc<EncodedBatch>,
     pub(super) scopes: Vec<Weak<Scope>>,
-    bases: Vec<Base>,
+    bases: Vec<OldValue>,
     /// What they and the values that came after them take, in bytes.
     bytes: usize,
 }
 
 impl Unsettled {
-    /// What there is to do. The old values go with it: they are kept for no longer than the work.
-    pub fn take_work(&mut self) -> (Arc<Batch>, Vec<Base>) {
-        (Arc::clone(&self.batch), std::mem::take(&mut self.bases))
+    /// The work: the values to compare, and what encodes the deltas found for them. The old values
+    /// go with it: they are kept no longer than the work takes.
+    pub fn take_work(&mut self) -> (Vec<ValuePair>, PatchEncoder) {
+        let bases = std::mem::take(&mut self.bases);
+        let pairs = bases.iter().map(|base| ValuePair {
+            old: base.old.entry.value.clone(),
+            new: new_value(&self.batch, base.change)
+                .cloned()
+                .unwrap_or_default(),
+        });
+        let encoder = PatchEncoder {
+            batch: Arc::clone(&self.batch),
+            bases: bases
+                .iter()
+                .map(|base| (base.change, base.old.entry.mod_revision))
+                .collect(),
+        };
+        (pairs.collect(), encoder)
+    }
+}
+
+#[cfg(test)]
+impl Unsettled {
+    /// The keys whose old values are still held.
+    pub(super) fn wanted_keys(&self) -> impl Iterator<Item = String> {
+        let changes = self
+            .bases
+            .iter()
+            .map(|base| &self.batch.changes[base.change]);
+        changes.map(|change| change.edit.key().to_string())
+    }
+}
+
+/// Encodes the deltas of one batch as patches.
+#[derive(Debug)]
+pub struct PatchEncoder {
+    batch: Arc<EncodedBatch>,
+    /// For each pair of values: which change it belongs to, and the revision of the old value.
+    bases: Vec<(usize, Revision)>,
+}
+
+impl PatchEncoder {
+    /// Encodes the delta of the pair with this index.
+    pub fn encode(
+        &self,
+        pair: usize,
+        ops: Vec<DeltaOp>,
+        metrics: &Metrics,
+    ) -> Option<EncodedPatch> {
+        let (change, base) = *self.bases.get(pair)?;
+        self.batch.encode_patch(change, base, ops, metrics)
     }
 }
 
@@ -45,7 +98,7 @@ pub(super) struct Queue {
 
 impl Queue {
     /// Takes out the bases for which there is no room. Returns whether there were any.
-    pub(super) fn fit(&self, batch: &Batch, bases: &mut Vec<Base>) -> bool {
+    pub(super) fn fit(&self, batch: &Batch, bases: &mut Vec<OldValue>) -> bool {
         let before = bases.len();
         let mut room = match self.count {
             0..MOST => MOST_BYTES - self.bytes,
@@ -60,7 +113,12 @@ impl Queue {
     }
 
     /// Adds a batch. Its bases fit.
-    pub(super) fn add(&mut self, batch: Arc<Batch>, bases: Vec<Base>, scopes: Vec<Weak<Scope>>) {
+    pub(super) fn add(
+        &mut self,
+        batch: Arc<EncodedBatch>,
+        bases: Vec<OldValue>,
+        scopes: Vec<Weak<Scope>>,
+    ) {
         let bytes = bases.iter().map(|base| bytes(&batch, base)).sum();
         self.count += 1;
         self.bytes += bytes;
@@ -85,11 +143,14 @@ impl Queue {
 }
 
 /// Bytes of the value before and the value after.
-fn bytes(batch: &Batch, base: &Base) -> usize {
-    let new = batch.changes.get(base.change).map(|change| &change.edit);
-    let new = match new {
-        Some(Edit::Put(entry)) => entry.value.len(),
-        _ => 0,
-    };
-    base.old.entry.value.len() + new
+fn bytes(batch: &Batch, base: &OldValue) -> usize {
+    base.old.entry.value.len() + new_value(batch, base.change).map_or(0, Bytes::len)
+}
+
+/// The value that a change put.
+pub(super) fn new_value(batch: &Batch, change: usize) -> Option<&Bytes> {
+    match &batch.changes.get(change)?.edit {
+        Edit::Put(entry) => Some(&entry.value),
+        Edit::Delete { .. } => None,
+    }
 }

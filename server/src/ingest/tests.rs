@@ -51,7 +51,7 @@ impl Loop {
             log_bytes: 1024 * 1024,
             progress_interval: Duration::from_secs(10),
             audit_interval: Some(Duration::from_secs(1)),
-            deltas: Deltas::new(fanout.metrics().clone()),
+            jobs: JobPool::new(fanout.metrics().clone()),
         };
         let mut running = JoinSet::new();
         running.spawn(run(Said(said), handle, publisher, limits));
@@ -154,7 +154,7 @@ fn hearing() -> Ingest {
         up_to: Revision::new(5_000),
         last_put: None,
     };
-    ingest.back = Back::Hearing(Box::new(Earlier::new(span, 1024 * 1024, 0)));
+    ingest.back = Back::Hearing(Box::new(Earlier::new(span, 1024 * 1024)));
     ingest
 }
 

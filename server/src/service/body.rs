@@ -18,7 +18,7 @@ use super::admission::{Admission, Refused, Turn};
 use super::grpc::{self, ok_trailers, trailers};
 use super::report::Registered;
 use super::stalls::{ANSWER_PINNED_AT_MOST, Stall};
-use crate::encode::{self, Chunk, Kind, Reader};
+use crate::encode::{self, Chunk, SyncKind, SyncReader};
 use crate::fanout::{Ending, Next, Subscriber};
 use crate::metrics::{Held, Metrics};
 
@@ -49,7 +49,7 @@ pub(super) struct WatchBody {
 #[derive(Debug)]
 pub(super) struct Due {
     pub(super) turn: Turn,
-    pub(super) kind: Kind,
+    pub(super) kind: SyncKind,
     /// The revision that the client holds, and that the answer may not fall behind.
     pub(super) held: Revision,
 }
@@ -89,7 +89,7 @@ impl WatchBody {
             Ok(turn) => {
                 self.due = Some(Due {
                     turn,
-                    kind: Kind::Diff { since: self.cursor },
+                    kind: SyncKind::Diff { since: self.cursor },
                     held: self.cursor,
                 });
             }
@@ -105,12 +105,14 @@ impl WatchBody {
         };
         let kind = match due.kind {
             // So much was deleted meanwhile that nobody knows what to tell the client of it.
-            Kind::Diff { since } if since < view.root.floor() => Kind::Snapshot { reset: false },
+            SyncKind::Diff { since } if since < view.root.floor() => {
+                SyncKind::Snapshot { reset: false }
+            }
             kind => kind,
         };
         let answer = self.subscriber.answer(kind, due.held, view);
         self.cursor = answer.revision();
-        self.sending.begin(Reader::new(answer), due.turn);
+        self.sending.begin(SyncReader::new(answer), due.turn);
     }
 
     fn refuse(&mut self, refused: Refused) {
@@ -202,12 +204,17 @@ impl Body for WatchBody {
 /// The response to `Get`: a snapshot, and that is all.
 #[derive(Debug)]
 pub(super) struct GetBody {
-    due: Option<(Reader, Turn)>,
+    due: Option<(SyncReader, Turn)>,
     sending: Sending,
 }
 
 impl GetBody {
-    pub(super) const fn new(answer: Reader, turn: Turn, stall: Stall, metrics: Metrics) -> Self {
+    pub(super) const fn new(
+        answer: SyncReader,
+        turn: Turn,
+        stall: Stall,
+        metrics: Metrics,
+    ) -> Self {
         Self {
             due: Some((answer, turn)),
             sending: Sending::new(VecDeque::new(), stall, metrics),
@@ -249,7 +256,7 @@ struct Sending {
     /// What remains of the messages at hand.
     segments: VecDeque<Bytes>,
     /// Its way through an answer that is encoded as it is sent.
-    answer: Option<(Reader, Turn)>,
+    answer: Option<(SyncReader, Turn)>,
     /// The answer was not taken in time, and is not gone on with.
     cut_off: bool,
     /// Whether the trailers were sent.
@@ -270,7 +277,7 @@ impl Sending {
         }
     }
 
-    fn begin(&mut self, answer: Reader, turn: Turn) {
+    fn begin(&mut self, answer: SyncReader, turn: Turn) {
         self.stall.answer_began();
         self.answer = Some((answer, turn));
     }

@@ -11,7 +11,7 @@ use tonic::body::Body;
 use super::body::GetBody;
 use super::connection::Connection;
 use super::{ATTEMPTS, Service, check_client, grpc, history_changed, unavailable};
-use crate::encode::{Kind, Reader};
+use crate::encode::{SyncKind, SyncReader};
 
 impl Service {
     pub(super) async fn get(
@@ -35,9 +35,9 @@ impl Service {
             let turn = self.0.admission.enter();
             let turn = turn.map_err(|refused| refused.status(&self.0.metrics))?;
             // Of its own: what is asked for is the state now.
-            let answer = subscriber.own_answer(Kind::Snapshot { reset: false }, view);
+            let answer = subscriber.own_answer(SyncKind::Snapshot { reset: false }, view);
             return Ok(grpc::streaming(Body::new(GetBody::new(
-                Reader::new(Arc::new(answer)),
+                SyncReader::new(Arc::new(answer)),
                 turn,
                 self.0.stalls.watch(connection),
                 self.0.metrics.clone(),

@@ -14,7 +14,7 @@ use super::body::{Due, WatchBody};
 use super::connection::Connection;
 use super::resume::{Answer, Has, Have, answer};
 use super::{ATTEMPTS, Served, Service, check_client, grpc, history_changed, unavailable};
-use crate::encode::{self, Kind};
+use crate::encode::{self, SyncKind};
 use crate::fanout::{Subscriber, View};
 use crate::ingest::REQUEST_TIMEOUT;
 
@@ -100,8 +100,8 @@ impl Service {
             }
             From::Answer(kind) => {
                 match kind {
-                    Kind::Snapshot { .. } => metrics.answers_snapshot.inc(),
-                    Kind::Diff { .. } => metrics.answers_diff.inc(),
+                    SyncKind::Snapshot { .. } => metrics.answers_snapshot.inc(),
+                    SyncKind::Diff { .. } => metrics.answers_diff.inc(),
                 };
                 let turn = self.0.admission.enter();
                 let turn = turn.map_err(|refused| refused.status(metrics))?;
@@ -156,7 +156,7 @@ enum From {
     Current,
     /// The changes after this revision, one by one.
     Replay(Revision),
-    Answer(Kind),
+    Answer(SyncKind),
 }
 
 /// Decides how to start. `None` when the history ended meanwhile.
@@ -190,13 +190,13 @@ async fn start(
         let from = match answer {
             Answer::Current => From::Current,
             Answer::Changes if subscriber.replays(since) => From::Replay(since),
-            Answer::Changes => From::Answer(Kind::Diff { since }),
-            Answer::Snapshot { reset } => From::Answer(Kind::Snapshot { reset }),
+            Answer::Changes => From::Answer(SyncKind::Diff { since }),
+            Answer::Snapshot { reset } => From::Answer(SyncKind::Snapshot { reset }),
             Answer::Ahead if attempt == 0 => {
                 let reached = served.ingest.revision().await.ok_or_else(behind)?;
                 if reached < since {
                     // etcd itself has not come that far: the client's revision is of another history.
-                    From::Answer(Kind::Snapshot { reset: true })
+                    From::Answer(SyncKind::Snapshot { reset: true })
                 } else if have.is_some_and(|have| have.digest == view.digest) {
                     // One history, and nothing in the range changed in between.
                     From::Current
@@ -215,7 +215,7 @@ async fn start(
         };
         // A reset is the one answer that may take a client back.
         let held = match from {
-            From::Answer(Kind::Snapshot { reset: true }) => Revision::NONE,
+            From::Answer(SyncKind::Snapshot { reset: true }) => Revision::NONE,
             _ => since,
         };
         return Ok(Some(Start { from, view, held }));

@@ -5,14 +5,13 @@
 //! the state, and only then adopted: the log reaches back further, and the deletes are known. What
 //! does not fit is thrown away as a whole.
 
-use std::collections::{HashMap, hash_map};
-use std::sync::Arc;
+use std::collections::{HashMap, VecDeque, hash_map};
 
 use driftless_proto::apply::Edit;
 use driftless_proto::digest::Digest;
 use driftless_proto::{Key, Revision};
 
-use super::log::{Batch, Change, Log};
+use super::batch::{Batch, Change};
 use super::past::{PastChange, PastTransaction, Span};
 use super::snapshot::{Changed, Position, Stored};
 use super::writer::Writer;
@@ -51,32 +50,93 @@ struct Last {
     hash: Option<Digest>,
 }
 
+/// Batches from before the first state, the latest of them that fit into a budget of bytes.
+#[derive(Debug)]
+pub struct PastBatches {
+    batches: VecDeque<Batch>,
+    bytes: usize,
+    budget: usize,
+    floor: Revision,
+    is_complete: bool,
+}
+
+impl PastBatches {
+    /// None yet: every change after `floor` is there, within `budget` bytes.
+    pub const fn new(floor: Revision, budget: usize) -> Self {
+        Self {
+            batches: VecDeque::new(),
+            bytes: 0,
+            budget,
+            floor,
+            is_complete: true,
+        }
+    }
+
+    /// The revision from which on every change is there.
+    pub const fn floor(&self) -> Revision {
+        self.floor
+    }
+
+    /// False if what came before them is known to be out of reach.
+    pub const fn is_complete(&self) -> bool {
+        self.is_complete
+    }
+
+    /// The batches, oldest first.
+    pub fn into_batches(self) -> impl Iterator<Item = Batch> {
+        self.batches.into_iter()
+    }
+
+    fn push(&mut self, batch: Batch) {
+        self.bytes += batch.bytes();
+        self.batches.push_back(batch);
+        while self.bytes > self.budget && self.drop_oldest() {}
+    }
+
+    fn drop_oldest(&mut self) -> bool {
+        let Some(oldest) = self.batches.pop_front() else {
+            return false;
+        };
+        self.bytes -= oldest.bytes();
+        self.floor = oldest.to;
+        self.is_complete = false;
+        true
+    }
+
+    /// Drops what led to the state at `revision`.
+    fn forget_before(&mut self, revision: Revision) {
+        let is_before = |oldest: &Batch| oldest.to <= revision;
+        while self.batches.front().is_some_and(is_before) {
+            self.drop_oldest();
+        }
+        self.floor = self.floor.max(revision);
+        self.is_complete = false;
+    }
+}
+
 /// What changed before the first state, while it is being taken in.
 #[derive(Debug)]
 pub struct Earlier {
     span: Span,
-    contact_ms: u64,
     budget: usize,
     /// From where on it is said, which may be later than was asked for.
     after: Revision,
     /// The revision of the latest transaction.
     at: Revision,
     /// Of the batches so far, those that fit.
-    log: Log,
+    past: PastBatches,
     last: HashMap<Key, Last>,
 }
 
 impl Earlier {
-    /// For what changed in this span, up to the floor of the log, within `budget` bytes. `contact_ms`
-    /// is when etcd said so.
-    pub fn new(span: Span, budget: usize, contact_ms: u64) -> Self {
+    /// For what changed in this span, up to the floor of the log, within `budget` bytes.
+    pub fn new(span: Span, budget: usize) -> Self {
         Self {
             span,
-            contact_ms,
             budget,
             after: span.after,
             at: span.after,
-            log: Log::new(span.after, budget),
+            past: PastBatches::new(span.after, budget),
             last: HashMap::new(),
         }
     }
@@ -91,12 +151,12 @@ impl Earlier {
         *self = Self {
             after,
             at: after,
-            log: Log::new(after, self.budget),
-            ..Self::new(self.span, self.budget, self.contact_ms)
+            past: PastBatches::new(after, self.budget),
+            ..Self::new(self.span, self.budget)
         };
         if after > self.span.after {
             // etcd has forgotten what lies before.
-            self.log.give_up_back();
+            self.past.is_complete = false;
         }
     }
 
@@ -114,8 +174,13 @@ impl Earlier {
                 taken.extend(self.change(revision, change)?);
             }
             if !taken.is_empty() {
-                let batch = Batch::new(self.at, revision, false, self.contact_ms, taken);
-                self.log.push(Arc::new(batch));
+                self.past.push(Batch {
+                    from: self.at,
+                    to: revision,
+                    conflated: false,
+                    changes: taken,
+                    replaced: Vec::new(),
+                });
             }
             self.at = revision;
         }
@@ -140,7 +205,7 @@ impl Earlier {
         }
         let nothing = Digest::EMPTY;
         let delta = after.unwrap_or(nothing) - before.unwrap_or(nothing);
-        Ok((before.is_some() || after.is_some()).then(|| Change::new(edit, delta)))
+        Ok((before.is_some() || after.is_some()).then_some(Change { edit, delta }))
     }
 
     /// Everything was said: goes on to compare it with the state.
@@ -181,12 +246,12 @@ impl Settling {
         self.earlier.span
     }
 
-    /// Does a slice of the work. Returns the log of what was adopted once all of it is done, to be
-    /// put in front of the one that there is.
+    /// Does a slice of the work. Returns what was adopted once all of it is done, to be put in
+    /// front of the log.
     ///
     /// # Errors
     /// When it does not fit the state.
-    pub fn settle(&mut self, writer: &mut Writer) -> Result<Option<Log>, Misfit> {
+    pub fn settle(&mut self, writer: &mut Writer) -> Result<Option<PastBatches>, Misfit> {
         match &mut self.step {
             Step::Puts => {
                 if self.compare_puts(writer)? {
@@ -199,7 +264,7 @@ impl Settling {
                 for (key, last) in keys.take(SLICE) {
                     count += 1;
                     if writer.agrees(&key, last.revision, last.hash, self.earlier.span.up_to)?
-                        && last.revision > self.earlier.log.floor()
+                        && last.revision > self.earlier.past.floor()
                     {
                         self.deleted.push((last.revision, key));
                     }
@@ -212,15 +277,15 @@ impl Settling {
             Step::Deletes => {
                 for _ in 0..SLICE {
                     let Some((revision, key)) = self.deleted.pop() else {
-                        let floor = self.earlier.log.floor();
+                        let floor = self.earlier.past.floor();
                         writer.knows_deletes_since(floor, self.earlier.span.up_to);
-                        let log = Log::new(floor, 0);
-                        return Ok(Some(std::mem::replace(&mut self.earlier.log, log)));
+                        let none = PastBatches::new(floor, 0);
+                        return Ok(Some(std::mem::replace(&mut self.earlier.past, none)));
                     };
                     if !writer.bury_earlier(revision, key) {
                         // No room for older ones.
                         self.deleted.clear();
-                        self.earlier.log.forget_before(revision);
+                        self.earlier.past.forget_before(revision);
                     }
                 }
             }

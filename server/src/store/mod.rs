@@ -1,11 +1,13 @@
-//! The keyspace of one served prefix: what it is now, and what changed lately.
+//! The keyspace of one served prefix: what it is now, and what changed from one state to the next.
 //!
-//! One exclusive [`Writer`] (owned by the prefix's ingest task) and any number of cheap readers: a
-//! [`Snapshot`] is immutable and cloned in nanoseconds, a [`Log`] likewise. Nothing here knows about
-//! streams or etcd, waits or locks.
+//! - [`Snapshot`]: the immutable state at one revision. Cloning it costs nanoseconds.
+//! - [`Writer`]: the one writer. The prefix's ingest task owns it.
+//! - [`Batch`]: what changed between two states, as plain data.
+//!
+//! This room must not know about streams, encodings or etcd. Nothing in it waits or locks.
 
+mod batch;
 mod earlier;
-mod log;
 mod past;
 mod snapshot;
 mod state;
@@ -13,8 +15,8 @@ mod state;
 mod tests;
 mod writer;
 
-pub use earlier::{Earlier, Misfit, Settling};
-pub use log::{Base, Batch, Change, Log, Past, Patch};
+pub use batch::{Batch, Change, OldValue};
+pub use earlier::{Earlier, Misfit, PastBatches, Settling};
 pub use past::{BackfillEvent, PastChange, PastTransaction, Span};
 pub use snapshot::{Changed, Position, Snapshot, Stored};
 pub use state::{History, State};

@@ -8,6 +8,8 @@ use driftless_proto::{Entry, Epoch, Key, KeyRange, Revision};
 use proptest::prelude::*;
 
 use super::*;
+use crate::encode::EncodedBatch;
+use crate::fanout::ChangeLog;
 use crate::source::scripted::{Op, ScriptedEtcd};
 use crate::testing::{by_key, edits, entry};
 
@@ -94,7 +96,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
 struct World {
     etcd: ScriptedEtcd,
     writer: Writer,
-    log: Log,
+    log: ChangeLog,
     digest: Digest,
     /// Differences of states: nobody knows what was between.
     opaque: Vec<(Revision, Revision)>,
@@ -111,7 +113,7 @@ impl World {
         etcd.put("/c/a", "first");
         let writer = Writer::bounded(Self::state_of(&etcd, History::Continues), GRAVES);
         let mut world = Self {
-            log: Log::new(writer.snapshot().revision(), BUDGET),
+            log: ChangeLog::new(writer.snapshot().revision(), BUDGET),
             digest: Digest::EMPTY,
             opaque: Vec::new(),
             unheard: Vec::new(),
@@ -133,7 +135,7 @@ impl World {
     }
 
     fn anew(&mut self) {
-        self.log = Log::new(self.etcd.revision(), BUDGET);
+        self.log = ChangeLog::new(self.etcd.revision(), BUDGET);
         self.digest = self.etcd.state(&prefix()).iter().collect();
         self.opaque.clear();
         self.unheard.clear();
@@ -161,18 +163,18 @@ impl World {
         if batch.conflated {
             self.opaque.push((batch.from, batch.to));
         }
-        self.log.push(Arc::new(batch));
+        self.log.push(Arc::new(EncodedBatch::new(batch, 0)));
     }
 
     fn replace(&mut self, history: History) {
         let anew = history == History::Replaced;
-        match self.writer.replace(Self::state_of(&self.etcd, history), 7) {
+        match self.writer.replace(Self::state_of(&self.etcd, history)) {
             Replaced::Anew => {
                 assert!(anew, "the history went on");
                 self.anew();
             }
             Replaced::Continued(batch) => {
-                assert!(batch.conflated && batch.contact_ms == 7 && !anew);
+                assert!(batch.conflated && !anew);
                 self.push(batch);
             }
             Replaced::Unchanged => {
@@ -191,8 +193,8 @@ impl World {
         if edits.is_empty() || at == *self.published.last().unwrap() {
             self.writer.advance(at);
         } else {
-            let batch = self.writer.apply(at, edits, 7).expect("it is newer");
-            assert!(!batch.conflated && batch.contact_ms == 7);
+            let batch = self.writer.apply(at, edits).expect("it is newer");
+            assert!(!batch.conflated);
             self.push(batch);
         }
     }
@@ -206,7 +208,7 @@ impl World {
             return;
         };
         assert!(may_reach && span.after <= wanted && span.up_to == self.log.floor());
-        let mut earlier = Earlier::new(span, self.log.room(), 7);
+        let mut earlier = Earlier::new(span, self.log.room());
         for said in self.etcd.earlier(span, &prefix()) {
             match said {
                 BackfillEvent::Begin { after } => earlier.begin(after),
@@ -229,7 +231,7 @@ impl World {
                 None => first = settling.settle(&mut self.writer).unwrap(),
             }
         };
-        let Some(_dropped) = self.log.reach_back(past, span.up_to) else {
+        let Some(_dropped) = self.log.reach_back(past, span.up_to, 0) else {
             assert!(self.log.floor() > span.up_to, "it dropped what came first");
             return;
         };
@@ -253,7 +255,7 @@ impl World {
                     key: Key::new(KEYS[1]).unwrap(),
                     mod_revision: self.etcd.revision(),
                 }];
-                let old = self.writer.apply(self.etcd.revision(), edits, 7);
+                let old = self.writer.apply(self.etcd.revision(), edits);
                 assert!(old.is_none(), "it is not newer than the state");
             }
             Event::Restored(by) => {
@@ -274,7 +276,7 @@ impl World {
                 // Another epoch is another history, whatever the source says of it.
                 match self
                     .writer
-                    .replace(Self::state_of(&self.etcd, History::Continues), 7)
+                    .replace(Self::state_of(&self.etcd, History::Continues))
                 {
                     Replaced::Anew => self.anew(),
                     other => panic!("{other:?}"),
@@ -417,9 +419,9 @@ fn a_state_that_contradicts_its_own_past_is_of_another_history() {
     // A later revision, but a value that differs without having been written since.
     let mut writer = start();
     let changed = state(20, vec![entry("/c/a", "2", 5), entry("/c/b", "1", 5)]);
-    assert!(matches!(writer.replace(changed, 0), Replaced::Anew));
+    assert!(matches!(writer.replace(changed), Replaced::Anew));
     let older = state(20, vec![entry("/c/a", "0", 4), entry("/c/b", "1", 5)]);
-    assert!(matches!(start().replace(older, 0), Replaced::Anew));
+    assert!(matches!(start().replace(older), Replaced::Anew));
     let new_but_old = state(
         20,
         vec![
@@ -428,13 +430,13 @@ fn a_state_that_contradicts_its_own_past_is_of_another_history() {
             entry("/c/c", "1", 9),
         ],
     );
-    assert!(matches!(start().replace(new_but_old, 0), Replaced::Anew));
+    assert!(matches!(start().replace(new_but_old), Replaced::Anew));
     // One revision, two states.
     let gone = state(10, vec![entry("/c/a", "1", 5)]);
-    assert!(matches!(start().replace(gone, 0), Replaced::Anew));
+    assert!(matches!(start().replace(gone), Replaced::Anew));
     // What was written since is fine.
     let later = state(20, vec![entry("/c/a", "2", 15)]);
-    assert!(matches!(start().replace(later, 0), Replaced::Continued(_)));
+    assert!(matches!(start().replace(later), Replaced::Continued(_)));
     // Neither state has lost anything.
     let start = Position::after(Revision::NONE);
     assert_eq!(writer.snapshot().changed(&start).count(), 2);
@@ -443,11 +445,11 @@ fn a_state_that_contradicts_its_own_past_is_of_another_history() {
 #[test]
 fn a_batch_larger_than_the_log_leaves_an_empty_log_behind() {
     let mut writer = Writer::new(state(10, Vec::new()));
-    let mut log = Log::new(Revision::new(10), 10_000);
+    let mut log = ChangeLog::new(Revision::new(10), 10_000);
     let mut put = |revision, len: usize| {
         let entry = entry("/c/a", "v".repeat(len), revision);
-        let batch = writer.apply(Revision::new(revision), vec![Edit::Put(entry)], 0);
-        Arc::new(batch.unwrap())
+        let batch = writer.apply(Revision::new(revision), vec![Edit::Put(entry)]);
+        Arc::new(EncodedBatch::new(batch.unwrap(), 0))
     };
     assert!(log.push(put(11, 10)).is_empty());
     let dropped = log.push(put(12, 10_000));
@@ -458,7 +460,7 @@ fn a_batch_larger_than_the_log_leaves_an_empty_log_behind() {
 }
 
 /// A state at 20 with `/c/a` of 15 and `/c/b` of 5, and what was said of the time after 10.
-fn looked_back(said: Vec<PastTransaction>) -> Result<Log, Misfit> {
+fn looked_back(said: Vec<PastTransaction>) -> Result<PastBatches, Misfit> {
     let entries = vec![entry("/c/a", "2", 15), entry("/c/b", "1", 5)];
     let mut writer = Writer::new(state(20, entries));
     let span = Span {
@@ -466,7 +468,7 @@ fn looked_back(said: Vec<PastTransaction>) -> Result<Log, Misfit> {
         up_to: Revision::new(20),
         last_put: Some(Revision::new(15)),
     };
-    let mut earlier = Earlier::new(span, BUDGET, 0);
+    let mut earlier = Earlier::new(span, BUDGET);
     earlier.begin(span.after);
     earlier.take(said)?;
     let mut settling = earlier.end();
@@ -555,7 +557,7 @@ fn a_log_asks_for_the_past_a_few_times_and_not_for_more_than_it_may() {
     let state = state(1_000_000, vec![entry("/c/a", "1", 999_000)]);
     let snapshot = Writer::new(state).snapshot().clone();
     let floor = snapshot.revision();
-    let mut log = Log::new(floor, BUDGET);
+    let mut log = ChangeLog::new(floor, BUDGET);
     assert!(!log.may_reach(floor) && !log.may_reach(revision(0)));
     assert!(log.may_reach(revision(900_000)) && !log.may_reach(revision(899_999)));
     assert_eq!(log.ask_back(revision(899_999), &snapshot), None);
@@ -569,16 +571,19 @@ fn a_log_asks_for_the_past_a_few_times_and_not_for_more_than_it_may() {
     assert_eq!(near, span(999_000, 1_000_000));
     let far = log.ask_back(revision(950_000), &snapshot).unwrap();
     assert_eq!(far, span(950_000, 1_000_000));
-    let earlier = Log::new(far.after, BUDGET);
-    assert!(log.reach_back(earlier.clone(), far.up_to).is_some());
+    let earlier = || PastBatches::new(far.after, BUDGET);
+    assert!(log.reach_back(earlier(), far.up_to, 0).is_some());
     assert_eq!(log.floor(), far.after);
-    assert!(log.reach_back(earlier, far.up_to).is_none(), "it has moved");
+    assert!(
+        log.reach_back(earlier(), far.up_to, 0).is_none(),
+        "it has moved"
+    );
     // The last time, as far as it may.
     let last = log.ask_back(revision(949_999), &snapshot).unwrap();
     assert_eq!(last, span(900_000, 950_000));
     assert!(!log.may_reach(revision(949_999)));
     assert_eq!(
-        Log::new(revision(5), BUDGET)
+        ChangeLog::new(revision(5), BUDGET)
             .ask_back(revision(4), &snapshot)
             .unwrap()
             .after,

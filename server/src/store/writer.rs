@@ -7,10 +7,9 @@ use driftless_proto::apply::Edit;
 use driftless_proto::digest::Digest;
 use driftless_proto::{Entry, Key, Revision};
 
-use super::log::{Base, Batch, Change};
+use super::batch::{Batch, Change, OldValue};
 use super::snapshot::{Snapshot, Stored};
 use super::state::{History, State};
-use crate::delta;
 
 /// How many deleted keys are remembered, so that a client that was away can be told of them in a
 /// diff. At about 320 bytes each, a key of 30 included, that is some 20 MiB a prefix at most; a client
@@ -77,19 +76,14 @@ impl Writer {
     }
 
     /// One transaction. `None` when it is not newer than the state.
-    pub fn apply(
-        &mut self,
-        revision: Revision,
-        edits: Vec<Edit>,
-        contact_ms: u64,
-    ) -> Option<Batch> {
+    pub fn apply(&mut self, revision: Revision, edits: Vec<Edit>) -> Option<Batch> {
         (revision > self.snapshot.revision)
-            .then(|| self.commit(revision, edits, false, contact_ms))
+            .then(|| self.commit(revision, edits, false))
             .flatten()
     }
 
     /// A whole state, in place of this one: the difference of the two, deletes included.
-    pub fn replace(&mut self, state: State, contact_ms: u64) -> Replaced {
+    pub fn replace(&mut self, state: State) -> Replaced {
         let continues = state.history == History::Continues
             && state.epoch == self.snapshot.epoch
             && state.revision >= self.snapshot.revision;
@@ -113,7 +107,7 @@ impl Writer {
             *self = Self::bounded(state, self.most_graves);
             return Replaced::Anew;
         }
-        match self.commit(state.revision, edits, true, contact_ms) {
+        match self.commit(state.revision, edits, true) {
             Some(batch) => Replaced::Continued(batch),
             None => Replaced::Unchanged,
         }
@@ -141,13 +135,7 @@ impl Writer {
     }
 
     /// Makes the edits. `None` when they turn out to change nothing.
-    fn commit(
-        &mut self,
-        to: Revision,
-        edits: Vec<Edit>,
-        conflated: bool,
-        contact_ms: u64,
-    ) -> Option<Batch> {
+    fn commit(&mut self, to: Revision, edits: Vec<Edit>, conflated: bool) -> Option<Batch> {
         let from = self.snapshot.revision;
         // Sorted, and the last of several edits of a key counts.
         let edits: BTreeMap<Key, Edit> = edits
@@ -155,18 +143,14 @@ impl Writer {
             .map(|edit| (edit.key().clone(), edit))
             .collect();
         let mut changes = Vec::with_capacity(edits.len());
-        let mut bases = Vec::new();
+        let mut replaced = Vec::new();
         for edit in edits.into_values() {
             let delta = match &edit {
                 Edit::Put(entry) => {
                     let (delta, old) = self.put(entry);
-                    bases.extend(old.filter(|_| !conflated).and_then(|old| {
-                        let lengths = (old.entry.value.len(), entry.value.len());
-                        delta::is_worth_it(lengths.0, lengths.1).then_some(Base {
-                            change: changes.len(),
-                            old,
-                        })
-                    }));
+                    let change = changes.len();
+                    let old = old.filter(|_| !conflated);
+                    replaced.extend(old.map(|old| OldValue { change, old }));
                     delta
                 }
                 Edit::Delete { key, mod_revision } => match self.delete(*mod_revision, key) {
@@ -174,14 +158,16 @@ impl Writer {
                     None => continue,
                 },
             };
-            changes.push(Change::new(edit, delta));
+            changes.push(Change { edit, delta });
         }
         self.snapshot.revision = to;
         self.bury_in_bounds();
-        (!changes.is_empty()).then(|| {
-            let mut batch = Batch::new(from, to, conflated, contact_ms, changes);
-            batch.bases = bases;
-            batch
+        (!changes.is_empty()).then_some(Batch {
+            from,
+            to,
+            conflated,
+            changes,
+            replaced,
         })
     }
 

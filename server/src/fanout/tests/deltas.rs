@@ -277,8 +277,9 @@ async fn what_waits_is_bounded() {
             .map(|key| Op::put(format!("/c/{key}"), huge(1)))
             .collect(),
     );
-    let (batch, bases) = prefix_c.unsettled[0].take_work();
-    assert_eq!((batch.changes.len(), bases.len()), (8, 5), "32 MiB");
+    assert_eq!(prefix_c.unsettled[0].batch.changes.len(), 8);
+    let (pairs, _) = prefix_c.unsettled[0].take_work();
+    assert_eq!(pairs.len(), 5, "32 MiB");
     assert_eq!(metrics.deltas_late.get(), 300 - 256 + 1);
     prefix_c.settle_all();
     prefix_c.txn(
@@ -300,11 +301,12 @@ async fn old_values_are_kept_for_the_work_and_no_others() {
     let mut stream = Stream::patched(&prefix_c, prefix("/c/b")).await;
     stream.drain();
     prefix_c.txn(all("2"));
-    let (batch, bases) = prefix_c.unsettled[0].take_work();
-    let key = |base: &Base| batch.changes[base.change].edit.key().to_string();
-    assert_eq!(bases.iter().map(key).collect::<Vec<_>>(), ["/c/b"]);
-    drop(bases);
-    let (_, left) = prefix_c.unsettled[0].take_work();
+    let keys: Vec<_> = prefix_c.unsettled[0].wanted_keys().collect();
+    assert_eq!(keys, ["/c/b"]);
+    let (pairs, _) = prefix_c.unsettled[0].take_work();
+    assert_eq!(pairs.len(), 1);
+    drop(pairs);
+    let (left, _) = prefix_c.unsettled[0].take_work();
     assert!(left.is_empty(), "they went with the work");
     // Without them nothing is found.
     prefix_c.settle_all();
@@ -329,7 +331,7 @@ async fn a_range_goes_with_its_last_stream_though_a_delta_is_computed_for_it() {
 struct Running {
     etcd: ScriptedEtcd,
     fanout: Fanout,
-    deltas: Deltas,
+    pool: JobPool,
     ingest: JoinSet<()>,
 }
 
@@ -338,12 +340,12 @@ impl Running {
         let (publisher, fanout) = fanout(prefix("/c/"), Metrics::new(), Instant::now());
         let (handle, requests) = SourceHandle::channel();
         let source: ScriptedEtcdSource = etcd.source(prefix("/c/"), requests);
-        let deltas = Deltas::new(fanout.metrics().clone());
+        let pool = JobPool::new(fanout.metrics().clone());
         let limits = Limits {
             log_bytes: 64 << 20,
             progress_interval: Duration::from_secs(10),
             audit_interval: None,
-            deltas: deltas.clone(),
+            jobs: pool.clone(),
         };
         let mut ingest = JoinSet::new();
         ingest.spawn(ingest::run(source, handle, publisher, limits));
@@ -351,7 +353,7 @@ impl Running {
         Self {
             etcd,
             fanout,
-            deltas,
+            pool,
             ingest,
         }
     }
@@ -389,7 +391,7 @@ async fn goes_on_while_the_delta_is_computed(old: Vec<u8>, new: Vec<u8>) {
     let running = Running::start(etcd).await;
     let mut large = running.stream("/c/large").await;
     let mut small = running.stream("/c/small").await;
-    let gate = Arc::clone(&running.deltas.gate);
+    let gate = Arc::clone(&running.pool.gate);
     let closed = gate.lock().await;
     running.put("/c/large", new).await;
     until(|| running.jobs() == 1).await;
@@ -433,7 +435,7 @@ async fn what_is_not_found_in_time_travels_whole() {
     let running = Running::start(ScriptedEtcd::default()).await;
     running.put("/c/a", large("1")).await;
     let mut stream = running.stream("/c/").await;
-    let gate = Arc::clone(&running.deltas.gate);
+    let gate = Arc::clone(&running.pool.gate);
     {
         let _closed = gate.lock().await;
         running.put("/c/a", large("2")).await;
@@ -472,7 +474,7 @@ async fn a_job_that_panics_is_one_that_found_nothing() {
     let running = Running::start(ScriptedEtcd::default()).await;
     running.put("/c/a", large("1")).await;
     let mut stream = running.stream("/c/").await;
-    *running.deltas.gate.lock().await = true;
+    *running.pool.gate.lock().await = true;
     running.put("/c/a", large("2")).await;
     until(|| {
         stream.drain();
@@ -490,7 +492,7 @@ async fn jobs_end_with_ingest() {
     running.fanout.reached(running.etcd.txn(some(1))).await;
     let _stream = running.stream("/c/").await;
     let metrics = running.fanout.metrics().clone();
-    let gate = Arc::clone(&running.deltas.gate);
+    let gate = Arc::clone(&running.pool.gate);
     {
         let _closed = gate.lock().await;
         for n in 2..6 {

@@ -1,10 +1,8 @@
-//! From an old and a new value to the delta between them, where one pays.
+//! Computes the delta between an old and a new value.
 //!
-//! Pure, and bounded whatever the values are: what both ends have in common goes at the speed of
-//! memory, the rest is cut into a bounded number of tokens, and the search among those has a
-//! deadline. What is found is applied back and compared before anybody gets to see it.
-
-mod jobs;
+//! Pure, and bounded for any values: the common ends are found at the speed of memory, the rest is
+//! cut into a bounded number of tokens, and the search among those has a deadline. A delta is applied
+//! and compared with the new value before it is returned.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -15,10 +13,6 @@ use driftless_proto::delta::apply;
 use driftless_proto::v1::{Copy, DeltaOp, delta_op::Op};
 use driftless_proto::{MAX_CHUNK_BYTES, MAX_VALUE_BYTES};
 use similar::algorithms::{Algorithm, DiffHook, diff_slices_deadline};
-
-#[cfg(test)]
-pub(crate) use jobs::WITHIN;
-pub use jobs::{Deltas, Jobs};
 
 /// Values below this size always travel whole, in bytes: such a change fits into one packet either
 /// way, and its delta would be waited for.

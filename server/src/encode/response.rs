@@ -1,112 +1,83 @@
-//! A snapshot or conflated diff: encoded chunk by chunk as its readers come for it, each chunk once
+//! A snapshot or conflated diff: encoded chunk by chunk as its readers ask for it, each chunk once
 //! for all who read the same.
 //!
-//! An [`Answer`] holds an immutable root and where each chunk starts in it, so a chunk that has been
-//! let go of can be made again. Which are kept is bounded by a [`Shelf`].
+//! A [`SyncResponse`] holds an immutable snapshot and the place at which each chunk starts in it, so
+//! that a chunk which was dropped can be made again. The [`ChunkCache`] bounds how many are kept.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use driftless_proto::apply::Edit;
 use driftless_proto::digest::Digest;
 use driftless_proto::{Key, KeyRange, Revision, v1};
+use parking_lot::Mutex;
 
-use super::{Frame, SEGMENT, Segments, change_field, entry_field, message};
+use super::chunk_cache::ChunkCache;
+use super::fields::{change_field, entry_field};
+use super::frame::{Frame, SEGMENT, Segments};
+use super::message::message;
 use crate::metrics::Metrics;
 use crate::store::{Changed, Position, Snapshot};
 
-/// A chunk is closed before it has more bytes than this: as much as one segment, since one chunk per
-/// stream is in flight.
+/// A chunk is closed before it has more bytes than this. One chunk a stream is in flight, so it is as
+/// large as a segment.
 const CHUNK: usize = SEGMENT;
 
-/// How many entries one call looks at for a chunk, so that a sparse range in a large prefix does not
-/// hold up the thread: some 0.2 ms.
+/// How many entries one call scans for a chunk, so that a sparse range in a large prefix does not
+/// block the thread: some 0.2 ms.
 pub(super) const SCAN: usize = 4096;
 
-/// What an answer is.
+/// The kind of a sync response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// The whole state; `reset` lets it lower the client's revision.
+pub enum SyncKind {
+    /// The whole state.
     Snapshot {
-        /// See `Snapshot.reset` in the contract.
+        /// See `Snapshot.reset` in the contract: it may lower the client's revision.
         reset: bool,
     },
-    /// What changed since this revision, in one diff.
+    /// What changed since a revision, in one diff.
     Diff {
-        /// What the client has.
+        /// The client's revision.
         since: Revision,
     },
-}
-
-/// How many bytes of chunks are kept for readers that are yet to come, all answers of a prefix
-/// together. What does not fit goes with the last reader that has it in hand.
-#[derive(Debug)]
-pub struct Shelf {
-    room: AtomicUsize,
-}
-
-impl Shelf {
-    /// With room for so many bytes.
-    pub const fn new(room: usize) -> Self {
-        Self {
-            room: AtomicUsize::new(room),
-        }
-    }
-
-    fn take(&self, len: usize) -> bool {
-        self.room
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |room| {
-                room.checked_sub(len)
-            })
-            .is_ok()
-    }
-
-    fn give_back(&self, len: usize) {
-        self.room.fetch_add(len, Ordering::Relaxed);
-    }
-
-    #[cfg(test)]
-    pub(crate) fn room(&self) -> usize {
-        self.room.load(Ordering::Relaxed)
-    }
 }
 
 /// Where a chunk starts.
 #[derive(Clone, Debug)]
 struct Start {
     after: After,
-    /// How many pieces of the first entry were in the chunk before.
+    /// How many fields of the first entry were in the chunk before.
     piece: usize,
 }
 
 #[derive(Clone, Debug)]
 enum After {
-    /// In the order of keys, of a snapshot.
+    /// For a snapshot, in the order of keys.
     Key(Option<Key>),
-    /// In the order of changes, of a diff.
+    /// For a diff, in the order of changes.
     Change(Position),
 }
 
-/// The fields of one chunk, and where the next one starts: `None` when this is the last.
+/// The fields of one chunk.
 struct Scanned {
     fields: Vec<Frame>,
+    /// Where the next chunk starts; `None` if this is the last.
     next: Option<Start>,
 }
 
-/// A chunk that was made.
+/// A chunk that was encoded.
 #[derive(Debug)]
 struct Made {
     start: Start,
-    frame: Kept,
+    frame: Cached,
 }
 
 #[derive(Debug)]
-enum Kept {
-    /// On the shelf.
-    Here(Arc<Frame>),
-    /// Wherever a reader has it in hand.
-    There(Weak<Frame>),
+enum Cached {
+    /// Counted by the cache.
+    Kept(Arc<Frame>),
+    /// There was no room: it lives as long as a reader holds it.
+    Borrowed(Weak<Frame>),
 }
 
 #[derive(Debug)]
@@ -114,52 +85,51 @@ struct Chunks {
     made: Vec<Made>,
     /// Where the next one starts; `None` once the last was made.
     next: Option<Start>,
-    /// Bytes on the shelf.
-    shelved: usize,
+    /// Bytes that the cache keeps.
+    cached: usize,
 }
 
 /// A snapshot or conflated diff of one range, for any number of readers.
 #[derive(Debug)]
-pub struct Answer {
+pub struct SyncResponse {
     root: Snapshot,
     range: KeyRange,
-    kind: Kind,
+    kind: SyncKind,
     digest: Digest,
     contact_ms: u64,
-    shelf: Arc<Shelf>,
+    cache: Arc<ChunkCache>,
     chunks: Mutex<Chunks>,
 }
 
-/// What [`Reader::next`] came to.
+/// The result of [`SyncReader::next`].
 #[derive(Debug)]
 pub enum Chunk {
     /// The next message.
     Ready(Arc<Frame>),
-    /// Nothing yet, after a stretch of entries outside the range: call again, after others had a
-    /// turn.
+    /// None yet: all entries scanned were outside the range. Yield, then call again.
     Scanning,
-    /// That was all.
+    /// There are no more.
     Done,
 }
 
-impl Answer {
-    /// Of `range` in `root`, whose digest over the range is `digest`.
+impl SyncResponse {
+    /// A response for `range` in `root`, whose digest over the range is `digest`.
     pub fn new(
         root: Snapshot,
         range: KeyRange,
-        kind: Kind,
+        kind: SyncKind,
         digest: Digest,
         contact_ms: u64,
-        shelf: Arc<Shelf>,
+        cache: Arc<ChunkCache>,
     ) -> Self {
         let after = match kind {
-            Kind::Diff { since } => After::Change(Position::after(since)),
-            Kind::Snapshot { .. } => After::Key(None),
+            SyncKind::Diff { since } => After::Change(Position::after(since)),
+            SyncKind::Snapshot { .. } => After::Key(None),
         };
         let chunks = Chunks {
             made: Vec::new(),
             next: Some(Start { after, piece: 0 }),
-            shelved: 0,
+            cached: 0,
         };
         Self {
             root,
@@ -167,36 +137,32 @@ impl Answer {
             kind,
             digest,
             contact_ms,
-            shelf,
+            cache,
             chunks: Mutex::new(chunks),
         }
     }
 
-    /// The revision that a reader is at when it has taken everything.
+    /// The revision of a reader that has read everything.
     pub const fn revision(&self) -> Revision {
         self.root.revision()
     }
 
-    /// What it is.
-    pub const fn kind(&self) -> Kind {
+    /// The kind of the response.
+    pub const fn kind(&self) -> SyncKind {
         self.kind
     }
 
-    fn lock(&self) -> MutexGuard<'_, Chunks> {
-        self.chunks.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The chunk with this number, made by whoever comes first. Who comes second waits for as long
-    /// as that takes, which `CHUNK` and `SCAN` bound.
+    /// The chunk with this number, encoded by the first reader that needs it. Others wait meanwhile,
+    /// for a time that `CHUNK` and `SCAN` bound.
     fn chunk(&self, number: usize, metrics: &Metrics) -> Chunk {
-        let mut chunks = self.lock();
+        let mut chunks = self.chunks.lock();
         if let Some(made) = chunks.made.get_mut(number) {
             if let Some(frame) = made.frame() {
                 return Chunk::Ready(frame);
             }
             let scanned = self.scan(&made.start);
             let frame = Arc::new(self.encode(&scanned, metrics));
-            made.frame = Kept::There(Arc::downgrade(&frame));
+            made.frame = Cached::Borrowed(Arc::downgrade(&frame));
             return Chunk::Ready(frame);
         }
         let Some(start) = chunks.next.take() else {
@@ -208,19 +174,22 @@ impl Answer {
             return Chunk::Scanning;
         }
         let frame = Arc::new(self.encode(&scanned, metrics));
-        let kept = if self.shelf.take(frame.len()) {
-            chunks.shelved += frame.len();
-            Kept::Here(Arc::clone(&frame))
+        let cached = if self.cache.reserve(frame.len()) {
+            chunks.cached += frame.len();
+            Cached::Kept(Arc::clone(&frame))
         } else {
-            Kept::There(Arc::downgrade(&frame))
+            Cached::Borrowed(Arc::downgrade(&frame))
         };
-        chunks.made.push(Made { start, frame: kept });
+        chunks.made.push(Made {
+            start,
+            frame: cached,
+        });
         chunks.next = scanned.next;
         Chunk::Ready(frame)
     }
 
-    /// What goes into the chunk that starts there: a function of the root, so that it comes out the
-    /// same again.
+    /// The fields of the chunk that starts there. Depends on the root only, so that a chunk made
+    /// again is the same.
     fn scan(&self, start: &Start) -> Scanned {
         match &start.after {
             After::Key(after) => {
@@ -257,8 +226,8 @@ impl Answer {
         let to = self.root.revision().get();
         let mut out = Segments::default();
         match self.kind {
-            Kind::Snapshot { reset } => {
-                let head = v1::Snapshot {
+            SyncKind::Snapshot { reset } => {
+                let header = v1::Snapshot {
                     revision: to,
                     entries: Vec::new(),
                     more: !last,
@@ -266,10 +235,10 @@ impl Answer {
                     reset,
                     epoch: only_last(self.root.epoch().as_bytes().clone()),
                 };
-                message(&mut out, 2, &head, &fields);
+                message(&mut out, 2, &header, &fields);
             }
-            Kind::Diff { since } => {
-                let head = v1::Diff {
+            SyncKind::Diff { since } => {
+                let header = v1::Diff {
                     from: since.get(),
                     to,
                     changes: Vec::new(),
@@ -278,32 +247,30 @@ impl Answer {
                     conflated: true,
                     contact_ms: if last { self.contact_ms } else { 0 },
                 };
-                message(&mut out, 3, &head, &fields);
+                message(&mut out, 3, &header, &fields);
             }
         }
         out.finish_messages()
     }
 }
 
-impl Drop for Answer {
+impl Drop for SyncResponse {
     fn drop(&mut self) {
-        let chunks = self.chunks.get_mut();
-        let chunks = chunks.unwrap_or_else(PoisonError::into_inner);
-        self.shelf.give_back(chunks.shelved);
+        self.cache.release(self.chunks.get_mut().cached);
     }
 }
 
 impl Made {
     fn frame(&self) -> Option<Arc<Frame>> {
         match &self.frame {
-            Kept::Here(frame) => Some(Arc::clone(frame)),
-            Kept::There(frame) => frame.upgrade(),
+            Cached::Kept(frame) => Some(Arc::clone(frame)),
+            Cached::Borrowed(frame) => frame.upgrade(),
         }
     }
 }
 
-/// As many of the items' fields as go into one chunk. `items` are those after `start.after`, each
-/// with its place and its fields.
+/// Collects fields for one chunk. `items` are the items after `start.after`, each with its place and
+/// its fields.
 fn collect(start: &Start, items: impl Iterator<Item = (After, Vec<Frame>)>) -> Scanned {
     let mut scanned = Scanned {
         fields: Vec::new(),
@@ -345,27 +312,27 @@ fn changed_fields(revision: Revision, key: &Bytes, changed: &Changed) -> Vec<Fra
     change_field(&edit).0
 }
 
-/// One stream's way through an answer.
+/// One stream's place in a sync response.
 #[derive(Debug)]
-pub struct Reader {
-    answer: Arc<Answer>,
+pub struct SyncReader {
+    response: Arc<SyncResponse>,
     next: usize,
 }
 
-impl Reader {
-    /// From its beginning.
-    pub const fn new(answer: Arc<Answer>) -> Self {
-        Self { answer, next: 0 }
+impl SyncReader {
+    /// Reads the response from its beginning.
+    pub const fn new(response: Arc<SyncResponse>) -> Self {
+        Self { response, next: 0 }
     }
 
-    /// The revision that the reader is at when it has taken everything.
+    /// The revision of a reader that has read everything.
     pub fn revision(&self) -> Revision {
-        self.answer.revision()
+        self.response.revision()
     }
 
     /// The next chunk.
     pub fn next(&mut self, metrics: &Metrics) -> Chunk {
-        let chunk = self.answer.chunk(self.next, metrics);
+        let chunk = self.response.chunk(self.next, metrics);
         if let Chunk::Ready(_) = chunk {
             self.next += 1;
         }
