@@ -1,10 +1,9 @@
 //! The rule of application: what a frame does to the state that a client holds, or why it is
-//! refused.
+//! rejected.
 //!
-//! [`Applier`] puts chunks together, decides, and proves the digest *before* anything is published.
-//! It holds no entries of its own once a frame is complete: the caller does, and shows them through
-//! [`Lookup`]. So it is pure, works over any map, and is all that a client in another language has
-//! to build anew.
+//! [`Applier`] joins chunks, decides, and checks the digest *before* anything is published. It keeps
+//! no entries once a frame is complete: the caller keeps them, and lends them through [`Lookup`]. So
+//! it is pure and works over any map. A client in another language has to reimplement only this.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +15,7 @@ use crate::{Entry, Epoch, Key, KeyRange, MAX_VALUE_BYTES, Revision, v1};
 
 /// The entries that the caller holds.
 pub trait Lookup {
-    /// What is held under `key`.
+    /// The entry held under `key`.
     fn entry(&self, key: &Key) -> Option<&Entry>;
 }
 
@@ -26,16 +25,16 @@ impl Lookup for BTreeMap<Key, Entry> {
     }
 }
 
-/// One key's change, ready to be made.
+/// One key's change, ready to be applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Edit {
-    /// The key has this entry now.
+    /// The key now has this entry.
     Put(Entry),
-    /// The key is gone.
+    /// The key was deleted.
     Delete {
-        /// Which key; the caller may not have it.
+        /// The key, which the caller may not have.
         key: Key,
-        /// When it went.
+        /// The revision of the deletion.
         mod_revision: Revision,
     },
 }
@@ -50,20 +49,20 @@ impl Edit {
     }
 }
 
-/// What a frame asks the caller to do, at once and whole.
+/// What the caller must do after a frame, completely and at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[must_use = "the position has moved already: not making the edits would be drift"]
+#[must_use = "the applier has moved to the new revision: a caller that skips the edits has drifted"]
 pub enum Action {
     /// Nothing yet: more chunks follow.
     Incomplete,
     /// Nothing: the caller has this already.
     Skipped,
-    /// The state is proven to be the same at this revision.
+    /// No edits: the digest proves that the state is the same at this revision.
     Confirm {
         /// The revision that the caller is at now.
         revision: Revision,
     },
-    /// Put these entries, in ascending order of keys, in place of everything that is held.
+    /// Replace everything that is held with these entries, in ascending order of keys.
     Replace {
         /// The revision that the caller is at now.
         revision: Revision,
@@ -72,60 +71,60 @@ pub enum Action {
         /// The history went back or was replaced: the revision may be lower than it was.
         reset: bool,
     },
-    /// Make these edits, in ascending order of keys, all at once.
+    /// Apply these edits, in ascending order of keys, all at once.
     Edit {
         /// The revision that the caller is at now.
         revision: Revision,
         /// Each key at most once.
         edits: Vec<Edit>,
-        /// Several transactions in one.
+        /// The edits of several transactions, joined.
         conflated: bool,
     },
 }
 
-/// Why a frame is not applied. The state that is held stays as it was, and stays good.
+/// Why a frame was not applied. The held state is unchanged and still valid.
 ///
-/// In every case the stream is of no further use. [`ApplyError::keeps_state`] says whether the next
-/// one may build on what is held.
+/// In every case the caller must end the stream. [`ApplyError::keeps_state`] says whether the next
+/// stream may resume from the held state.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ApplyError {
-    /// A diff starts after the revision that is held: something in between is missing.
-    #[error("a diff starts at revision {from}, but {held} is held: a change is missing")]
+    /// A diff starts after the held revision: a change in between is missing.
+    #[error("a diff starts at revision {from}, but the client is at {held}: a change is missing")]
     Gap {
         /// Where the diff starts.
         from: Revision,
-        /// What is held.
+        /// The held revision.
         held: Revision,
     },
-    /// The digests differ: the two ends do not hold the same.
+    /// The digests differ: client and server do not hold the same state.
     #[error("the digest at revision {at} differs from the server's")]
     Diverged {
         /// The revision of the frame.
         at: Revision,
     },
-    /// A snapshot that is no reset is older than what is held.
-    #[error("a snapshot at revision {to} is older than {held}, which is held, and is no reset")]
+    /// A snapshot is older than the held state and is not a reset.
+    #[error("a snapshot at revision {to} is older than the client's {held} and is not a reset")]
     WentBack {
         /// The snapshot's revision.
         to: Revision,
-        /// What is held.
+        /// The held revision.
         held: Revision,
     },
-    /// The frame builds on a state that is not held.
+    /// The frame builds on a state that the client does not have.
     #[error("a {frame} came before any snapshot of this history")]
     NothingHeld {
         /// What kind of frame.
         frame: &'static str,
     },
-    /// A key that was not asked for.
-    #[error("key {key} is not in the range that was asked for")]
+    /// A key outside the requested range.
+    #[error("key {key} is outside the requested range")]
     Foreign {
         /// The key.
         key: Key,
     },
-    /// A patch refers to a value that is not held.
-    #[error("a patch of {key} refers to revision {base}, which is not held")]
+    /// A patch refers to a value that the client does not have.
+    #[error("a patch of {key} refers to revision {base}, which the client does not have")]
     PatchBase {
         /// The key.
         key: Key,
@@ -140,13 +139,13 @@ pub enum ApplyError {
         /// Why.
         source: DeltaError,
     },
-    /// More than the caller is prepared to hold.
+    /// More than the caller allows.
     #[error("the range is larger than the limit of {limit} bytes")]
     TooLarge {
         /// The limit that the caller set, in bytes of keys and values.
         limit: usize,
     },
-    /// The frame breaks the contract.
+    /// The frame breaks the contract of `config.proto`.
     #[error("the server broke the contract: {what}")]
     Malformed {
         /// How.
@@ -155,25 +154,25 @@ pub enum ApplyError {
 }
 
 impl ApplyError {
-    /// Whether the next stream may resume from what is held. Where not, it starts with nothing, so
-    /// that it gets a snapshot.
+    /// Whether the next stream may resume from the held state. If not, it must start without one, to
+    /// get a snapshot.
     pub const fn keeps_state(&self) -> bool {
         matches!(self, Self::Gap { .. } | Self::TooLarge { .. })
     }
 }
 
-/// What an entry costs besides its key and value, in bytes: keeps a flood of tiny ones within the
-/// limit too. A generous estimate of a map node.
+/// What an entry costs besides its key and value, in bytes, so that the limit holds for very many
+/// tiny entries too. A generous estimate of a map node.
 const ENTRY_OVERHEAD: usize = 128;
 
-/// Applies the frames of one stream after the other to the state that its owner holds.
+/// Applies the frames of one stream after the other to the state that the caller holds.
 #[derive(Debug)]
 pub struct Applier {
     range: KeyRange,
     limit: usize,
     /// What is held. `None` before the first snapshot.
     held: Option<Held>,
-    /// The epoch of the stream at hand.
+    /// The epoch of the current stream.
     stream: Option<Epoch>,
     partial: Option<Partial>,
 }
@@ -187,34 +186,34 @@ struct Held {
     bytes: usize,
 }
 
-/// Chunks that have arrived of a frame that is not complete.
+/// The chunks so far of a frame that is not complete.
 #[derive(Debug)]
 enum Partial {
     Snapshot(Staged<v1::Snapshot>),
     Diff(Staged<v1::Diff>),
 }
 
-/// The head of the first chunk, and what the chunks so far hold.
+/// The head of the first chunk, and the content of the chunks so far.
 #[derive(Debug)]
 struct Staged<H> {
     head: H,
     edits: BTreeMap<Key, Edit>,
     piece: Option<Piece>,
-    /// What the entries cost. No more than a state may.
+    /// What the entries cost, at most the limit of a state.
     put: usize,
-    /// What the deletions cost. No more than a state may either, and apart: a diff may take all of
-    /// one state away and bring another.
+    /// What the deletions cost, at most the same limit. Counted apart, because a diff may delete all
+    /// of one state and put another.
     deleted: usize,
 }
 
-/// A value of which some pieces have arrived.
+/// A value that has arrived in part.
 #[derive(Debug)]
 struct Piece {
     first: v1::Entry,
     value: Hidden,
 }
 
-/// Part of a value: not for `Debug`.
+/// Part of a value, which `Debug` must not show.
 struct Hidden(BytesMut);
 
 impl std::fmt::Debug for Hidden {
@@ -224,8 +223,8 @@ impl std::fmt::Debug for Hidden {
 }
 
 impl Applier {
-    /// For `range`, with nothing held yet. `limit` bounds what one state may hold in bytes of keys
-    /// and values; a server that sends more is refused before it is kept.
+    /// An applier for `range`, with no state yet. `limit` is the most that one state may hold, in
+    /// bytes of keys and values. A frame that exceeds it is rejected before it is kept.
     pub const fn new(range: KeyRange, limit: usize) -> Self {
         Self {
             range,
@@ -236,8 +235,8 @@ impl Applier {
         }
     }
 
-    /// Takes over a state that was held before, say from a disk: its entries must be those that the
-    /// caller will show.
+    /// Starts from a state that was held before, for example one read from disk. The entries must be
+    /// those that the caller will lend.
     pub fn resume<'a>(
         &mut self,
         epoch: Epoch,
@@ -257,19 +256,19 @@ impl Applier {
         self.held = Some(held);
     }
 
-    /// The revision that is held; [`Revision::NONE`] when nothing is.
+    /// The held revision, or [`Revision::NONE`] without a state.
     pub fn revision(&self) -> Revision {
         self.held
             .as_ref()
             .map_or(Revision::NONE, |held| held.revision)
     }
 
-    /// The digest of what is held.
+    /// The digest of the held state.
     pub fn digest(&self) -> Digest {
         self.held.as_ref().map_or(Digest::EMPTY, |held| held.digest)
     }
 
-    /// What to tell a server that the client has. `None` when nothing is held.
+    /// What the client tells a server that it has. `None` without a state.
     pub fn have(&self, token: bytes::Bytes) -> Option<v1::Have> {
         self.held.as_ref().map(|held| v1::Have {
             epoch: held.epoch.as_bytes().clone(),
@@ -279,13 +278,13 @@ impl Applier {
         })
     }
 
-    /// A new stream has begun, in this epoch. What was left of the last one is dropped.
+    /// Begins a new stream, in this epoch. Drops the incomplete frame of the last one.
     pub fn begin(&mut self, epoch: Epoch) {
         self.partial = None;
         self.stream = Some(epoch);
     }
 
-    /// What is held, when the stream at hand may build on it.
+    /// The held state, if the current stream may build on it.
     fn base(&self, frame: &'static str) -> Result<&Held, ApplyError> {
         let held = self
             .held
@@ -294,7 +293,7 @@ impl Applier {
         held.ok_or(ApplyError::NothingHeld { frame })
     }
 
-    /// Refuses a frame that comes between the chunks of another.
+    /// Rejects a frame that comes between the chunks of another.
     const fn not_within_chunks(&self) -> Result<(), ApplyError> {
         match self.partial {
             None => Ok(()),
@@ -304,21 +303,21 @@ impl Applier {
         }
     }
 
-    /// "You have it all."
+    /// The client's state is the current one.
     ///
     /// # Errors
-    /// When the digests differ, or nothing is held.
+    /// When the digests differ, or there is no state.
     pub fn current(&mut self, current: &v1::Current) -> Result<Action, ApplyError> {
         self.confirm("current", Revision::new(current.revision), &current.digest)
     }
 
-    /// "Nothing changed up to here."
+    /// The range has not changed up to this revision.
     ///
     /// # Errors
-    /// When the digests differ, or nothing is held.
+    /// When the digests differ, or there is no state.
     pub fn progress(&mut self, progress: &v1::Progress) -> Result<Action, ApplyError> {
         let to = Revision::new(progress.revision);
-        // A server that is behind the one before it: proves that the stream is alive, no more.
+        // This server is behind the last one. The frame only proves that the stream is alive.
         if to < self.base("progress")?.revision {
             self.not_within_chunks()?;
             return Ok(Action::Skipped);
@@ -349,7 +348,8 @@ impl Applier {
     /// A chunk of a snapshot.
     ///
     /// # Errors
-    /// When it breaks the contract, is older than what is held and no reset, or its digest is wrong.
+    /// When it breaks the contract, is older than the held state and not a reset, or has the wrong
+    /// digest.
     pub fn snapshot(&mut self, mut chunk: v1::Snapshot) -> Result<Action, ApplyError> {
         let entries = std::mem::take(&mut chunk.entries);
         let more = chunk.more;
@@ -421,10 +421,10 @@ impl Applier {
         })
     }
 
-    /// A chunk of a diff, over the entries that are held.
+    /// A chunk of a diff, over the held entries.
     ///
     /// # Errors
-    /// When something is missing before it, it breaks the contract, or its digest is wrong.
+    /// When a change before it is missing, it breaks the contract, or has the wrong digest.
     pub fn diff(
         &mut self,
         mut chunk: v1::Diff,
@@ -460,7 +460,7 @@ impl Applier {
                 held: held.revision,
             });
         }
-        // What is held already is put together all the same, so that its chunks are recognised.
+        // The chunks of a diff that is skipped are counted too, so that the next frame is recognised.
         let skip = to <= held.revision;
         if !skip {
             for change in changes {
@@ -539,8 +539,8 @@ impl<H> Staged<H> {
                 let Some(old) = old else {
                     return Err(ApplyError::PatchBase { key, base });
                 };
-                // Before the value is made: a few ops can make much. A length that no value may have
-                // is for `delta::apply` to refuse.
+                // Charged before the value is made: a few ops can make a large value. `delta::apply`
+                // rejects a length that no value may have.
                 let length = patch.length.min(MAX_VALUE_BYTES as u64) as usize;
                 charge(&mut self.put, limit, key.as_ref().len() + length)?;
                 let value = match delta::apply(&old.value, &patch.ops, patch.length) {
@@ -570,7 +570,7 @@ impl<H> Staged<H> {
         }
     }
 
-    /// Takes one piece of an entry; the entry when it is complete.
+    /// Takes one piece of an entry. Returns the entry when it is complete.
     fn piece(
         &mut self,
         range: &KeyRange,
@@ -596,7 +596,7 @@ impl<H> Staged<H> {
         let mut pending = match self.piece.take() {
             None if piece.offset == 0 => {
                 ranged(range, piece.key.clone())?;
-                // Grows with what arrives, not by what is claimed.
+                // The buffer grows with the bytes that arrive, not with the length that is claimed.
                 Piece {
                     first: v1::Entry {
                         value: Default::default(),
@@ -665,7 +665,7 @@ fn charge(count: &mut usize, limit: usize, bytes: usize) -> Result<(), ApplyErro
     }
 }
 
-/// Whether `piece` is the next one of the value that is pending.
+/// Whether `piece` is the next piece of the pending value.
 fn continues(pending: &Piece, piece: &v1::Entry) -> bool {
     let first = &pending.first;
     (

@@ -1,52 +1,52 @@
 //! Applying a value delta: pure, total and bounded.
 //!
 //! A delta is a list of copies from the old value and insertions. [`apply`] checks it as a whole
-//! before it allocates anything, so a hostile one is refused at the cost of reading it.
+//! before it allocates anything, so a hostile one costs no more than reading it.
 
 use bytes::{Bytes, BytesMut};
 
 use crate::MAX_VALUE_BYTES;
 use crate::v1::{DeltaOp, delta_op::Op};
 
-/// Why a delta cannot be applied. It was made for another value, or is broken; retrying does not
-/// help, asking for the whole value does.
+/// Why a delta cannot be applied: it was made for another value, or is broken. A retry does not help;
+/// asking for the whole value does.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DeltaError {
     /// A copy reaches beyond the end of the old value.
     #[error("op {op} of a delta copies beyond the old value's {base} bytes")]
     OutOfBounds {
-        /// Which of the ops, from 0.
+        /// Index of the op, from 0.
         op: usize,
         /// Length of the old value in bytes.
         base: usize,
     },
-    /// The ops do not produce what the delta says.
-    #[error("a delta says that it makes {said} bytes and makes {made}")]
+    /// The ops do not produce the length that the delta claims.
+    #[error("a delta claims {said} bytes and makes {made}")]
     WrongLength {
-        /// What the delta says, in bytes.
+        /// The length that the delta claims, in bytes.
         said: u64,
-        /// What its ops make, in bytes.
+        /// The length that its ops make, in bytes.
         made: u64,
     },
-    /// It would make more than [`MAX_VALUE_BYTES`].
+    /// The value would be longer than [`MAX_VALUE_BYTES`].
     #[error("a delta makes {said} bytes; at most {max} are allowed", max = MAX_VALUE_BYTES)]
     TooLong {
-        /// What the delta says, in bytes.
+        /// The length that the delta claims, in bytes.
         said: u64,
     },
     /// An op of a kind that this version does not know.
     #[error("op {op} of a delta is of an unknown kind")]
     UnknownOp {
-        /// Which of the ops, from 0.
+        /// Index of the op, from 0.
         op: usize,
     },
 }
 
-/// The value that `ops` make from `base`, which must be `length` bytes long.
+/// Makes the value, `length` bytes long, that `ops` describe over `base`.
 ///
 /// # Errors
-/// When it cannot be exactly that. Nothing is allocated then.
+/// When `ops` do not make exactly that. Nothing is allocated then.
 pub fn apply(base: &[u8], ops: &[DeltaOp], length: u64) -> Result<Bytes, DeltaError> {
     if length > MAX_VALUE_BYTES as u64 {
         return Err(DeltaError::TooLong { said: length });
@@ -72,7 +72,7 @@ pub fn apply(base: &[u8], ops: &[DeltaOp], length: u64) -> Result<Bytes, DeltaEr
     if made != length {
         return Err(DeltaError::WrongLength { said: length, made });
     }
-    // All below is proven: `made` is at most MAX_VALUE_BYTES and every copy is within `base`.
+    // Checked above: `made` is at most MAX_VALUE_BYTES, and every copy is within `base`.
     let mut value = BytesMut::with_capacity(made as usize);
     for op in ops {
         match &op.op {

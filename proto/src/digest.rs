@@ -1,8 +1,8 @@
-//! The digest of a range: proof, in 16 bytes, that two ends hold the same state.
+//! The digest of a range: 16 bytes that prove that two ends hold the same state.
 //!
-//! It is the sum, modulo 2^128, of one 128-bit hash per entry, so it does not depend on the order
-//! and costs O(1) per changed key: subtract the old entry's hash, add the new one's. The digest of
-//! an empty range is 0. It is a function of the state alone, so a replay of every change and one
+//! It is the sum, modulo 2^128, of one 128-bit hash per entry. So it does not depend on the order of
+//! the entries, and a changed key costs O(1): subtract the old entry's hash, add the new one's. The
+//! digest of an empty range is 0. It depends on the state alone: a replay of every change and one
 //! conflated diff lead to the same digest.
 //!
 //! The hash of an entry is XXH3-128 with seed 0 over these bytes, integers little-endian:
@@ -19,9 +19,9 @@
 //!
 //! On the wire a digest is 16 bytes, big-endian. Vectors are in `proto/testdata/digest.json`.
 //!
-//! It detects accidents, not attacks: XXH3 is no cryptographic hash, and a sum of hashes even less.
-//! Whoever can forge a stream can forge its digest; TLS is against them. And because values with
-//! little entropy can be found by trying, a digest is as secret as the values.
+//! The digest detects accidents, not attacks: XXH3 is not a cryptographic hash. Whoever can forge a
+//! stream can forge its digest; TLS protects against that. A digest is as secret as the values,
+//! because a value with little entropy can be found by trying.
 
 use std::fmt;
 use std::ops::{Add, AddAssign, Sub, SubAssign};
@@ -36,10 +36,10 @@ use crate::Entry;
 pub struct Digest(u128);
 
 impl Digest {
-    /// Of a range with nothing in it.
+    /// The digest of an empty range.
     pub const EMPTY: Self = Self(0);
 
-    /// Of a range with just this entry in it. Reads the whole value: about 0.1 ms per MiB.
+    /// The digest of a range with only this entry. Reads the whole value: about 0.1 ms per MiB.
     pub fn of(entry: &Entry) -> Self {
         let mut hash = Xxh3::new();
         let mut length_prefixed = |bytes: &[u8], then: &[i64]| {
@@ -59,12 +59,12 @@ impl Digest {
         Self(hash.digest128())
     }
 
-    /// As it travels: 16 bytes, big-endian.
+    /// The 16 bytes on the wire, big-endian.
     pub fn to_bytes(self) -> Bytes {
         Bytes::copy_from_slice(&self.0.to_be_bytes())
     }
 
-    /// From the wire; `None` when it is not 16 bytes long.
+    /// A digest from the wire. `None` if it is not 16 bytes long.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         bytes
             .try_into()

@@ -1,4 +1,4 @@
-//! A key with its value and its revisions: what ranges consist of.
+//! A key with its value and its revisions: one element of a range.
 
 use std::fmt;
 
@@ -8,18 +8,18 @@ use crate::{Key, Revision, v1};
 
 /// A key with its value and its revisions. Cheap to clone.
 ///
-/// `Debug` tells the value's length and never its bytes.
+/// `Debug` shows the value's length, never its bytes.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Entry {
     /// The key.
     pub key: Key,
     /// The value; may be empty.
     pub value: Bytes,
-    /// Revision at which the key came into being (again, after a delete).
+    /// Revision at which the key was created. A key that was deleted and put again has a new one.
     pub create_revision: Revision,
     /// Revision of the last change.
     pub mod_revision: Revision,
-    /// Changes since it came into being, the creation included.
+    /// Number of changes since the key was created, the creation included.
     pub version: i64,
 }
 

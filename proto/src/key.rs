@@ -14,18 +14,18 @@ use crate::v1;
 pub struct Key(Bytes);
 
 impl Key {
-    /// From bytes; `None` when there are none, which is not a key in etcd either.
+    /// A key of these bytes. `None` if there are none: etcd has no empty key either.
     pub fn new(bytes: impl Into<Bytes>) -> Option<Self> {
         let bytes = bytes.into();
         (!bytes.is_empty()).then_some(Self(bytes))
     }
 
-    /// As it travels.
+    /// The bytes on the wire.
     pub const fn as_bytes(&self) -> &Bytes {
         &self.0
     }
 
-    /// As text, when it is UTF-8.
+    /// The key as text, if it is UTF-8.
     pub fn as_str(&self) -> Option<&str> {
         std::str::from_utf8(&self.0).ok()
     }
@@ -37,7 +37,7 @@ impl AsRef<[u8]> for Key {
     }
 }
 
-// `Bytes` compares and hashes as the slice does, so maps can be asked with a slice.
+// `Bytes` compares and hashes like its slice, so a map can be searched with a slice.
 impl Borrow<[u8]> for Key {
     fn borrow(&self) -> &[u8] {
         &self.0
@@ -56,8 +56,8 @@ impl fmt::Debug for Key {
     }
 }
 
-/// Shows printable text as it is and everything else (control characters included, so that a key
-/// cannot write to a terminal) as `\xNN` or Rust's escapes.
+/// Shows printable text as it is, and everything else as `\xNN` or Rust's escapes. Control characters
+/// are escaped so that a key cannot change a terminal's state.
 fn write_escaped(bytes: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
     use fmt::Write;
     for chunk in bytes.utf8_chunks() {
@@ -84,11 +84,11 @@ pub enum KeyRange {
     Prefix(Key),
 }
 
-/// Why something is not a range.
+/// Why a range is not valid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RangeError {
-    /// There is no key or prefix in it.
+    /// The key or prefix is missing or empty.
     #[error("the {what} is empty; name at least one byte, such as \"/config/\"")]
     Empty {
         /// "key", "prefix" or "range".
@@ -105,10 +105,10 @@ pub enum RangeError {
 }
 
 impl KeyRange {
-    /// Longest key or prefix that can be subscribed to, in bytes: 4096.
+    /// The longest key or prefix that can be watched, in bytes: 4096.
     ///
-    /// What a path may have on Linux. A bound is needed because a server keeps a range for as long
-    /// as somebody watches it.
+    /// The limit of a path on Linux. There has to be one, because a server keeps a range in memory
+    /// while somebody watches it.
     pub const MAX_LEN: usize = 4096;
 
     /// One key.
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_range_is_said() {
+    fn invalid_ranges_name_what_is_wrong() {
         assert_eq!(KeyRange::key(""), Err(RangeError::Empty { what: "key" }));
         assert_eq!(
             KeyRange::prefix([]),
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_cannot_write_to_a_terminal() {
+    fn control_characters_in_keys_are_escaped() {
         let key = Key::new(&b"/a\x1b[2J\n\xff/\xc3\xbc"[..]).unwrap();
         assert_eq!(key.to_string(), "/a\\u{1b}[2J\\n\\xff/\u{fc}");
     }

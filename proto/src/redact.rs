@@ -1,13 +1,13 @@
-//! `Debug` for the generated messages that carry values or digests, without either.
+//! `Debug` for the generated messages with values or digests, which shows neither.
 //!
-//! A digest of a value with little entropy can be inverted by trying, so it is as secret as the
-//! value. Messages that merely contain these derive their `Debug` and are safe with it.
+//! A digest is as secret as the value, because a value with little entropy can be found by trying.
+//! Messages that contain these messages derive `Debug`, which is safe.
 
 use std::fmt;
 
 use crate::v1;
 
-/// Stands for bytes that must not be shown.
+/// Bytes that must not be shown.
 struct Hidden(usize);
 
 impl fmt::Debug for Hidden {
@@ -111,7 +111,7 @@ mod tests {
 
     /// Every message that can hold a value or a digest, filled with a canary.
     #[test]
-    fn debug_shows_no_value_and_no_digest() {
+    fn debug_hides_values_and_digests() {
         let secret = || Bytes::from_static(b"CANARY");
         let entry = v1::Entry {
             value: secret(),

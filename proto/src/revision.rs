@@ -1,25 +1,25 @@
-//! Revisions and the history that they belong to, as types that cannot be mixed up.
+//! Revisions, and the history that they belong to.
 
 use std::fmt;
 
 use bytes::Bytes;
 
-/// A revision of etcd: one per transaction, growing, never reused within one [`Epoch`].
+/// A revision of etcd: one per transaction, increasing, never reused within one [`Epoch`].
 ///
-/// Never negative. [`Revision::NONE`] (0) stands before every revision.
+/// Never negative. [`Revision::NONE`] (0) is lower than every revision of etcd.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Revision(i64);
 
 impl Revision {
-    /// Before anything happened.
+    /// No revision: lower than every revision of etcd.
     pub const NONE: Self = Self(0);
 
-    /// From the wire, where it is a signed integer; negative numbers mean none.
+    /// A revision from the wire, where it is a signed integer. A negative number means none.
     pub const fn new(revision: i64) -> Self {
         Self(if revision < 0 { 0 } else { revision })
     }
 
-    /// As it travels, and as etcd says it.
+    /// The number on the wire, which is etcd's.
     pub const fn get(self) -> i64 {
         self.0
     }
@@ -43,21 +43,21 @@ impl fmt::Debug for Revision {
     }
 }
 
-/// The history of etcd that revisions belong to. Opaque to clients.
+/// The etcd history that revisions belong to. Opaque to clients.
 ///
-/// Revisions of two epochs must never be compared. Equal epochs are necessary for a comparison and
-/// not sufficient: an etcd that was restored from a backup can keep its identity.
+/// Never compare revisions of two epochs. Equal epochs do not prove one history: an etcd that was
+/// restored from a backup can keep its identity.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Epoch(Bytes);
 
 impl Epoch {
-    /// From the wire.
+    /// An epoch from the wire.
     pub const fn new(bytes: Bytes) -> Self {
         Self(bytes)
     }
 
-    /// The history of the etcd cluster with this id, in the operator's `generation`: a text that is
-    /// the same on all servers and is changed by hand when etcd was restored from a backup.
+    /// The epoch of the etcd cluster with this id, in the operator's `generation`: a text that is the
+    /// same on all servers. An operator changes it after etcd was restored from a backup.
     pub fn of_cluster(cluster_id: u64, generation: &str) -> Self {
         let mut bytes = Vec::with_capacity(8 + generation.len());
         bytes.extend_from_slice(&cluster_id.to_be_bytes());
@@ -65,7 +65,7 @@ impl Epoch {
         Self(bytes.into())
     }
 
-    /// As it travels.
+    /// The bytes on the wire.
     pub const fn as_bytes(&self) -> &Bytes {
         &self.0
     }

@@ -1,6 +1,6 @@
-//! The rule of application, against a model: whatever a server sends and however it is cut, a
-//! client's state is the server's at the client's revision, or the frame is refused and nothing
-//! moved.
+//! The rule of application, against a model. Whatever a server sends, and wherever it is cut, the
+//! client's state equals the server's at the client's revision, or the frame is rejected and nothing
+//! changed.
 
 mod frames;
 
@@ -17,7 +17,7 @@ use frames::{Client, Cuts, History, State, digest, epoch, key, snapshot};
 
 const KEYS: [&[u8]; 6] = [b"/r/", b"/r/a", b"/r/a/b", b"/r/b", b"/r/\xff", b"/r/c"];
 
-/// More than the tests' states.
+/// Above the size of every state in these tests.
 const LIMIT: usize = 1 << 20;
 
 fn client() -> Client {
@@ -41,7 +41,7 @@ fn transaction() -> impl Strategy<Value = Vec<(Key, Option<Bytes>)>> {
     prop::collection::vec(one, 0..4)
 }
 
-/// What happens next. An index chooses one of the history's states.
+/// What happens next. An index selects one of the history's states.
 #[derive(Clone, Debug)]
 enum Event {
     Write(Vec<(Key, Option<Bytes>)>),
@@ -180,7 +180,7 @@ impl World {
         }
     }
 
-    /// What a frame that is as it should be leads to, for a client of this history.
+    /// The result of a correct frame, for a client of this history.
     fn expected(&self, frame: &Frame) -> &'static str {
         let ours = self.held == Some(self.stream);
         let held = self.revision().get();
@@ -196,8 +196,8 @@ impl World {
         }
     }
 
-    /// Feeds the chunks until one is refused. What each makes is checked, because a broken frame
-    /// may end early and be followed by something else.
+    /// Feeds the chunks until one is rejected. Checks the result of each, because a broken frame may
+    /// end early and be followed by another.
     fn deliver(&mut self, frame: Frame) -> Result<Result<Action, ApplyError>, TestCaseError> {
         let mut result = Ok(Action::Incomplete);
         match frame {
@@ -226,7 +226,7 @@ impl World {
         Ok(result)
     }
 
-    /// What was taken is the server's state, whatever the client was before.
+    /// An accepted frame leads to the server's state, whatever the client had before.
     fn check(&mut self, result: &Result<Action, ApplyError>) -> Result<(), TestCaseError> {
         if let Ok(Action::Replace { .. }) = result {
             self.held = Some(self.stream);
@@ -342,7 +342,7 @@ fn name(result: &Result<Action, ApplyError>) -> &'static str {
     }
 }
 
-/// Loses, repeats, swaps or cuts off chunks; `false` when it is about what is in one.
+/// Loses, repeats, swaps or cuts off chunks. `false` if the fault is inside a chunk.
 fn break_chunks<C: Clone>(chunks: &mut Vec<C>, how: u8, at: usize) -> bool {
     match how % 12 {
         0 => drop(chunks.remove(at)),
@@ -357,7 +357,7 @@ fn break_chunks<C: Clone>(chunks: &mut Vec<C>, how: u8, at: usize) -> bool {
     true
 }
 
-/// Changes what is in an entry or a piece of one.
+/// Changes the content of an entry or of a piece.
 fn break_entry(entry: &mut v1::Entry, how: u8) {
     match how % 12 {
         4 => entry.key = Bytes::from_static(b"/r/a"),
@@ -414,7 +414,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 768, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_client_holds_what_the_server_holds_or_refuses(
+    fn client_holds_the_server_state_or_rejects(
         events in prop::collection::vec(event(), 1..48)
     ) {
         let mut world = World::new();
@@ -423,7 +423,7 @@ proptest! {
         for event in events {
             world.step(event)?;
         }
-        // Whatever happened, a reset mends it.
+        // A reset repairs the client after anything.
         world.client.reconnect();
         let (_, state) = world.history.states[world.history.states.len() - 1].clone();
         let result = world.deliver(Frame::Snapshot(snapshot(
@@ -433,9 +433,9 @@ proptest! {
         prop_assert!(world.client.state == state);
     }
 
-    /// However a state is cut, it arrives whole and at once.
+    /// A state arrives whole and at once, wherever it is cut.
     #[test]
-    fn cuts_do_not_matter(transactions in prop::collection::vec(transaction(), 1..6), cuts in cuts()) {
+    fn chunk_boundaries_do_not_matter(transactions in prop::collection::vec(transaction(), 1..6), cuts in cuts()) {
         let mut history = History::new();
         for changes in &transactions {
             history.write(changes);
@@ -461,7 +461,7 @@ proptest! {
     }
 }
 
-/// Counts how often it is asked.
+/// Counts the look-ups.
 struct Counting<'a> {
     held: &'a State,
     asked: Cell<usize>,
@@ -474,15 +474,15 @@ impl Lookup for Counting<'_> {
     }
 }
 
-/// A change costs what it changes, however much is held.
+/// The cost of a diff depends on what it changes, not on the size of the state.
 #[test]
-fn a_diff_costs_one_look_up_for_each_key_that_it_changes() {
+fn diff_looks_up_each_changed_key_once() {
     let entries = (0..100_000).map(|n| frames::entry(&format!("/r/{n:06}"), "v", 1));
     let mut held: State = entries.map(|entry| (entry.key.clone(), entry)).collect();
     let mut applier = Applier::new(KeyRange::prefix("/r/").expect("is one"), usize::MAX);
     applier.resume(epoch(0), Revision::new(1), held.values());
     applier.begin(epoch(0));
-    // A patch needs one more: it is made before it is known whether all of the diff applies.
+    // A patch needs one more: it is applied before the rest of the diff is checked.
     for (to, patched, expected) in [(2, false, 3), (3, true, 4)] {
         let [edited, put, gone] =
             [10, 50_000, 90_000].map(|n| key(format!("/r/{:06}", n + to).as_bytes()));
@@ -548,7 +548,7 @@ fn size() -> impl Strategy<Value = u64> {
 }
 
 fn any_digest() -> impl Strategy<Value = Bytes> {
-    // That of nothing is often right.
+    // The digest of an empty range is often right.
     prop_oneof![
         4 => Just(Bytes::from_static(&[0; 16])),
         1 => Just(Bytes::new()),
@@ -602,7 +602,7 @@ fn any_change() -> impl Strategy<Value = v1::Change> {
 enum Odd {
     Begin(u64),
     Snapshot(v1::Snapshot),
-    /// With a digest that is right for the entries at hand, as far as they can be applied.
+    /// With the right digest, as far as the entries can be applied.
     Diff(v1::Diff),
     Progress(i64, Bytes),
     Current(i64, Bytes),
@@ -651,10 +651,10 @@ fn odd() -> impl Strategy<Value = Odd> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 1024, ..ProptestConfig::default() })]
 
-    /// Nothing that can be written as a frame panics, or brings in what was not asked for. That
-    /// nothing moves on a refusal is checked where frames are fed.
+    /// No frame causes a panic or adds a key outside the range. The client checks after each frame
+    /// that an error changes nothing.
     #[test]
-    fn any_frame_is_answered(frames in prop::collection::vec(odd(), 1..24), limit in 0..2048_usize) {
+    fn any_frame_gets_an_answer(frames in prop::collection::vec(odd(), 1..24), limit in 0..2048_usize) {
         let range = KeyRange::prefix("/r/").expect("is one");
         let mut client = Client::new(range.clone(), limit);
         let mut empty = true;

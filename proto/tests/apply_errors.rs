@@ -1,4 +1,4 @@
-//! Each way in which a frame can be refused.
+//! Every error that a frame can get.
 
 mod frames;
 
@@ -12,7 +12,7 @@ use frames::{
     Client, Cuts, State, change, delete, diff, digest, entry, epoch, key, patch, put, snapshot,
 };
 
-/// A limit that the tests' states are far below.
+/// Far above the size of every state in these tests.
 const LIMIT: usize = 1 << 16;
 
 fn state(entries: &[Entry]) -> State {
@@ -35,7 +35,7 @@ fn holding(limit: usize) -> Client {
     client
 }
 
-/// The error of a diff from 5 to 6 with these changes, by a client that could take it.
+/// The error of a diff from 5 to 6 with these changes, at a client of revision 5.
 fn refused(changes: Vec<v1::Change>) -> ApplyError {
     let mut client = holding(LIMIT);
     let chunks = diff((5, 6), changes, &State::new(), false, Cuts::none());
@@ -47,7 +47,7 @@ fn malformed(what: &'static str) -> ApplyError {
 }
 
 #[test]
-fn gap() {
+fn diff_after_held_revision_is_a_gap() {
     let mut client = holding(LIMIT);
     let chunks = diff((6, 7), Vec::new(), &State::new(), false, Cuts::none());
     let error = client.diff(chunks).expect_err("is refused");
@@ -57,7 +57,7 @@ fn gap() {
 }
 
 #[test]
-fn diverged() {
+fn wrong_digest_is_diverged() {
     let at = Revision::new(6);
     let error = refused(vec![put(&entry("/r/b", "new", 6))]);
     assert_eq!(error, ApplyError::Diverged { at });
@@ -79,7 +79,7 @@ fn diverged() {
 }
 
 #[test]
-fn went_back() {
+fn older_snapshot_needs_reset() {
     let mut client = holding(LIMIT);
     let older = State::new();
     let error = client
@@ -98,7 +98,7 @@ fn went_back() {
 }
 
 #[test]
-fn nothing_held() {
+fn frames_before_a_snapshot_hold_nothing() {
     let nothing = |frame| Err(ApplyError::NothingHeld { frame });
     let mut other_history = holding(LIMIT);
     other_history.begin(epoch(1));
@@ -113,7 +113,7 @@ fn nothing_held() {
 }
 
 #[test]
-fn foreign() {
+fn key_outside_range_is_foreign() {
     let foreign = entry("/other", "x", 6);
     let error = ApplyError::Foreign {
         key: foreign.key.clone(),
@@ -129,7 +129,7 @@ fn foreign() {
 }
 
 #[test]
-fn patch_base() {
+fn patch_of_other_revision_is_rejected() {
     for (name, base) in [("/r/a", 4), ("/r/b", 5)] {
         let patch = patch(&entry(name, "old", base), &entry(name, "new", 6));
         let error = refused(vec![change(Change::Patch(patch))]);
@@ -141,7 +141,7 @@ fn patch_base() {
 }
 
 #[test]
-fn patch_that_cannot_be_applied() {
+fn broken_patch_is_rejected() {
     let new = entry("/r/a", "older", 6);
     let broken = v1::Patch {
         length: 99,
@@ -159,7 +159,7 @@ fn patch_that_cannot_be_applied() {
 }
 
 #[test]
-fn too_large() {
+fn state_over_limit_is_too_large() {
     let limit = 1024;
     let too_large = Err(ApplyError::TooLarge { limit });
     let large = entry("/r/b", &"x".repeat(limit), 6);
@@ -167,11 +167,11 @@ fn too_large() {
     let mut client = holding(limit);
     let chunks = || diff((5, 6), vec![put(&large)], &both, false, Cuts::none());
     assert_eq!(client.diff(chunks()), too_large);
-    // In pieces it is refused before the last has come.
+    // In pieces, it is rejected before the last one arrives.
     let mut chunks = snapshot(6, &both, false, Cuts::new(vec![(100, true)]));
     chunks.truncate(chunks.len() / 2 + 2);
     assert_eq!(client.snapshot(chunks), too_large);
-    // Entries without anything in them count too.
+    // Empty entries count too.
     let tiny: Vec<Entry> = (0..32).map(|i| entry(&format!("/r/{i}"), "", 6)).collect();
     let chunks = snapshot(6, &state(&tiny), false, Cuts::none());
     assert_eq!(client.snapshot(chunks), too_large);
@@ -180,7 +180,7 @@ fn too_large() {
 
 /// Each diff was within the limit, and the state grew without bound.
 #[test]
-fn many_small_diffs_do_not_outgrow_the_limit() {
+fn many_small_diffs_stay_within_limit() {
     let limit = 2048;
     let mut client = holding(limit);
     let mut held = client.state.clone();
@@ -202,7 +202,7 @@ fn many_small_diffs_do_not_outgrow_the_limit() {
     }
     assert_eq!(error, Some(ApplyError::TooLarge { limit }));
     assert!(client.state.len() < limit / 128);
-    // What was deleted makes room again, also after a resume.
+    // Deleted entries make room again, also after a resume.
     let revision = client.applier.revision();
     let entries: Vec<Entry> = client.state.values().cloned().collect();
     client.applier.resume(epoch(0), revision, &entries);
@@ -226,7 +226,7 @@ fn many_small_diffs_do_not_outgrow_the_limit() {
 
 /// A client near its limit could never take a conflated diff that replaced all of its state.
 #[test]
-fn a_diff_may_replace_a_state_that_is_near_the_limit() {
+fn diff_may_replace_a_state_near_the_limit() {
     let limit = 2048;
     let old: Vec<Entry> = (0..12)
         .map(|i| entry(&format!("/r/old{i}"), "x", 5))
@@ -253,7 +253,7 @@ fn a_diff_may_replace_a_state_that_is_near_the_limit() {
 }
 
 #[test]
-fn malformed_order_of_frames() {
+fn frames_out_of_order_are_malformed() {
     // No hello.
     let mut client = Client::new(KeyRange::prefix("/r/").expect("is one"), LIMIT);
     let whole = snapshot(6, &State::new(), false, Cuts::none());
@@ -302,7 +302,7 @@ fn malformed_order_of_frames() {
 }
 
 #[test]
-fn malformed_heads() {
+fn inconsistent_chunk_heads_are_malformed() {
     let mut client = holding(LIMIT);
     let backward = diff((5, 5), Vec::new(), &State::new(), false, Cuts::none());
     assert_eq!(
@@ -322,7 +322,7 @@ fn malformed_heads() {
 }
 
 #[test]
-fn malformed_changes() {
+fn invalid_changes_are_malformed() {
     let unknown = vec![v1::Change { change: None }];
     assert_eq!(
         refused(unknown),
@@ -349,7 +349,7 @@ fn malformed_changes() {
 }
 
 #[test]
-fn malformed_pieces() {
+fn pieces_that_do_not_fit_are_malformed() {
     let b = v1::Entry::from(&entry("/r/b", "0123456789", 6));
     let piece = |offset: usize, length: usize| v1::Entry {
         value: b.value.slice(offset..offset + length),
@@ -417,7 +417,7 @@ fn malformed_pieces() {
 }
 
 #[test]
-fn no_refusal_shows_a_value() {
+fn errors_show_no_value() {
     let secret = entry("/r/a", "CANARY", 6);
     let longer = entry("/r/a", "CANARY and more", 7);
     let mut client = holding(LIMIT);

@@ -37,9 +37,9 @@ fn ops() -> impl Strategy<Value = Vec<DeltaOp>> {
 }
 
 proptest! {
-    /// Whatever the ops: exactly the length that was said, or an error that is true.
+    /// Any ops make exactly the claimed length, or a true error.
     #[test]
-    fn applying_is_total(
+    fn apply_never_panics(
         base in prop::collection::vec(any::<u8>(), 0..32),
         ops in ops(),
         said in number(),
@@ -65,9 +65,9 @@ proptest! {
         }
     }
 
-    /// Ops that are within bounds make the concatenation of what they name.
+    /// Ops within bounds make the concatenation of the bytes that they name.
     #[test]
-    fn the_value_is_what_the_ops_name(
+    fn ops_make_the_named_value(
         base in prop::collection::vec(any::<u8>(), 1..64),
         parts in prop::collection::vec(
             prop_oneof![
@@ -103,7 +103,7 @@ proptest! {
 }
 
 #[test]
-fn nothing_makes_nothing() {
+fn empty_delta_makes_empty_value() {
     assert_eq!(apply(b"", &[], 0), Ok(Bytes::new()));
     assert_eq!(
         apply(b"abc", &[copy(3, 0), insert("")], 0),
@@ -112,7 +112,7 @@ fn nothing_makes_nothing() {
 }
 
 #[test]
-fn what_cannot_be_applied_is_said() {
+fn delta_errors_name_the_cause() {
     let base = b"0123456789";
     let cases = [
         (
@@ -147,10 +147,10 @@ fn what_cannot_be_applied_is_said() {
     }
 }
 
-/// A few bytes of ops can claim any length. The claim is bounded before it is looked at, and what
-/// the ops would make is counted before it is made: neither of these could be allocated.
+/// A few bytes of ops can claim any length. The claim is checked against the bound, and the result is
+/// counted before it is made: neither of these lengths could be allocated.
 #[test]
-fn a_claim_allocates_nothing() {
+fn rejected_claim_allocates_nothing() {
     for said in [MAX_VALUE_BYTES as u64 + 1, u64::MAX] {
         assert_eq!(apply(b"x", &[], said), Err(DeltaError::TooLong { said }));
     }
@@ -166,7 +166,7 @@ fn a_claim_allocates_nothing() {
 }
 
 #[test]
-fn the_longest_value_can_be_made() {
+fn longest_value_is_allowed() {
     let base = vec![7; MAX_VALUE_BYTES / 2];
     let half = MAX_VALUE_BYTES as u64 / 2;
     let made = apply(&base, &[copy(0, half), copy(0, half)], half * 2).expect("is allowed");

@@ -1,4 +1,4 @@
-//! The laws of the digest, and the vectors that every implementation must meet.
+//! The laws of the digest, and the test vectors for every implementation.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -35,15 +35,15 @@ fn entries(sizes: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Entry>> {
 
 proptest! {
     #[test]
-    fn the_order_does_not_matter(
+    fn digest_ignores_order(
         (one, other) in entries(0..12).prop_flat_map(|all| (Just(all.clone()), Just(all).prop_shuffle()))
     ) {
         prop_assert_eq!(one.iter().collect::<Digest>(), other.iter().collect());
     }
 
-    /// Following each change gives what counting anew gives.
+    /// Updating the digest with each change gives the digest of the whole state.
     #[test]
-    fn changes_add_up(changes in prop::collection::vec((0..5_u8, any::<Option<[u8; 2]>>()), 0..40)) {
+    fn digest_follows_changes(changes in prop::collection::vec((0..5_u8, any::<Option<[u8; 2]>>()), 0..40)) {
         let mut state: BTreeMap<u8, Entry> = BTreeMap::new();
         let mut digest = Digest::EMPTY;
         for (revision, (key, value)) in (1..).zip(changes) {
@@ -67,7 +67,7 @@ proptest! {
     }
 
     #[test]
-    fn every_field_counts(entry in entries(1..2), flip in any::<prop::sample::Index>()) {
+    fn every_field_changes_the_digest(entry in entries(1..2), flip in any::<prop::sample::Index>()) {
         let [entry] = &entry[..] else {
             return Err(TestCaseError::fail("is one"));
         };
@@ -92,9 +92,9 @@ proptest! {
         }
     }
 
-    /// The same bytes, split elsewhere between key and value, are another entry.
+    /// The same bytes, split differently between key and value, are another entry.
     #[test]
-    fn boundaries_count(bytes in prop::collection::vec(any::<u8>(), 2..24)) {
+    fn boundaries_change_the_digest(bytes in prop::collection::vec(any::<u8>(), 2..24)) {
         let splits: Vec<Digest> = (1..=bytes.len())
             .map(|at| Digest::of(&entry(bytes[..at].to_vec(), bytes[at..].to_vec(), (0, 0, 0))))
             .collect();
@@ -104,7 +104,7 @@ proptest! {
     }
 
     #[test]
-    fn the_wire_form_is_exact(entries in entries(0..4), other in prop::collection::vec(any::<u8>(), 0..40)) {
+    fn wire_form_round_trips(entries in entries(0..4), other in prop::collection::vec(any::<u8>(), 0..40)) {
         let digest: Digest = entries.iter().collect();
         prop_assert_eq!(Digest::from_bytes(&digest.to_bytes()), Some(digest));
         prop_assert_eq!(Digest::from_bytes(&other).is_some(), other.len() == 16);
@@ -112,13 +112,13 @@ proptest! {
 }
 
 #[test]
-fn nothing_of_a_digest_shows() {
+fn debug_hides_the_digest() {
     let digest = Digest::of(&entry(b"k".to_vec(), b"v".to_vec(), (1, 1, 1)));
     assert_eq!(format!("{digest:?}"), "Digest(..)");
 }
 
 #[test]
-fn the_vectors_hold() {
+fn test_vectors_match() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/digest.json");
     let text = fs::read_to_string(path).expect("the vectors are there");
     let file: Value = serde_json::from_str(&text).expect("they are JSON");

@@ -1,14 +1,14 @@
-//! The checked-in code is what the `.proto` files say.
+//! The checked-in code matches the `.proto` files.
 //!
-//! Run with `DRIFTLESS_REGENERATE=1` to write it anew after a change of the contract.
+//! Run with `DRIFTLESS_REGENERATE=1` to generate it again after a change of the contract.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use prost_build::Config;
 
-/// Messages that carry values, or digests (which are as secret as values): their `Debug` is
-/// written by hand in `src/redact.rs`.
+/// Messages with values, or with digests, which are as secret as values. `src/redact.rs` has their
+/// `Debug`.
 const NO_DERIVED_DEBUG: [&str; 8] = [
     ".driftless.v1.Have",
     ".driftless.v1.Entry",

@@ -322,7 +322,7 @@ async fn another_server_that_is_behind_is_not_followed_back() {
         assert_ne!(status.endpoint, first);
         assert_eq!((*watcher.load(), status.revision.get()), (2, 12));
         let error = status.last_error.unwrap();
-        assert!(error.contains("older than 12, which is held"), "{error}");
+        assert!(error.contains("older than the client's 12"), "{error}");
     }
     assert_eq!(server.dials(), 2);
     // Until it has caught up.

@@ -22,25 +22,26 @@ pub struct WatchRequest {
     /// What to watch.
     #[prost(message, optional, tag = "1")]
     pub range: ::core::option::Option<Range>,
-    /// What the client already holds. Absent: nothing, a cold start.
+    /// What the client already holds. Absent: nothing (a cold start).
     #[prost(message, optional, tag = "2")]
     pub have: ::core::option::Option<Have>,
-    /// Who is asking. Absent: an anonymous client, which can watch all the same.
+    /// Who is asking. Absent: an anonymous client, which may watch too.
     #[prost(message, optional, tag = "3")]
     pub client: ::core::option::Option<ClientInfo>,
-    /// What the client understands beyond the basic contract. Unknown values are
-    /// ignored.
+    /// The optional parts of the contract that the client understands. The server
+    /// ignores unknown values.
     #[prost(enumeration = "Feature", repeated, tag = "4")]
     pub features: ::prost::alloc::vec::Vec<i32>,
-    /// What the client's application made of what it has. Absent: nothing yet.
+    /// What the application did with the state that the client holds. Absent:
+    /// nothing yet.
     #[prost(message, optional, tag = "5")]
     pub outcome: ::core::option::Option<Outcome>,
 }
-/// The state that a client holds, so that it need not be sent again.
+/// The state that a client holds, so that the server does not send it again.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]
 pub struct Have {
-    /// `Hello.epoch` of the stream that it came from.
+    /// `Hello.epoch` of the stream that the state came from.
     #[prost(bytes = "bytes", tag = "1")]
     pub epoch: ::prost::bytes::Bytes,
     /// The revision of the state.
@@ -49,18 +50,18 @@ pub struct Have {
     /// The digest of the state, 16 bytes.
     #[prost(bytes = "bytes", tag = "3")]
     pub digest: ::prost::bytes::Bytes,
-    /// `Hello.token` of the last stream, unchanged. Empty: none was given.
+    /// `Hello.token` of the last stream, unchanged. Empty: there was none.
     #[prost(bytes = "bytes", tag = "4")]
     pub token: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ClientInfo {
-    /// Tells one running process from another, and survives its reconnects.
+    /// Identifies one running process, and stays the same when it reconnects.
     /// At most 256 bytes of UTF-8.
     #[prost(string, tag = "1")]
     pub instance: ::prost::alloc::string::String,
-    /// Free-form, for people who ask "which services have it?". At most 32 labels,
-    /// names and values of at most 256 bytes each.
+    /// Free-form, for operators: which services hold this range? At most 32 labels,
+    /// with names and values of at most 256 bytes each.
     #[prost(btree_map = "string, string", tag = "2")]
     pub labels: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
@@ -93,45 +94,45 @@ pub mod watch_response {
         Goodbye(super::Goodbye),
     }
 }
-/// First on every stream, once.
+/// The first message of every stream.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Hello {
-    /// The history of etcd that this stream's revisions belong to. Opaque.
-    /// Revisions of different epochs must not be compared.
+    /// The etcd history that this stream's revisions belong to. Opaque. Never
+    /// compare revisions of different epochs.
     #[prost(bytes = "bytes", tag = "1")]
     pub epoch: ::prost::bytes::Bytes,
-    /// Names this stream in reports. 16 random bytes.
+    /// Identifies this stream in reports. 16 random bytes.
     #[prost(bytes = "bytes", tag = "2")]
     pub watch_id: ::prost::bytes::Bytes,
-    /// A `Progress` comes at least this often while the stream is live. A client
-    /// that hears nothing for three of these should reconnect.
+    /// The server sends a `Progress` at least this often while the stream is live. A
+    /// client that receives nothing for three intervals should reconnect.
     #[prost(uint32, tag = "3")]
     pub progress_interval_ms: u32,
     /// How often the server pings the connection. A client should not ping more
-    /// often than this, on its next connection where it cannot change its mind on
-    /// this one.
+    /// often. If it cannot change its interval on this connection, it changes it on
+    /// the next.
     #[prost(uint32, tag = "4")]
     pub ping_interval_ms: u32,
-    /// How often to send a report, at most.
+    /// The client sends a report at most this often.
     #[prost(uint32, tag = "5")]
     pub report_interval_ms: u32,
-    /// Those of the request's features that this stream may make use of.
+    /// The request's features that this stream may use.
     #[prost(enumeration = "Feature", repeated, tag = "6")]
     pub features: ::prost::alloc::vec::Vec<i32>,
-    /// Which of several views of the range this is. Empty: the only one there is.
+    /// Which view of the range this is. Empty: the range has only one.
     #[prost(string, tag = "7")]
     pub view: ::prost::alloc::string::String,
-    /// To be sent back in `Have.token` when resuming. Opaque, may be empty.
+    /// Sent back in `Have.token` to resume. Opaque, may be empty.
     #[prost(bytes = "bytes", tag = "8")]
     pub token: ::prost::bytes::Bytes,
-    /// The server's clock when it made this message, in milliseconds since an
-    /// origin that means nothing elsewhere. See `contact_ms`.
+    /// The server's clock when it made this message, in milliseconds. Its origin has
+    /// no meaning outside this server. See `contact_ms`.
     #[prost(uint64, tag = "9")]
     pub clock_ms: u64,
-    /// When, on that same clock, the server last had proof that etcd was there.
-    /// With the time t that has passed at the client since this `Hello`, the state
-    /// is known to be at most (clock_ms + t - contact_ms) old. It is an instant and
-    /// not an age because messages are shared between streams and may be read late.
+    /// When the server last had an answer from etcd, on the same clock. If the client
+    /// received this `Hello` t ms ago, its state is at most
+    /// (clock_ms + t - contact_ms) old. This is an instant and not an age because
+    /// streams share messages and may read them late.
     #[prost(uint64, tag = "10")]
     pub contact_ms: u64,
 }
@@ -144,20 +145,21 @@ pub struct Entry {
     /// The value, or the piece of it that starts at `offset`.
     #[prost(bytes = "bytes", tag = "2")]
     pub value: ::prost::bytes::Bytes,
-    /// Revision at which the key came into being (again, after a delete).
+    /// Revision at which the key was created. A key that was deleted and put again
+    /// has a new one.
     #[prost(int64, tag = "3")]
     pub create_revision: i64,
     /// Revision of the last change.
     #[prost(int64, tag = "4")]
     pub mod_revision: i64,
-    /// Changes since it came into being, the creation included.
+    /// Number of changes since the key was created, the creation included.
     #[prost(int64, tag = "5")]
     pub version: i64,
-    /// Where this piece starts in the value. Pieces of one value follow each other
-    /// directly and in order, and each repeats the key and the revisions.
+    /// Where this piece starts in the value. The pieces of a value follow each other
+    /// directly and in order. Each repeats the key and the revisions.
     #[prost(uint64, tag = "6")]
     pub offset: u64,
-    /// Length of the whole value when it comes in pieces. 0: this is all of it.
+    /// Length of the whole value when it comes in pieces. 0: this is the whole value.
     #[prost(uint64, tag = "7")]
     pub total: u64,
 }
@@ -171,31 +173,31 @@ pub struct Snapshot {
     /// In ascending order of keys across the chunks; each key once.
     #[prost(message, repeated, tag = "2")]
     pub entries: ::prost::alloc::vec::Vec<Entry>,
-    /// More chunks follow. Nothing is applied before the last.
+    /// More chunks follow. The client applies nothing before the last.
     #[prost(bool, tag = "3")]
     pub more: bool,
     /// Digest of the range at `revision`, 16 bytes. On the last chunk.
     #[prost(bytes = "bytes", tag = "4")]
     pub digest: ::prost::bytes::Bytes,
-    /// The history went back or was replaced: this is the only message that may
-    /// lower a client's revision. The same in all chunks.
+    /// etcd's history went back or was replaced. Only such a snapshot may lower a
+    /// client's revision. The same in all chunks.
     #[prost(bool, tag = "5")]
     pub reset: bool,
-    /// As in `Hello`, for answers to `Get`, which have none. On the last chunk.
+    /// As in `Hello`, which the answer to a `Get` does not have. On the last chunk.
     #[prost(bytes = "bytes", tag = "6")]
     pub epoch: ::prost::bytes::Bytes,
 }
 /// What changed in the range between two revisions, in one or more chunks.
 ///
 /// The rule of application, for a client at revision R:
-/// * `to` <= R: it has this already, skip.
-/// * `from` <= R < `to`: apply.
-/// * `from` > R: something is missing in between; reconnect with what it has.
+/// * `to` <= R: the client has this already; skip it.
+/// * `from` <= R < `to`: apply it.
+/// * `from` > R: a change is missing in between; reconnect with what is held.
 ///
-/// `from` is the revision of the range's previous change and not of the previous
-/// message, so a client whose revision was moved forward by `Progress` applies it
-/// too. A key appears at most once. What one etcd transaction changed is never
-/// spread over two diffs, and becomes visible at once.
+/// `from` is the revision of the range's previous change, not of the previous
+/// message. So a client that `Progress` moved to a higher revision applies the diff
+/// too. A key appears at most once. The changes of one etcd transaction are always
+/// in one diff, and become visible at once.
 #[derive(Clone, PartialEq, ::prost::Message)]
 #[prost(skip_debug)]
 pub struct Diff {
@@ -206,15 +208,15 @@ pub struct Diff {
     pub to: i64,
     #[prost(message, repeated, tag = "3")]
     pub changes: ::prost::alloc::vec::Vec<Change>,
-    /// More chunks follow. Nothing is applied before the last.
+    /// More chunks follow. The client applies nothing before the last.
     #[prost(bool, tag = "4")]
     pub more: bool,
-    /// Digest of the range at `to`, 16 bytes. On the last chunk. It is checked
-    /// before anything is published.
+    /// Digest of the range at `to`, 16 bytes. On the last chunk. The client checks it
+    /// before it publishes anything.
     #[prost(bytes = "bytes", tag = "5")]
     pub digest: ::prost::bytes::Bytes,
-    /// Several transactions in one, because the client was behind: intermediate
-    /// values were skipped. Holds no patches.
+    /// Several transactions in one, because the client was behind. Intermediate
+    /// values are skipped. Has no patches.
     #[prost(bool, tag = "6")]
     pub conflated: bool,
     /// As in `Hello`. On the last chunk.
@@ -233,16 +235,16 @@ pub mod change {
         /// The key is new or has a new value.
         #[prost(message, tag = "1")]
         Put(super::Entry),
-        /// The key has a new value, given by what it had. Only with
-        /// FEATURE_VALUE_DELTAS.
+        /// The key has a new value, described by its difference from the old one. Only
+        /// with FEATURE_VALUE_DELTAS.
         #[prost(message, tag = "2")]
         Patch(super::Patch),
-        /// The key is gone. Deleting a key that the client does not have is legal.
+        /// The key was deleted. The client need not have it.
         #[prost(message, tag = "3")]
         Delete(super::Delete),
     }
 }
-/// A new value as copies from the old one and insertions. Always in one piece.
+/// A new value as copies from the old value and insertions. Never in pieces.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Patch {
     #[prost(bytes = "bytes", tag = "1")]
@@ -256,10 +258,10 @@ pub struct Patch {
     pub mod_revision: i64,
     #[prost(int64, tag = "5")]
     pub version: i64,
-    /// Length of the new value; what the ops produce, exactly.
+    /// Length of the new value: exactly what the ops produce.
     #[prost(uint64, tag = "6")]
     pub length: u64,
-    /// In order; the new value is their results, one after the other.
+    /// The new value is the results of the ops, one after the other.
     #[prost(message, repeated, tag = "7")]
     pub ops: ::prost::alloc::vec::Vec<DeltaOp>,
 }
@@ -293,12 +295,12 @@ pub struct Copy {
 pub struct Delete {
     #[prost(bytes = "bytes", tag = "1")]
     pub key: ::prost::bytes::Bytes,
-    /// Revision of the deletion; where it is not known exactly, the revision at
-    /// which the server saw that the key was gone.
+    /// Revision of the deletion, or, if the server does not know it, the revision at
+    /// which it found the key missing.
     #[prost(int64, tag = "2")]
     pub mod_revision: i64,
 }
-/// The client has it all.
+/// The client's state is the current one.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]
 pub struct Current {
@@ -315,9 +317,9 @@ pub struct Current {
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]
 pub struct Progress {
-    /// May be that of the message before it, or (on a server that is behind the
-    /// one that the client had before) lower than the client's: then it proves only
-    /// that the stream is alive.
+    /// May be the revision of the message before it. May be lower than the client's,
+    /// on a server that is behind the client's last one; then it proves only that the
+    /// stream is alive.
     #[prost(int64, tag = "1")]
     pub revision: i64,
     /// Digest of the range at `revision`, 16 bytes.
@@ -327,12 +329,12 @@ pub struct Progress {
     #[prost(uint64, tag = "3")]
     pub contact_ms: u64,
 }
-/// The server wants the stream gone. Last on the stream.
+/// The server ends the stream. The last message.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Goodbye {
     #[prost(enumeration = "goodbye::Reason", tag = "1")]
     pub reason: i32,
-    /// How long to wait at least before reconnecting.
+    /// The client waits at least this long before it reconnects.
     #[prost(uint32, tag = "2")]
     pub retry_after_ms: u32,
     /// The client must delete its copies of the range, on disk too.
@@ -357,9 +359,9 @@ pub mod goodbye {
         Unspecified = 0,
         /// The server is shutting down.
         Drain = 1,
-        /// The server wants its load spread differently.
+        /// The server moves load to other servers.
         Rebalance = 2,
-        /// The client did not read.
+        /// The client did not read its stream.
         Stalled = 3,
         /// The client may not read this range any more.
         Revoked = 4,
@@ -404,7 +406,8 @@ pub struct GetRequest {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct GetResponse {
-    /// Numbered as in `WatchResponse`, so that a chunk is the same bytes in both.
+    /// The same number as in `WatchResponse`, so that a chunk has the same bytes in
+    /// both.
     #[prost(message, optional, tag = "2")]
     pub snapshot: ::core::option::Option<Snapshot>,
 }
@@ -412,7 +415,7 @@ pub struct GetResponse {
 pub struct ReportRequest {
     #[prost(message, optional, tag = "1")]
     pub client: ::core::option::Option<ClientInfo>,
-    /// All the watches of the process on this server. At most 1024.
+    /// All watches of the process on this server. At most 1024.
     #[prost(message, repeated, tag = "2")]
     pub watches: ::prost::alloc::vec::Vec<WatchReport>,
 }
@@ -421,52 +424,52 @@ pub struct WatchReport {
     /// `Hello.watch_id`.
     #[prost(bytes = "bytes", tag = "1")]
     pub watch_id: ::prost::bytes::Bytes,
-    /// Grows with every report about this watch; the server ignores an older one.
+    /// Higher in every report about this watch. The server ignores an older report.
     #[prost(uint64, tag = "2")]
     pub sequence: u64,
     #[prost(message, optional, tag = "3")]
     pub outcome: ::core::option::Option<Outcome>,
 }
-/// What became of the state that a client received.
+/// What the application did with the state that its client received.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Outcome {
     /// The revision that the application uses.
     #[prost(int64, tag = "1")]
     pub applied_revision: i64,
-    /// Why it does not use a newer one. Absent: it uses the newest it received.
+    /// Why it does not use a newer one. Absent: it uses the newest one received.
     #[prost(message, optional, tag = "2")]
     pub rejection: ::core::option::Option<Rejection>,
     /// How often the client found that its state differed from the server's.
     #[prost(uint64, tag = "3")]
     pub diverged: u64,
 }
-/// A state that an application refused. It never carries a value, nor the text of
-/// an error: decoders quote what they could not read.
+/// A state that the application rejected. Has no value, and no error text either:
+/// decoders quote the text that they cannot read.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Rejection {
-    /// The revision that was refused.
+    /// The rejected revision.
     #[prost(int64, tag = "1")]
     pub revision: i64,
     /// What kind of error, such as "type" or "syntax". At most 256 bytes.
     #[prost(string, tag = "2")]
     pub kind: ::prost::alloc::string::String,
-    /// The key whose value was refused, where it was one. Empty when it is longer
+    /// The key whose value was rejected, if it was one key. Empty if the key is longer
     /// than 4096 bytes.
     #[prost(bytes = "bytes", tag = "3")]
     pub key: ::prost::bytes::Bytes,
-    /// Where in the value, as a field path. At most 4096 bytes; what is longer is
-    /// cut off.
+    /// Where in the value, as a field path. Cut off after 4096 bytes.
     #[prost(string, tag = "4")]
     pub path: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReportResponse {
-    /// Those of the report's watch ids that are not streams of this caller on this
-    /// server (any more).
+    /// The watch ids in the report that are not, or no longer, streams of this caller
+    /// on this server.
     #[prost(bytes = "bytes", repeated, tag = "1")]
     pub unknown_watch_ids: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
 }
-/// Ways of saying things that a peer has to know before they may be used.
+/// Optional parts of the contract. The server uses one only for a client that
+/// says it understands it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum Feature {
@@ -578,20 +581,21 @@ pub mod config_client {
         }
         /// Streams the state of one range, then each change to it.
         ///
-        /// The first message is always a `Hello`. Then comes the cheapest truthful
-        /// answer to what the request says that the client has: a `Current`, or one or
-        /// more `Diff`s, or a `Snapshot`. From then on `Diff`s as changes happen and
-        /// `Progress` at the interval that `Hello` gave. `Goodbye`, if it comes, is the
-        /// last. Dropping the call is how a client unsubscribes.
+        /// The first message is always a `Hello`. Next comes the smallest answer that
+        /// leads from the state in the request to the current one: a `Current`, one or
+        /// more `Diff`s, or a `Snapshot`. After that, the server sends a `Diff` for each
+        /// change, and `Progress` at the interval given in `Hello`. A `Goodbye`, if there
+        /// is one, is the last message. A client unsubscribes by cancelling the call.
         ///
         /// INVALID_ARGUMENT    the range is missing, empty or too long
         /// NOT_FOUND           the range lies under no prefix that the server serves
         /// UNAVAILABLE         the server is not in sync with etcd yet, or is going
         ///                     away; retry after `grpc-retry-pushback-ms`
-        /// RESOURCE_EXHAUSTED  too many; retry after `grpc-retry-pushback-ms`
+        /// RESOURCE_EXHAUSTED  the server is at a limit; retry after
+        ///                     `grpc-retry-pushback-ms`
         ///
-        /// A request is at most 64 KiB long, a report 1 MiB. What is not gRPC is answered
-        /// with HTTP status 415.
+        /// A request may be 64 KiB long, a report 1 MiB. A request that is not gRPC gets
+        /// HTTP status 415.
         pub async fn watch(
             &mut self,
             request: impl tonic::IntoRequest<super::WatchRequest>,
@@ -615,8 +619,8 @@ pub mod config_client {
             req.extensions_mut().insert(GrpcMethod::new("driftless.v1.Config", "Watch"));
             self.inner.server_streaming(req, path, codec).await
         }
-        /// The state of one range, now, from the server's memory: the chunks of one
-        /// snapshot, then the end of the stream. Errors as for `Watch`.
+        /// Reads the current state of one range from the server's memory: the chunks of
+        /// one snapshot, then the end of the stream. Errors as for `Watch`.
         pub async fn get(
             &mut self,
             request: impl tonic::IntoRequest<super::GetRequest>,
@@ -638,8 +642,9 @@ pub mod config_client {
             req.extensions_mut().insert(GrpcMethod::new("driftless.v1.Config", "Get"));
             self.inner.server_streaming(req, path, codec).await
         }
-        /// What a client did with what it got. Reports are state, not events: sending
-        /// the same one twice changes nothing, and a lost one is made good by the next.
+        /// Tells the server what a client did with the states that it received. A report
+        /// is state, not an event: sending it twice changes nothing, and the next one
+        /// makes up for a lost one.
         pub async fn report(
             &mut self,
             request: impl tonic::IntoRequest<super::ReportRequest>,
@@ -685,20 +690,21 @@ pub mod config_server {
             + 'static;
         /// Streams the state of one range, then each change to it.
         ///
-        /// The first message is always a `Hello`. Then comes the cheapest truthful
-        /// answer to what the request says that the client has: a `Current`, or one or
-        /// more `Diff`s, or a `Snapshot`. From then on `Diff`s as changes happen and
-        /// `Progress` at the interval that `Hello` gave. `Goodbye`, if it comes, is the
-        /// last. Dropping the call is how a client unsubscribes.
+        /// The first message is always a `Hello`. Next comes the smallest answer that
+        /// leads from the state in the request to the current one: a `Current`, one or
+        /// more `Diff`s, or a `Snapshot`. After that, the server sends a `Diff` for each
+        /// change, and `Progress` at the interval given in `Hello`. A `Goodbye`, if there
+        /// is one, is the last message. A client unsubscribes by cancelling the call.
         ///
         /// INVALID_ARGUMENT    the range is missing, empty or too long
         /// NOT_FOUND           the range lies under no prefix that the server serves
         /// UNAVAILABLE         the server is not in sync with etcd yet, or is going
         ///                     away; retry after `grpc-retry-pushback-ms`
-        /// RESOURCE_EXHAUSTED  too many; retry after `grpc-retry-pushback-ms`
+        /// RESOURCE_EXHAUSTED  the server is at a limit; retry after
+        ///                     `grpc-retry-pushback-ms`
         ///
-        /// A request is at most 64 KiB long, a report 1 MiB. What is not gRPC is answered
-        /// with HTTP status 415.
+        /// A request may be 64 KiB long, a report 1 MiB. A request that is not gRPC gets
+        /// HTTP status 415.
         async fn watch(
             &self,
             request: tonic::Request<super::WatchRequest>,
@@ -709,14 +715,15 @@ pub mod config_server {
             >
             + std::marker::Send
             + 'static;
-        /// The state of one range, now, from the server's memory: the chunks of one
-        /// snapshot, then the end of the stream. Errors as for `Watch`.
+        /// Reads the current state of one range from the server's memory: the chunks of
+        /// one snapshot, then the end of the stream. Errors as for `Watch`.
         async fn get(
             &self,
             request: tonic::Request<super::GetRequest>,
         ) -> std::result::Result<tonic::Response<Self::GetStream>, tonic::Status>;
-        /// What a client did with what it got. Reports are state, not events: sending
-        /// the same one twice changes nothing, and a lost one is made good by the next.
+        /// Tells the server what a client did with the states that it received. A report
+        /// is state, not an event: sending it twice changes nothing, and the next one
+        /// makes up for a lost one.
         async fn report(
             &self,
             request: tonic::Request<super::ReportRequest>,

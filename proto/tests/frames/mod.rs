@@ -1,5 +1,5 @@
-//! What the tests of the rule of application share: a server's history, the frames that tell it,
-//! and a client that makes what the applier says.
+//! Shared by the tests of the rule of application: a server's history, the frames that describe it,
+//! and a client that does what the applier says.
 
 #![allow(dead_code)] // Each test file is a crate of its own and uses a part.
 
@@ -170,7 +170,7 @@ pub(crate) fn diff(
     chunks.into_iter().enumerate().map(chunk).collect()
 }
 
-/// A patch that makes `new` of `old`: what both start with is copied, the rest inserted.
+/// A patch that makes `new` from `old`: copies their common start and inserts the rest.
 pub(crate) fn patch(old: &Entry, new: &Entry) -> v1::Patch {
     let same = old.value.iter().zip(&new.value);
     let same = same.take_while(|(old, new)| old == new).count();
@@ -196,7 +196,7 @@ pub(crate) fn patch(old: &Entry, new: &Entry) -> v1::Patch {
     }
 }
 
-/// What etcd and a server know of one range: its states, one for each revision that changed it.
+/// The history of one range: its states, one for each revision that changed it.
 #[derive(Clone, Debug)]
 pub(crate) struct History {
     /// etcd's revision: at or after the last state's.
@@ -279,7 +279,7 @@ impl History {
     }
 }
 
-/// An applier, and the state that it speaks of.
+/// An applier and the state that it describes.
 #[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) applier: Applier,
@@ -301,7 +301,7 @@ impl Client {
         self.applier.begin(stream);
     }
 
-    /// Drops what was left of a frame, as a reconnect does.
+    /// Drops an incomplete frame, as a reconnect does.
     pub(crate) fn reconnect(&mut self) {
         self.applier.begin(self.stream.clone());
     }
@@ -332,9 +332,9 @@ impl Client {
         self.frame(vec![current], |applier, _, frame| applier.current(&frame))
     }
 
-    /// Feeds the chunks until one is refused, and makes what the applier says. Checks what holds
-    /// whatever the frame: nothing moves before the last chunk or on a refusal, and the digest is
-    /// that of the state.
+    /// Feeds the chunks until one is rejected, and does what the applier says. Checks what holds for
+    /// every frame: nothing changes before the last chunk or on an error, and the digest matches the
+    /// state.
     fn frame<F>(
         &mut self,
         chunks: Vec<F>,

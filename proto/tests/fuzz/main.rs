@@ -1,7 +1,7 @@
-//! What the fuzz targets in `proto/fuzz` look for, looked for in a few seconds: in what fuzzing starts
-//! from, in what it has found, and in some thousands of mutations of both.
+//! The properties of the fuzz targets in `proto/fuzz`, checked in a few seconds: on the seed inputs, on
+//! the inputs that fuzzing has found, and on some thousands of mutations of both.
 //!
-//! Run with `DRIFTLESS_REGENERATE=1` to write the inputs that fuzzing starts from anew.
+//! Run with `DRIFTLESS_REGENERATE=1` to write the seed inputs again.
 
 #[path = "../frames/mod.rs"]
 mod frames;
@@ -20,7 +20,7 @@ use proptest::test_runner::TestRunner;
 /// How many mutations are tried for each target.
 const MUTATIONS: u32 = 4096;
 
-/// One property at a time: what it allocates is counted, and the count is the process's.
+/// Checks one property at a time: the allocations are counted for the whole process.
 fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
@@ -47,7 +47,7 @@ fn inputs(target: &str) -> Vec<(String, Vec<u8>)> {
 }
 
 #[test]
-fn inputs_are_current() {
+fn seed_files_are_current() {
     for seed in seeds::all() {
         let file = folder(seed.target).join(seed.name);
         if std::env::var_os("DRIFTLESS_REGENERATE").is_some() {
@@ -57,13 +57,13 @@ fn inputs_are_current() {
         assert!(
             fs::read(&file).unwrap_or_default() == seed.input,
             "{} is not what tests/fuzz/seeds.rs says; run: \
-             DRIFTLESS_REGENERATE=1 cargo test -p driftless-proto --test fuzz inputs_are_current",
+             DRIFTLESS_REGENERATE=1 cargo test -p driftless-proto --test fuzz seed_files_are_current",
             file.display()
         );
     }
 }
 
-/// Something that goes wrong with bytes.
+/// A mutation of an input.
 #[derive(Clone, Debug)]
 enum Mutation {
     /// One byte is another.
@@ -141,7 +141,7 @@ fn holds(target: &str, property: fn(&[u8])) {
     }
     let config = ProptestConfig {
         cases: MUTATIONS,
-        // What is found is kept as an input that is checked in.
+        // A failing input is kept, to be checked in.
         failure_persistence: None,
         ..ProptestConfig::default()
     };
@@ -159,19 +159,19 @@ fn holds(target: &str, property: fn(&[u8])) {
 }
 
 #[test]
-fn deltas() {
+fn deltas_keep_their_properties() {
     holds("delta", properties::delta);
 }
 
 #[test]
-fn frames_and_what_is_published() {
+fn frames_keep_their_properties() {
     holds("frames", properties::frames);
 }
 
 /// A message as long as any that a server sends, filled with what is smallest on the wire and largest in
 /// memory: empty elements of each list that a frame has.
 #[test]
-fn a_hostile_message_costs_what_its_length_allows() {
+fn decoding_allocates_within_its_bound() {
     let _turn = turn();
     const LONGEST: usize = 1024 * 1024;
     // Field numbers of the lists, from the outside in.
@@ -193,9 +193,9 @@ fn a_hostile_message_costs_what_its_length_allows() {
     }
 }
 
-/// A length that is claimed and not there is refused before anything is allocated for it.
+/// A claimed length without the bytes is rejected before anything is allocated for it.
 #[test]
-fn a_claimed_length_costs_nothing() {
+fn claimed_length_allocates_nothing() {
     let _turn = turn();
     for claim in [1 << 20, u64::from(u32::MAX), u64::MAX >> 1, u64::MAX] {
         for tags in [
@@ -218,6 +218,6 @@ fn a_claimed_length_costs_nothing() {
 }
 
 #[test]
-fn ranges_and_keys() {
+fn ranges_keep_their_properties() {
     holds("ranges", properties::ranges);
 }

@@ -1,5 +1,5 @@
-//! What holds whatever bytes a peer sends: one function for each kind of input, shared by the fuzz
-//! targets (`proto/fuzz`) and the tests beside this file. Each panics when its property does not hold.
+//! Properties that hold for any bytes that a peer sends. One function for each kind of input, shared
+//! by the fuzz targets (`proto/fuzz`) and the tests beside this file. Each panics if its property fails.
 
 use std::collections::BTreeMap;
 
@@ -17,11 +17,11 @@ use super::frames::{Client, State};
 #[global_allocator]
 static HEAP: PeakAlloc = PeakAlloc;
 
-/// What a client is prepared to hold here, in bytes: small, so that inputs reach it.
+/// The client's limit here, in bytes: small, so that inputs exceed it.
 const LIMIT: usize = 4096;
 
-/// What may be allocated besides what is accounted for, in bytes: tree nodes, the first growth of a
-/// vector, and what the other threads of a test binary do meanwhile.
+/// Allocations that are not accounted for, in bytes: tree nodes, the first growth of a vector, and the
+/// other threads of a test binary.
 const SLACK: usize = 16 * 1024;
 
 /// What a decoded message may take for each of its bytes, in bytes, while it is decoded.
@@ -67,7 +67,7 @@ pub(crate) fn delta(input: &[u8]) {
         _ => patch.length,
     };
     let allowed = usize::try_from(said).map_or(0, |said| said.min(MAX_VALUE_BYTES));
-    // Nothing is allocated for what is refused before it is proven.
+    // A patch that is rejected before it is checked allocates nothing.
     let bound = if u128::from(said) == made { allowed } else { 0 };
     let bad = |op: &DeltaOp| model(base, op).is_none();
     let first_bad = ops.iter().position(bad);
@@ -339,7 +339,7 @@ pub(crate) fn ranges(input: &[u8]) {
     assert_eq!(a == b, a.covers(&b) && b.covers(&a));
 }
 
-/// A range as it came; none when it is refused, rightly.
+/// The range, or `None` if it is rightly rejected.
 fn range(input: &mut Bytes) -> Option<KeyRange> {
     let wire: v1::Range = decode(input)?;
     let length = match &wire.kind {
