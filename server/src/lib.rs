@@ -15,6 +15,7 @@
 //! source and any connection.
 
 mod admin;
+pub mod auth;
 pub mod delta;
 pub mod encode;
 pub mod fanout;
@@ -22,6 +23,7 @@ pub mod ingest;
 pub mod metrics;
 pub mod server;
 pub mod service;
+pub mod session;
 pub mod settings;
 pub mod source;
 pub mod store;

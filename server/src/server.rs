@@ -22,6 +22,7 @@ use crate::fanout::fanout;
 use crate::ingest::{self, Limits};
 use crate::metrics::Metrics;
 use crate::service::{Connections, Intervals, Served, Service, listen};
+use crate::session::Registry;
 use crate::settings::Settings;
 use crate::source::etcd::{EtcdConfig, EtcdConfigError, EtcdSource};
 use crate::source::{Source, SourceHandle};
@@ -263,10 +264,17 @@ impl Engine {
         let health = engine.service.clone();
         engine.spawn("health", async move { health.keep_health().await });
         let admission = engine.service.clone();
-        engine.spawn("admission", async move { admission.admit().await });
-        let stalls = engine.service.clone();
-        engine.spawn("stalls", async move { stalls.close_stalled().await });
+        engine.spawn("admission", async move { admission.run_admission().await });
+        let service = engine.service.clone();
+        engine.spawn("slow consumers", async move {
+            service.close_slow_consumers().await;
+        });
         engine
+    }
+
+    /// Who is connected, to be read: what an admin's questions will be answered from.
+    pub fn sessions(&self) -> &Registry {
+        self.service.sessions()
     }
 
     /// The server's counters.

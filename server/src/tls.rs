@@ -105,6 +105,13 @@ impl fmt::Debug for Tls {
     }
 }
 
+/// The certificates that the client showed, its own first, as DER.
+pub(crate) fn peer_certificates<S>(stream: &TlsStream<S>) -> impl Iterator<Item = &[u8]> {
+    let (_, session) = stream.get_ref();
+    let certificates = session.peer_certificates().unwrap_or_default();
+    certificates.iter().map(AsRef::as_ref)
+}
+
 /// Reads until the other end has closed, or has said too much.
 async fn linger(mut io: impl AsyncRead + AsyncWrite + Unpin) {
     let _ = io.shutdown().await;

@@ -14,13 +14,11 @@ use driftless_proto::{Revision, v1};
 use http_body::{Body, Frame};
 use tonic::Status;
 
-use super::admission::{Admission, Refused, Turn};
 use super::grpc::{self, ok_trailers, trailers};
-use super::report::Registered;
-use super::stalls::{ANSWER_PINNED_AT_MOST, Stall};
 use crate::encode::{self, Chunk, SyncKind, SyncReader};
 use crate::fanout::{Ending, Next, Subscriber};
-use crate::metrics::{Held, Metrics};
+use crate::metrics::Metrics;
+use crate::session::{Refused, SYNC_PINNED_AT_MOST, StreamGuard};
 
 /// How long a client is told to wait that did not take its answer in time: it would get it from the
 /// start again, and whatever kept it from reading may take a while.
@@ -29,66 +27,59 @@ const RETRY_STALLED: Duration = Duration::from_secs(5);
 /// The response to `Watch`.
 #[derive(Debug)]
 pub(super) struct WatchBody {
-    subscriber: Subscriber,
-    admission: Admission,
-    /// What the stream waits for, if it does.
+    /// What the stream waits for a permit to read, if it does.
     due: Option<Due>,
     /// The revision that the client is at when it has read all that was handed over.
     cursor: Revision,
     /// Number of the latest progress that was sent.
     progress: u64,
-    sending: Sending,
+    sending: Sending<Subscriber>,
     /// Whether the goodbye is on its way.
     ending: bool,
-    _registered: Registered,
-    _counted: Held,
 }
 
-/// An answer that the stream waits for its turn to read. It is begun only then, so that who waits
+/// An answer that the stream waits for a permit to read. It is begun only then, so that who waits
 /// costs a place in the queue and pins nothing.
 #[derive(Debug)]
 pub(super) struct Due {
-    pub(super) turn: Turn,
     pub(super) kind: SyncKind,
     /// The revision that the client holds, and that the answer may not fall behind.
     pub(super) held: Revision,
 }
 
 impl WatchBody {
-    /// Sends `first`, which is whole messages, then the answer that is `due` if there is one, then
-    /// what changes after `cursor`.
+    /// Sends `first`, which is whole messages, then the answer that is `due` if there is one, for which
+    /// the stream has asked for a permit, then what changes after `cursor`.
     pub(super) fn new(
-        subscriber: Subscriber,
-        admission: Admission,
+        stream: StreamGuard<Subscriber>,
         first: Bytes,
         due: Option<Due>,
         cursor: Revision,
-        registered: Registered,
-        stall: Stall,
     ) -> Self {
+        let subscriber = stream.subscription();
         let metrics = subscriber.metrics().clone();
-        let counted = Held::new(&metrics.streams);
         let progress = subscriber.progress_number();
+        stream.set_cursor(cursor);
         Self {
-            subscriber,
-            admission,
             due,
             cursor,
             progress,
-            sending: Sending::new(VecDeque::from([first]), stall, metrics),
+            sending: Sending::new(VecDeque::from([first]), stream, metrics),
             ending: false,
-            _registered: registered,
-            _counted: counted,
         }
+    }
+
+    fn move_to(&mut self, cursor: Revision) {
+        self.cursor = cursor;
+        self.sending.stream.set_cursor(cursor);
     }
 
     /// The cheapest way to bring a stream up to date that cannot be told the changes one by one.
     fn catch_up(&mut self) {
         self.sending.metrics.conflated.inc();
-        match self.admission.enter() {
-            Ok(turn) => {
+        match self.sending.stream.request_permit() {
+            Ok(()) => {
                 self.due = Some(Due {
-                    turn,
                     kind: SyncKind::Diff { since: self.cursor },
                     held: self.cursor,
                 });
@@ -97,10 +88,12 @@ impl WatchBody {
         }
     }
 
-    /// It is the stream's turn.
-    fn begin(&mut self, due: Due) {
+    /// The stream has its permit.
+    fn begin(&mut self, due: &Due) {
+        let subscriber = self.sending.stream.subscription();
         // None when the history has just ended, which the scope says when it is asked again.
-        let Some(view) = self.subscriber.view_now() else {
+        let Some(view) = subscriber.view_now() else {
+            self.sending.stream.end_sync();
             return;
         };
         let kind = match due.kind {
@@ -110,12 +103,13 @@ impl WatchBody {
             }
             kind => kind,
         };
-        let answer = self.subscriber.answer(kind, due.held, view);
-        self.cursor = answer.revision();
-        self.sending.begin(SyncReader::new(answer), due.turn);
+        let answer = subscriber.answer(kind, due.held, view);
+        self.move_to(answer.revision());
+        self.sending.begin(SyncReader::new(answer));
     }
 
     fn refuse(&mut self, refused: Refused) {
+        self.sending.stream.end_sync();
         match refused {
             Refused::Closed => self.end(Ending::Drain.goodbye()),
             Refused::Later(after) => {
@@ -154,46 +148,54 @@ impl Body for WatchBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = self.get_mut();
+        this.sending.stream.polled_by(cx);
         loop {
             if let Some(sent) = this.sending.poll(cx, this.ending) {
                 return sent;
             }
-            if std::mem::take(&mut this.sending.cut_off) {
+            let cut_off = std::mem::take(&mut this.sending.cut_off);
+            if let Some(goodbye) = this.sending.stream.goodbye() {
+                let goodbye = *goodbye;
+                this.end(goodbye);
+                continue;
+            }
+            if cut_off {
                 this.leave(v1::goodbye::Reason::Stalled, RETRY_STALLED);
                 continue;
             }
             if let Some(due) = this.due.take() {
-                match due.turn.poll(cx) {
+                match this.sending.stream.poll_permit(cx) {
                     Poll::Pending => {
                         this.due = Some(due);
-                        this.sending.stall.waiting();
+                        this.sending.stream.idle();
                         return Poll::Pending;
                     }
-                    Poll::Ready(Ok(())) => this.begin(due),
+                    Poll::Ready(Ok(())) => this.begin(&due),
                     Poll::Ready(Err(refused)) => this.refuse(refused),
                 }
                 continue;
             }
-            match this.subscriber.next(this.cursor, this.progress, cx) {
+            let subscriber = this.sending.stream.subscription();
+            match subscriber.next(this.cursor, this.progress, cx) {
                 Next::Frame { frame, to } => {
                     this.sending.segments.extend(frame.alone().iter().cloned());
-                    this.cursor = to;
+                    this.move_to(to);
                 }
                 Next::Joined { bytes, to } => {
                     this.sending.segments.push_back(bytes);
-                    this.cursor = to;
+                    this.move_to(to);
                 }
                 Next::Progress { bytes, number, to } => {
                     this.sending
                         .segments
                         .extend((!bytes.is_empty()).then_some(bytes));
                     this.progress = number;
-                    this.cursor = to;
+                    this.move_to(to);
                 }
                 Next::Behind => this.catch_up(),
                 Next::Ending(ending) => this.end(ending.goodbye()),
                 Next::Nothing => {
-                    this.sending.stall.waiting();
+                    this.sending.stream.idle();
                     return Poll::Pending;
                 }
             }
@@ -204,21 +206,23 @@ impl Body for WatchBody {
 /// The response to `Get`: a snapshot, and that is all.
 #[derive(Debug)]
 pub(super) struct GetBody {
-    due: Option<(SyncReader, Turn)>,
-    sending: Sending,
+    due: Option<SyncReader>,
+    sending: Sending<()>,
 }
 
 impl GetBody {
-    pub(super) const fn new(
-        answer: SyncReader,
-        turn: Turn,
-        stall: Stall,
-        metrics: Metrics,
-    ) -> Self {
+    /// Sends the answer, for which the stream has asked for a permit.
+    pub(super) const fn new(answer: SyncReader, stream: StreamGuard<()>, metrics: Metrics) -> Self {
         Self {
-            due: Some((answer, turn)),
-            sending: Sending::new(VecDeque::new(), stall, metrics),
+            due: Some(answer),
+            sending: Sending::new(VecDeque::new(), stream, metrics),
         }
+    }
+
+    fn fail(&mut self, status: &Status) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        self.due = None;
+        self.sending.done = true;
+        Poll::Ready(Some(Ok(Frame::trailers(trailers(status)))))
     }
 }
 
@@ -231,18 +235,21 @@ impl Body for GetBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = self.get_mut();
-        if let Some((answer, turn)) = this.due.take() {
-            match turn.poll(cx) {
+        this.sending.stream.polled_by(cx);
+        if let Some(answer) = this.due.take() {
+            if this.sending.stream.goodbye().is_some() {
+                return this.fail(&ended());
+            }
+            match this.sending.stream.poll_permit(cx) {
                 Poll::Pending => {
-                    this.due = Some((answer, turn));
-                    this.sending.stall.waiting();
+                    this.due = Some(answer);
+                    this.sending.stream.idle();
                     return Poll::Pending;
                 }
-                Poll::Ready(Ok(())) => this.sending.begin(answer, turn),
+                Poll::Ready(Ok(())) => this.sending.begin(answer),
                 Poll::Ready(Err(refused)) => {
-                    this.sending.done = true;
-                    let trailers = trailers(&refused.status(&this.sending.metrics));
-                    return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+                    let status = grpc::no_permit(refused, &this.sending.metrics);
+                    return this.fail(&status);
                 }
             }
         }
@@ -252,34 +259,39 @@ impl Body for GetBody {
 
 /// What is on its way already.
 #[derive(Debug)]
-struct Sending {
+struct Sending<S> {
     /// What remains of the messages at hand.
     segments: VecDeque<Bytes>,
     /// Its way through an answer that is encoded as it is sent.
-    answer: Option<(SyncReader, Turn)>,
-    /// The answer was not taken in time, and is not gone on with.
+    answer: Option<SyncReader>,
+    /// The answer was not taken in time, or the stream was ended meanwhile.
     cut_off: bool,
     /// Whether the trailers were sent.
     done: bool,
-    stall: Stall,
+    stream: StreamGuard<S>,
     metrics: Metrics,
 }
 
-impl Sending {
-    const fn new(segments: VecDeque<Bytes>, stall: Stall, metrics: Metrics) -> Self {
+impl<S> Sending<S> {
+    const fn new(segments: VecDeque<Bytes>, stream: StreamGuard<S>, metrics: Metrics) -> Self {
         Self {
             segments,
             answer: None,
             cut_off: false,
             done: false,
-            stall,
+            stream,
             metrics,
         }
     }
 
-    fn begin(&mut self, answer: SyncReader, turn: Turn) {
-        self.stall.answer_began();
-        self.answer = Some((answer, turn));
+    fn begin(&mut self, answer: SyncReader) {
+        self.stream.begin_sync();
+        self.answer = Some(answer);
+    }
+
+    fn end_answer(&mut self) {
+        self.answer = None;
+        self.stream.end_sync();
     }
 
     /// The next piece; `None` when nothing is on its way. `last`: nothing comes after that, so the
@@ -290,44 +302,37 @@ impl Sending {
         cx: &Context<'_>,
         last: bool,
     ) -> Option<Poll<Option<Result<Frame<Bytes>, Status>>>> {
-        if let Some((_, turn)) = &self.answer {
-            turn.taken();
-        }
+        self.stream.piece_taken();
         loop {
             if let Some(segment) = self.segments.pop_front() {
-                if let Some((_, turn)) = &self.answer {
-                    turn.handed();
-                }
-                self.stall.handed();
+                self.stream.piece_handed();
                 self.metrics.sent_bytes.inc_by(segment.len() as u64);
                 return Some(Poll::Ready(Some(Ok(Frame::data(segment)))));
             }
-            if self.answer.is_some() && self.stall.is_overdue() {
-                self.answer = None;
-                self.stall.answer_done();
+            if self.answer.is_some()
+                && (self.stream.goodbye().is_some() || self.stream.is_sync_overdue())
+            {
+                self.end_answer();
                 self.cut_off = true;
             }
             let answer = self.answer.as_mut();
-            let next = answer.map(|(answer, _)| answer.next(&self.metrics));
+            let next = answer.map(|answer| answer.next(&self.metrics));
             match next {
                 Some(Chunk::Ready(chunk)) => self.segments.extend(chunk.alone().iter().cloned()),
                 Some(Chunk::Scanning) => {
-                    self.stall.handed();
+                    self.stream.busy();
                     cx.waker().wake_by_ref();
                     return Some(Poll::Pending);
                 }
-                Some(Chunk::Done) => {
-                    self.answer = None;
-                    self.stall.answer_done();
-                }
+                Some(Chunk::Done) => self.end_answer(),
                 None if !last => return None,
                 None if self.done => return Some(Poll::Ready(None)),
                 None => {
                     self.done = true;
-                    let trailers = if self.cut_off {
-                        trailers(&too_slow())
-                    } else {
-                        ok_trailers()
+                    let trailers = match (self.cut_off, self.stream.goodbye()) {
+                        (false, _) => ok_trailers(),
+                        (true, None) => trailers(&too_slow()),
+                        (true, Some(_)) => trailers(&ended()),
                     };
                     return Some(Poll::Ready(Some(Ok(Frame::trailers(trailers)))));
                 }
@@ -339,7 +344,12 @@ impl Sending {
 /// How a call ends that did not take its answer in time.
 fn too_slow() -> Status {
     let status = Status::deadline_exceeded(format!(
-        "the answer was not read within {ANSWER_PINNED_AT_MOST:?}; retry, or ask for a smaller range"
+        "the answer was not read within {SYNC_PINNED_AT_MOST:?}; retry, or ask for a smaller range"
     ));
     grpc::retry_after(RETRY_STALLED, status)
+}
+
+/// How a call ends that the server wants gone.
+fn ended() -> Status {
+    Status::aborted("the server ended the call; retry")
 }

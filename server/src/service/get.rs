@@ -2,16 +2,16 @@
 
 use std::sync::Arc;
 
-use driftless_proto::v1;
+use driftless_proto::{Revision, v1};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use tonic::Status;
 use tonic::body::Body;
 
 use super::body::GetBody;
-use super::connection::Connection;
 use super::{ATTEMPTS, Service, check_client, grpc, history_changed, unavailable};
 use crate::encode::{SyncKind, SyncReader};
+use crate::session::{CallKind, Connection, NewStream};
 
 impl Service {
     pub(super) async fn get(
@@ -19,6 +19,7 @@ impl Service {
         request: Request<Incoming>,
         connection: &Connection,
     ) -> Result<Response<Body>, Status> {
+        let token = grpc::bearer_token(&request);
         let request: v1::GetRequest =
             grpc::request(request, connection, grpc::MAX_QUESTION).await?;
         check_client(request.client.as_ref())?;
@@ -32,14 +33,23 @@ impl Service {
             let Some(view) = subscriber.view().await else {
                 continue;
             };
-            let turn = self.0.admission.enter();
-            let turn = turn.map_err(|refused| refused.status(&self.0.metrics))?;
+            let new = NewStream {
+                kind: CallKind::Get,
+                range,
+                client: request.client,
+                token,
+                resumed_from: Revision::NONE,
+                outcome: None,
+            };
+            let mut stream = self.0.sessions.open(connection, new, ());
+            let permit = stream.request_permit();
+            permit.map_err(|refused| grpc::no_permit(refused, &self.0.metrics))?;
+            stream.set_cursor(view.root.revision());
             // Of its own: what is asked for is the state now.
             let answer = subscriber.own_answer(SyncKind::Snapshot { reset: false }, view);
             return Ok(grpc::streaming(Body::new(GetBody::new(
                 SyncReader::new(Arc::new(answer)),
-                turn,
-                self.0.stalls.watch(connection),
+                stream,
                 self.0.metrics.clone(),
             ))));
         }

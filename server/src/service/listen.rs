@@ -5,15 +5,14 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use slab::Slab;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
@@ -23,11 +22,12 @@ use tokio_util::task::TaskTracker;
 use tonic::body::Body;
 
 use super::Service;
-use super::connection::Connection;
-use super::joining::Joining;
-use super::serving::{Begun, Orders, Serving, Transport};
-use crate::metrics::{Held, Metrics};
-use crate::tls::Tls;
+use super::coalesce::Coalesce;
+use super::driver::{ConnectionDriver, StreamExecutor, Transport};
+use crate::auth::CertificateChain;
+use crate::metrics::Metrics;
+use crate::session::{Connection, ConnectionGuard};
+use crate::tls::{self, Tls};
 
 /// How many connections may wait to be accepted. A thousand clients that return at the same moment
 /// overflow the usual 128 (measured), and each that is dropped comes back a second later at the
@@ -158,55 +158,6 @@ pub struct Connections {
     tasks: TaskTracker,
     /// No more connections.
     drain: CancellationToken,
-    open: Arc<Mutex<Open>>,
-}
-
-/// The connections that are open, and what all of them are told.
-#[derive(Debug, Default)]
-struct Open {
-    orders: Slab<Arc<Orders>>,
-    draining: bool,
-    ending: bool,
-}
-
-/// One connection's place among the open ones. Dropping it gives it back.
-struct Place {
-    open: Arc<Mutex<Open>>,
-    key: usize,
-    orders: Arc<Orders>,
-}
-
-impl Place {
-    fn among(open: &Arc<Mutex<Open>>) -> Self {
-        let orders = Arc::new(Orders::default());
-        let mut all = lock(open);
-        // One that was accepted in the last moment.
-        if all.draining {
-            orders.drain();
-        }
-        // The accept loop may be about to hand one over at that moment.
-        if all.ending {
-            orders.end();
-        }
-        let key = all.orders.insert(Arc::clone(&orders));
-        drop(all);
-        Self {
-            open: Arc::clone(open),
-            key,
-            orders,
-        }
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let gone = lock(&self.open).orders.try_remove(self.key);
-        drop(gone);
-    }
-}
-
-fn lock(open: &Mutex<Open>) -> MutexGuard<'_, Open> {
-    open.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Connections {
@@ -223,7 +174,6 @@ impl Connections {
             places: Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS))),
             tasks: TaskTracker::new(),
             drain: CancellationToken::new(),
-            open: Arc::default(),
         }
     }
 
@@ -257,7 +207,7 @@ impl Connections {
         // The semaphore is never closed.
         while let Ok(place) = Arc::clone(&self.places).acquire_owned().await {
             let (stream, peer) = accepting.next().await;
-            self.serve_holding(Joining(stream), Some(peer), place);
+            self.serve_holding(Coalesce(stream), Some(peer), place);
         }
     }
 
@@ -273,65 +223,68 @@ impl Connections {
         peer: Option<SocketAddr>,
         place: impl Send + 'static,
     ) {
-        let among = Place::among(&self.open);
-        let orders = Arc::clone(&among.orders);
-        let connection = Connection::new(peer, Arc::clone(&orders));
-        let holding = (place, Held::new(&self.metrics.connections), among);
+        let session = self.service.sessions().connect(peer);
+        // A task of its own shape for each: one without TLS has no room for a handshake.
         match self.tls.clone() {
             None => {
-                let serving = self.connection(io, connection, orders);
+                let driver = self.drive(io, &session);
                 self.tasks.spawn(async move {
-                    let _holding = holding;
-                    serving.await;
+                    let _holding = (place, session);
+                    driver.await;
                 });
             }
             Some(tls) => {
-                let serving = self.clone().connection_over(tls, io, connection, orders);
+                let connections = self.clone();
                 self.tasks.spawn(async move {
-                    let _holding = holding;
-                    serving.await;
+                    let _place = place;
+                    connections.drive_over(&tls, io, &session).await;
                 });
             }
         }
     }
 
-    /// Agrees on TLS first, unless the shutdown begins before that is done.
-    async fn connection_over(
-        self,
-        tls: Tls,
+    /// Makes the TLS handshake first, unless the shutdown begins before that is done.
+    async fn drive_over(
+        &self,
+        tls: &Tls,
         io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-        connection: Connection,
-        orders: Arc<Orders>,
+        session: &ConnectionGuard,
     ) {
-        let agreed = tokio::select! {
+        let handshake = tokio::select! {
             () = self.drain.cancelled() => return,
-            agreed = tls.accept(io, self.patience.handshake) => agreed,
+            handshake = tls.accept(io, self.patience.handshake) => handshake,
         };
-        match agreed {
-            Ok(io) => self.connection(io, connection, orders).await,
+        match handshake {
+            Ok(io) => {
+                if let Some(chain) = CertificateChain::new(tls::peer_certificates(&io)) {
+                    session.connection().set_certificates(chain);
+                }
+                self.drive(io, session).await;
+            }
             // The client's affair: it is told, and says so where it is at home.
             Err(why) => {
                 self.metrics.tls_handshakes_failed.inc();
-                let peer = connection.peer().map(tracing::field::display);
-                tracing::debug!(peer, %why, "TLS was not agreed on");
+                let peer = session.connection().peer().map(tracing::field::display);
+                tracing::debug!(peer, %why, "the TLS handshake failed");
             }
         }
     }
 
-    fn connection(
+    fn drive(
         &self,
         io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-        connection: Connection,
-        orders: Arc<Orders>,
+        session: &ConnectionGuard,
     ) -> impl Future<Output = ()> + Send + 'static {
         let called = Arc::new(AtomicBool::new(false));
+        let connection = session.connection().clone();
+        let control = Arc::clone(connection.control());
         let service = Calls {
             service: self.service.clone(),
             connection,
             called: Arc::clone(&called),
         };
-        let begun = Begun::default();
-        let mut builder = http2::Builder::new(begun.clone());
+        let executor = StreamExecutor::default();
+        let mut builder = http2::Builder::new(executor.clone());
         builder
             .timer(TokioTimer::new())
             .keep_alive_interval(self.ping)
@@ -343,7 +296,8 @@ impl Connections {
             // of headers.
             .auto_date_header(false);
         let connection = builder.serve_connection(TokioIo::new(io), service);
-        Serving::new(connection, begun, orders, called, self.patience.first_call)
+        let within = self.patience.first_call;
+        ConnectionDriver::new(connection, executor, control, called, within)
     }
 
     /// Ends every connection: streams get their goodbye, and what has not ended when `deadline`
@@ -369,18 +323,12 @@ impl Connections {
     /// No more connections are accepted, and no more calls.
     pub(crate) fn drain(&self) {
         self.drain.cancel();
-        let mut open = lock(&self.open);
-        open.draining = true;
-        open.orders.iter().for_each(|(_, orders)| orders.drain());
+        self.service.sessions().drain_connections();
     }
 
     /// Ends every connection at once, and those that come in this moment.
     pub(crate) fn cut_off(&self) {
-        let mut open = lock(&self.open);
-        open.ending = true;
-        for (_, orders) in &open.orders {
-            orders.end();
-        }
+        self.service.sessions().close_connections();
     }
 }
 
@@ -394,7 +342,7 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 }
 
 impl<I: AsyncRead + AsyncWrite + Unpin + 'static> Transport
-    for http2::Connection<TokioIo<I>, Calls, Begun>
+    for http2::Connection<TokioIo<I>, Calls, StreamExecutor>
 {
     fn drain(self: Pin<&mut Self>) {
         self.graceful_shutdown();

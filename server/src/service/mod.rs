@@ -4,17 +4,14 @@
 //! streams; health checking and reflection are tonic's, mounted beside them. All calls of all
 //! connections go through [`Service`].
 
-mod admission;
 mod body;
-mod connection;
+mod coalesce;
+mod driver;
 mod get;
 mod grpc;
-mod joining;
 mod listen;
 mod report;
 mod resume;
-mod serving;
-mod stalls;
 #[cfg(test)]
 mod tests;
 mod watch;
@@ -41,12 +38,9 @@ use tower_service::Service as _;
 use crate::fanout::{Fanout, Unavailable};
 use crate::ingest;
 use crate::metrics::Metrics;
-use admission::Admission;
-use connection::Connection;
+use crate::session::{Connection, Registry, SlowConsumers};
 pub(crate) use listen::{Accepting, Patience};
 pub use listen::{Connections, listen};
-pub use report::Watches;
-use stalls::Stalls;
 
 /// One served prefix.
 #[derive(Clone, Debug)]
@@ -76,9 +70,8 @@ pub struct Service(Arc<Inner>);
 struct Inner {
     served: Vec<Served>,
     intervals: Intervals,
-    watches: Watches,
-    admission: Admission,
-    stalls: Stalls,
+    sessions: Registry,
+    slow_consumers: SlowConsumers,
     metrics: Metrics,
     standard: Routes,
     health: HealthReporter,
@@ -125,14 +118,12 @@ impl Service {
             Ok(reflection) => standard = standard.add_service(reflection),
             Err(error) => tracing::error!(%error, "reflection is not available"),
         }
-        let watches = Watches::default();
-        let admission = Admission::new(metrics.clone(), intervals.progress);
+        let sessions = Registry::new(metrics.clone(), intervals.progress);
         Self(Arc::new(Inner {
             served,
             intervals,
-            watches,
-            admission,
-            stalls: Stalls::new(stall_timeout, metrics.clone()),
+            slow_consumers: SlowConsumers::new(sessions.clone(), stall_timeout),
+            sessions,
             metrics,
             standard: standard.prepare(),
             health,
@@ -174,14 +165,19 @@ impl Service {
         std::future::pending().await
     }
 
-    /// Looks after the streams that wait for their turn to read a snapshot. Runs until it is dropped.
-    pub async fn admit(&self) {
-        self.0.admission.run().await;
+    /// Who is connected.
+    pub fn sessions(&self) -> &Registry {
+        &self.0.sessions
     }
 
-    /// Closes the connections of those who do not read. Runs until it is dropped.
-    pub async fn close_stalled(&self) {
-        self.0.stalls.run().await;
+    /// Sees to the streams that wait for a permit to read a snapshot. Runs until it is dropped.
+    pub async fn run_admission(&self) {
+        self.0.sessions.admission().run().await;
+    }
+
+    /// Closes the connections of slow consumers. Runs until it is dropped.
+    pub async fn close_slow_consumers(&self) {
+        self.0.slow_consumers.run().await;
     }
 
     async fn set_serving(&self, status: ServingStatus) {
@@ -201,7 +197,7 @@ impl Service {
             .served
             .iter()
             .for_each(|served| served.fanout.drain());
-        self.0.admission.close();
+        self.0.sessions.admission().close();
     }
 
     /// The prefix that holds `range`.

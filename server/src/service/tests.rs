@@ -1,5 +1,6 @@
 //! The service as a client of its own kind meets it: HTTP/2 over in-memory pipes, on a paused clock.
 
+mod sessions;
 mod stalls;
 
 use std::future::Future;
@@ -138,7 +139,11 @@ impl Client {
         if let Some(kind) = kind {
             request = request.header("content-type", kind);
         }
-        let request = request.body(()).unwrap();
+        self.send_request(request.body(()).unwrap(), body, end)
+            .await
+    }
+
+    async fn send_request(&self, request: Request<()>, body: Bytes, end: bool) -> Call {
         let mut sender = self.sender.clone().ready().await.unwrap();
         let (response, mut sending) = sender
             .send_request(request, end && body.is_empty())
@@ -1037,7 +1042,7 @@ async fn a_shutdown_does_not_wait_for_a_turn() {
     etcd.put("/c/a", "1");
     let engine = engine(&etcd);
     engine.ready().await;
-    let _busy = engine.service().0.admission.keep_busy();
+    let _busy = engine.service().sessions().admission().keep_busy();
     let client = Client::new(&engine).await;
     let request = v1::GetRequest {
         range: Some((&prefix("/c/")).into()),
@@ -1432,7 +1437,7 @@ async fn who_waits_too_long_for_a_turn_is_told_when_to_come_back() {
     engine.ready().await;
     let metrics = engine.metrics().clone();
     let range = prefix("/c/");
-    let mut busy = engine.service().0.admission.keep_busy();
+    let mut busy = engine.service().sessions().admission().keep_busy();
     let mut client = Client::new(&engine).await;
 
     let mut watch = client.watch(&range, None).await;

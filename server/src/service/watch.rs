@@ -11,12 +11,13 @@ use tonic::Status;
 use tonic::body::Body;
 
 use super::body::{Due, WatchBody};
-use super::connection::Connection;
+use super::report::check_outcome;
 use super::resume::{Answer, Has, Have, answer};
 use super::{ATTEMPTS, Served, Service, check_client, grpc, history_changed, unavailable};
 use crate::encode::{self, SyncKind};
 use crate::fanout::{Subscriber, View};
 use crate::ingest::REQUEST_TIMEOUT;
+use crate::session::{CallKind, Connection, NewStream, StreamGuard, WatchId};
 
 /// How long a client that knows more than the server should wait, when the server could not catch up
 /// with etcd in time.
@@ -28,6 +29,7 @@ impl Service {
         request: Request<Incoming>,
         connection: &Connection,
     ) -> Result<Response<Body>, Status> {
+        let token = grpc::bearer_token(&request);
         let request: v1::WatchRequest =
             grpc::request(request, connection, grpc::MAX_QUESTION).await?;
         check_client(request.client.as_ref())?;
@@ -46,7 +48,19 @@ impl Service {
                 continue;
             };
             if let Some(start) = start(served, &subscriber, view, have.as_ref()).await? {
-                return self.stream(subscriber, start, features, connection);
+                let new = NewStream {
+                    kind: CallKind::Watch,
+                    range,
+                    client: request.client,
+                    token,
+                    resumed_from: have.map_or(Revision::NONE, |have| have.revision),
+                    // What a report of it would be refused for is not kept.
+                    outcome: request
+                        .outcome
+                        .filter(|outcome| check_outcome(Some(outcome)).is_ok()),
+                };
+                let stream = self.0.sessions.open(connection, new, subscriber);
+                return self.stream(stream, start, features);
             }
         }
         Err(history_changed())
@@ -54,28 +68,34 @@ impl Service {
 
     fn stream(
         &self,
-        subscriber: Subscriber,
+        mut stream: StreamGuard<Subscriber>,
         start: Start,
         features: Vec<i32>,
-        connection: &Connection,
     ) -> Result<Response<Body>, Status> {
-        let registered = self.0.watches.register();
+        let subscriber = stream.subscription();
         let (clock_ms, contact_ms) = subscriber.clock();
         let millis = |interval: Duration| u32::try_from(interval.as_millis()).unwrap_or(u32::MAX);
         let hello = v1::Hello {
             epoch: start.view.root.epoch().as_bytes().clone(),
-            watch_id: registered.id(),
+            watch_id: stream
+                .stream()
+                .watch_id()
+                .map_or_else(Bytes::new, WatchId::to_bytes),
             progress_interval_ms: millis(self.0.intervals.progress),
             ping_interval_ms: millis(self.0.intervals.ping),
             report_interval_ms: millis(self.0.intervals.report),
             features,
-            view: String::new(),
+            view: stream.stream().view().to_owned(),
             token: Bytes::new(),
             clock_ms,
             contact_ms,
         };
         let (peer, range) = (
-            connection.peer().map(tracing::field::display),
+            stream
+                .stream()
+                .connection()
+                .peer()
+                .map(tracing::field::display),
             subscriber.range(),
         );
         tracing::debug!(peer, %range, answer = ?start.from, "a stream begins");
@@ -103,10 +123,10 @@ impl Service {
                     SyncKind::Snapshot { .. } => metrics.answers_snapshot.inc(),
                     SyncKind::Diff { .. } => metrics.answers_diff.inc(),
                 };
-                let turn = self.0.admission.enter();
-                let turn = turn.map_err(|refused| refused.status(metrics))?;
+                let permit = stream.request_permit();
+                permit.map_err(|refused| grpc::no_permit(refused, metrics))?;
                 let held = start.held;
-                (Some(Due { turn, kind, held }), held)
+                (Some(Due { kind, held }), held)
             }
         };
         // In one piece, which travels in one frame.
@@ -114,9 +134,7 @@ impl Service {
             .into_iter()
             .flat_map(|frame| encode::unary(&v1::WatchResponse { frame: Some(frame) }))
             .collect();
-        let admission = self.0.admission.clone();
-        let stall = self.0.stalls.watch(connection);
-        let body = WatchBody::new(subscriber, admission, first, due, cursor, registered, stall);
+        let body = WatchBody::new(stream, first, due, cursor);
         Ok(grpc::streaming(Body::new(body)))
     }
 }

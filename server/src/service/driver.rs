@@ -8,16 +8,18 @@
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use futures_util::stream::FuturesUnordered;
-use futures_util::task::AtomicWaker;
 use futures_util::{FutureExt, StreamExt};
 use hyper::rt::Executor;
+use parking_lot::Mutex;
 use tokio::time::{Sleep, sleep};
+
+use crate::session::ConnectionControl;
 
 /// A connection as hyper has it.
 pub(super) trait Transport: Future {
@@ -29,71 +31,32 @@ type Stream = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// The streams that hyper begins, until the connection's task takes them.
 #[derive(Clone, Default)]
-pub(super) struct Begun(Arc<Mutex<Vec<Stream>>>);
+pub(super) struct StreamExecutor(Arc<Mutex<Vec<Stream>>>);
 
-impl Begun {
-    fn lock(&self) -> MutexGuard<'_, Vec<Stream>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl<F: Future<Output: Send> + Send + 'static> Executor<F> for Begun {
+impl<F: Future<Output: Send> + Send + 'static> Executor<F> for StreamExecutor {
     fn execute(&self, stream: F) {
         // A panic is a bug that costs the stream, which is reset, and not all of the connection's.
         // The hook has told of it; what the stream leaves half-done goes with it.
         let stream = AssertUnwindSafe(stream).catch_unwind().map(drop);
         // Only while the connection is polled, whose task looks here right after.
-        self.lock().push(Box::pin(stream));
-    }
-}
-
-/// What a connection is told from outside: to drain, to end. Cheap to look at.
-#[derive(Debug, Default)]
-pub(super) struct Orders {
-    given: AtomicU8,
-    /// Of the connection's task.
-    waker: AtomicWaker,
-}
-
-impl Orders {
-    const DRAIN: u8 = 1;
-    const END: u8 = 2;
-
-    /// No new calls; those that are open go on.
-    pub(super) fn drain(&self) {
-        self.give(Self::DRAIN);
-    }
-
-    /// Ends the connection at once, with everything on it. Whether it was not told before.
-    pub(super) fn end(&self) -> bool {
-        self.give(Self::END)
-    }
-
-    fn give(&self, order: u8) -> bool {
-        let before = self.given.fetch_or(order, Ordering::AcqRel);
-        self.waker.wake();
-        before & order == 0
-    }
-
-    fn has(&self, order: u8) -> bool {
-        self.given.load(Ordering::Acquire) & order != 0
+        self.0.lock().push(Box::pin(stream));
     }
 }
 
 /// The connection's own waker: passes wake-ups on, except while the streams are polled, because the
 /// connection is polled after them anyway.
 #[derive(Debug)]
-struct Relay {
+struct DeferredWaker {
     state: AtomicU8,
-    /// They know the task.
-    orders: Arc<Orders>,
+    /// It knows the task.
+    control: Arc<ConnectionControl>,
 }
 
-impl Relay {
+impl DeferredWaker {
     const IDLE: u8 = 0;
     const POLLED_SOON: u8 = 1;
 
-    /// The connection will be polled: it need not be woken until [`Relay::end`].
+    /// The connection will be polled: it need not be woken until [`DeferredWaker::end`].
     fn begin(&self) {
         self.state.store(Self::POLLED_SOON, Ordering::Release);
     }
@@ -105,7 +68,7 @@ impl Relay {
     }
 }
 
-impl Wake for Relay {
+impl Wake for DeferredWaker {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
@@ -113,48 +76,48 @@ impl Wake for Relay {
     fn wake_by_ref(self: &Arc<Self>) {
         // A write and not a look, so that it has its place before or after `end`.
         if self.state.fetch_or(0, Ordering::AcqRel) == Self::IDLE {
-            self.orders.waker.wake();
+            self.control.wake();
         }
     }
 }
 
 /// Serves a connection to its end.
-pub(super) struct Serving<C> {
+pub(super) struct ConnectionDriver<C> {
     connection: Pin<Box<C>>,
     streams: FuturesUnordered<Stream>,
-    begun: Begun,
-    orders: Arc<Orders>,
+    executor: StreamExecutor,
+    control: Arc<ConnectionControl>,
     draining: bool,
     /// Until the first call: whether it came, and how long it may take.
     first_call: Option<(Arc<AtomicBool>, Pin<Box<Sleep>>)>,
-    relay: Arc<Relay>,
-    /// The relay as a waker.
+    deferred: Arc<DeferredWaker>,
+    /// The same as a waker.
     waker: Waker,
 }
 
-impl<C: Transport> Serving<C> {
-    /// `connection` begins its streams in `begun`. It is ended when `called` does not come true
+impl<C: Transport> ConnectionDriver<C> {
+    /// `connection` spawns its streams on `executor`. It is closed when `called` does not come true
     /// within `first_call_within`.
     pub(super) fn new(
         connection: C,
-        begun: Begun,
-        orders: Arc<Orders>,
+        executor: StreamExecutor,
+        control: Arc<ConnectionControl>,
         called: Arc<AtomicBool>,
         first_call_within: Duration,
     ) -> Self {
-        let relay = Arc::new(Relay {
-            state: AtomicU8::new(Relay::IDLE),
-            orders: Arc::clone(&orders),
+        let deferred = Arc::new(DeferredWaker {
+            state: AtomicU8::new(DeferredWaker::IDLE),
+            control: Arc::clone(&control),
         });
         Self {
             connection: Box::pin(connection),
             streams: FuturesUnordered::new(),
-            begun,
-            orders,
+            executor,
+            control,
             draining: false,
             first_call: Some((called, Box::pin(sleep(first_call_within)))),
-            waker: Waker::from(Arc::clone(&relay)),
-            relay,
+            waker: Waker::from(Arc::clone(&deferred)),
+            deferred,
         }
     }
 
@@ -171,38 +134,38 @@ impl<C: Transport> Serving<C> {
     }
 }
 
-impl<C> Drop for Serving<C> {
+impl<C> Drop for ConnectionDriver<C> {
     fn drop(&mut self) {
         // What was begun in the poll that ended the connection, and is with no task: a stream holds
         // the list that it is on, so that neither would go by itself.
-        let begun = std::mem::take(&mut *self.begun.lock());
+        let begun = std::mem::take(&mut *self.executor.0.lock());
         drop(begun);
     }
 }
 
-impl<C: Transport> Future for Serving<C> {
+impl<C: Transport> Future for ConnectionDriver<C> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
-        this.orders.waker.register(cx.waker());
-        if this.orders.has(Orders::END) || this.is_idle(cx) {
+        this.control.register(cx.waker());
+        if this.control.is_closed() || this.is_idle(cx) {
             return Poll::Ready(());
         }
-        if !this.draining && this.orders.has(Orders::DRAIN) {
+        if !this.draining && this.control.is_draining() {
             this.draining = true;
             this.connection.as_mut().drain();
         }
         loop {
-            this.relay.begin();
+            this.deferred.begin();
             while let Poll::Ready(Some(())) = this.streams.poll_next_unpin(cx) {}
-            this.relay.end();
+            this.deferred.end();
             // How a connection ends is the client's affair: networks fail, processes die.
             let mut inner = Context::from_waker(&this.waker);
             if this.connection.as_mut().poll(&mut inner).is_ready() {
                 return Poll::Ready(());
             }
-            let begun = std::mem::take(&mut *this.begun.lock());
+            let begun = std::mem::take(&mut *this.executor.0.lock());
             if begun.is_empty() {
                 return Poll::Pending;
             }
@@ -217,6 +180,7 @@ mod tests {
     use std::sync::atomic::AtomicU64;
     use std::task::Poll;
 
+    use futures_util::task::AtomicWaker;
     use tokio::time::timeout;
 
     use super::*;
@@ -240,18 +204,18 @@ mod tests {
         }
     }
 
-    fn serving<F: FnMut(&mut Context<'_>) -> Poll<()> + Unpin>(
+    fn driver<F: FnMut(&mut Context<'_>) -> Poll<()> + Unpin>(
         connection: F,
-        begun: &Begun,
-        orders: &Arc<Orders>,
+        executor: &StreamExecutor,
+        control: &Arc<ConnectionControl>,
         called: bool,
-    ) -> (Serving<Scripted<F>>, Arc<AtomicBool>) {
+    ) -> (ConnectionDriver<Scripted<F>>, Arc<AtomicBool>) {
         let drained = Arc::new(AtomicBool::new(false));
         let connection = Scripted(connection, Arc::clone(&drained));
         let called = Arc::new(AtomicBool::new(called));
-        let orders = Arc::clone(orders);
-        let serving = Serving::new(connection, begun.clone(), orders, called, SOON * 2);
-        (serving, drained)
+        let control = Arc::clone(control);
+        let driver = ConnectionDriver::new(connection, executor.clone(), control, called, SOON * 2);
+        (driver, drained)
     }
 
     /// Another thread wakes the connection at any moment, also while the streams are polled: no
@@ -259,7 +223,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn no_wake_up_is_lost() {
         const TIMES: u64 = 100_000;
-        let (begun, orders) = (Begun::default(), Arc::default());
+        let (executor, control) = (StreamExecutor::default(), Arc::default());
         let (said, heard) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let waker = Arc::new(AtomicWaker::new());
         let connection = {
@@ -275,9 +239,9 @@ mod tests {
                 }
             }
         };
-        let (serving, _) = serving(connection, &begun, &orders, true);
+        let (driver, _) = driver(connection, &executor, &control, true);
         // A stream that is polled at every turn, for as long as a few loads take.
-        begun.execute(poll_fn({
+        executor.execute(poll_fn({
             let heard = Arc::clone(&heard);
             move |_| {
                 for _ in 0..20 {
@@ -297,21 +261,21 @@ mod tests {
                 }
             }
         });
-        assert!(timeout(SOON, serving).await.is_ok(), "a wake-up was lost");
+        assert!(timeout(SOON, driver).await.is_ok(), "a wake-up was lost");
         teller.join().unwrap();
     }
 
     #[tokio::test(start_paused = true)]
     async fn streams_are_polled_before_the_connection_and_end_with_it() {
-        let (begun, orders) = (Begun::default(), Arc::default());
+        let (executor, control) = (StreamExecutor::default(), Arc::default());
         let order = Arc::new(Mutex::new(Vec::new()));
         let note = |what: &'static str| {
             let order = Arc::clone(&order);
-            move || order.lock().unwrap().push(what)
+            move || order.lock().push(what)
         };
         let held = Arc::new(());
         let (connected, streamed) = (note("connection"), note("stream"));
-        let (begin, mut first) = (begun.clone(), true);
+        let (begin, mut first) = (executor.clone(), true);
         let kept = Arc::clone(&held);
         let connection = move |_: &mut Context<'_>| {
             connected();
@@ -325,16 +289,16 @@ mod tests {
             }
             Poll::Pending
         };
-        let (serving, drained) = serving(connection, &begun, &orders, true);
+        let (driver, drained) = driver(connection, &executor, &control, true);
         let task = async {
             tokio::task::yield_now().await;
-            orders.drain();
+            control.drain();
             tokio::task::yield_now().await;
             assert!(drained.load(Ordering::Relaxed));
-            assert!(orders.end() && !orders.end());
+            assert!(control.close() && !control.close());
         };
-        tokio::join!(timeout(SOON, serving), task).0.unwrap();
-        let order = order.lock().unwrap();
+        tokio::join!(timeout(SOON, driver), task).0.unwrap();
+        let order = order.lock();
         assert_eq!(order[..3], ["connection", "stream", "connection"]);
         assert_eq!(
             Arc::strong_count(&held),
@@ -346,9 +310,9 @@ mod tests {
     /// hyper's streams hold the executor, which is the list that they are on.
     #[tokio::test]
     async fn what_is_begun_as_the_connection_ends_goes_with_it() {
-        let (begun, orders) = (Begun::default(), Arc::default());
+        let (executor, control) = (StreamExecutor::default(), Arc::default());
         let held = Arc::new(());
-        let (begin, kept) = (begun.clone(), Arc::clone(&held));
+        let (begin, kept) = (executor.clone(), Arc::clone(&held));
         let connection = move |_: &mut Context<'_>| {
             let (list, kept) = (begin.clone(), Arc::clone(&kept));
             begin.execute(async move {
@@ -357,27 +321,30 @@ mod tests {
             });
             Poll::Ready(())
         };
-        let (serving, _) = serving(connection, &begun, &orders, true);
-        timeout(SOON, serving).await.unwrap();
+        let (driver, _) = driver(connection, &executor, &control, true);
+        timeout(SOON, driver).await.unwrap();
         assert_eq!(Arc::strong_count(&held), 1);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_stream_that_panics_takes_no_other_with_it() {
-        let (begun, orders) = (Begun::default(), Arc::<Orders>::default());
+        let (executor, control) = (
+            StreamExecutor::default(),
+            Arc::<ConnectionControl>::default(),
+        );
         let polled = Arc::new(AtomicU64::new(0));
         let counted = Arc::clone(&polled);
-        begun.execute(async { panic!("for the test") });
-        begun.execute(async move {
+        executor.execute(async { panic!("for the test") });
+        executor.execute(async move {
             for _ in 0..3 {
                 tokio::task::yield_now().await;
                 counted.fetch_add(1, Ordering::Relaxed);
             }
         });
         let idle = |_: &mut Context<'_>| Poll::Pending;
-        let (serving, _) = serving(idle, &begun, &orders, true);
+        let (driver, _) = driver(idle, &executor, &control, true);
         assert!(
-            timeout(SOON, serving).await.is_err(),
+            timeout(SOON, driver).await.is_err(),
             "the connection goes on"
         );
         assert_eq!(polled.load(Ordering::Relaxed), 3);
@@ -385,8 +352,16 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_without_a_call_ends_and_one_with_a_call_does_not() {
-        let (begun, orders) = (Begun::default(), Arc::default());
-        let idle = |called| serving(|_: &mut Context<'_>| Poll::Pending, &begun, &orders, called).0;
+        let (executor, control) = (StreamExecutor::default(), Arc::default());
+        let idle = |called| {
+            driver(
+                |_: &mut Context<'_>| Poll::Pending,
+                &executor,
+                &control,
+                called,
+            )
+            .0
+        };
         assert!(timeout(SOON, idle(false)).await.is_err());
         assert!(timeout(SOON * 3, idle(false)).await.is_ok());
         assert!(timeout(SOON * 30, idle(true)).await.is_err());

@@ -11,13 +11,13 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Writes of up to so many bytes are joined: one change of a usual value. Copying as much is cheaper
 /// than what gathering costs.
-const JOINED: usize = 1024;
+const COALESCED_BYTES: usize = 1024;
 
 /// The socket.
 #[derive(Debug)]
-pub(super) struct Joining<S>(pub(super) S);
+pub(super) struct Coalesce<S>(pub(super) S);
 
-impl<S: AsyncRead + Unpin> AsyncRead for Joining<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for Coalesce<S> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -27,7 +27,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Joining<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Joining<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Coalesce<S> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -46,10 +46,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Joining<S> {
         if let [buf] = bufs {
             return io.poll_write(cx, buf);
         }
-        if len > JOINED {
+        if len > COALESCED_BYTES {
             return io.poll_write_vectored(cx, bufs);
         }
-        let mut joined = [0; JOINED];
+        let mut joined = [0; COALESCED_BYTES];
         let mut end = 0;
         for buf in bufs {
             joined[end..end + buf.len()].copy_from_slice(buf);
@@ -131,7 +131,7 @@ mod tests {
                 gathered: 0,
                 written: Vec::new(),
             };
-            let mut io = Joining(sink);
+            let mut io = Coalesce(sink);
             let mut expected = Vec::new();
             for sizes in [
                 &[9, 256][..],

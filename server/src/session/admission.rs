@@ -1,53 +1,25 @@
 //! How many snapshots and conflated diffs are on their way at a time: as many as drain well, which
-//! is measured. The rest wait in order, at the cost of their place, or are told when to come back.
+//! is [measured](super::limit). The rest wait in order, at the cost of their place, or are told when to
+//! come back.
 //!
 //! A crowd that all reads at once is served last as a whole: every stream's first chunk waits for
-//! every other's. In turn, most are done early, and what a live stream has to say is not behind
-//! thousands of chunks. How many in turn is a question of the network and not of taste: a link with
-//! 50 ms of latency wants hundreds at a time, loopback a dozen. So the limit follows the time that a
-//! piece takes from being handed over until the connection asks for the next, as congestion control
-//! does (TCP Vegas, and Netflix's concurrency limits after it): it grows while pieces drain about as
-//! fast as they ever did and shrinks once they queue.
+//! every other's. One after the other, most are done early, and what a live stream has to say is not
+//! behind thousands of chunks.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
-use tonic::Status;
 
-use super::{grpc, unavailable};
-use crate::fanout::Unavailable;
+use super::limit::Limit;
 use crate::metrics::{Held, Metrics};
 
-/// Where the limit starts. The first window is a probe, of a quarter of it.
-const START: f64 = 64.0;
-
-/// The fewest at a time: so many cores a server surely has, and a few to wait for the network.
-const FEWEST: f64 = 8.0;
-
-/// The most at a time. Each has one chunk in hand and another in its connection: 512 MiB if none
-/// were shared.
-const MOST: f64 = 4096.0;
-
-/// How many measured pieces a decision rests on, at least.
-const WINDOW: u32 = 32;
-
-/// Pieces queue when they take more than this many times what they took at best.
-const TOLERATED: f64 = 2.0;
-
-/// What becomes of the limit then.
-const SHRINK: f64 = 0.8;
-
-/// After so many windows the best time is measured anew, since it may never be so good again; with a
-/// quarter at a time, since whatever queues now must not pass for the best.
-const PROBE_EVERY: u32 = 128;
-const PROBE: f64 = 0.25;
-
-/// A stream that has not taken its piece for so long, or not begun, is not counted any more: its
-/// place goes to the next, and it reads on when it does.
+/// A stream that has not taken its piece for so long, or not begun, no longer counts against the limit:
+/// the next one gets a permit, and this one reads on when it does.
 const IDLE: Duration = Duration::from_secs(1);
 
 /// How often those that wait are looked after, while there are any.
@@ -63,9 +35,9 @@ const WAIT_AT_MOST: Duration = Duration::from_secs(20);
 /// What a client is told to wait, at least and at most.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
-/// Who may read an answer, of the whole server. Cheap to clone.
+/// Who may read a snapshot or conflated diff, of the whole server. Cheap to clone.
 #[derive(Clone, Debug)]
-pub(super) struct Admission(Arc<Inner>);
+pub(crate) struct Admission(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -85,8 +57,8 @@ struct State {
     /// Those of `running` that are not idle.
     active: usize,
     next: u64,
-    /// How long a turn takes, on average.
-    turn: Option<Duration>,
+    /// How long a permit is held, on average.
+    held_for: Option<Duration>,
     closed: bool,
 }
 
@@ -101,35 +73,19 @@ struct Running {
     since: Instant,
     /// When the piece that it has in hand was handed over.
     handed: Option<Instant>,
-    /// When its turn began, or it took the piece before.
+    /// When it got the permit, or took the piece before.
     moved: Instant,
     idle: bool,
     _counted: Held,
 }
 
-/// Why a stream is not given a turn.
+/// Why a stream is not given a permit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Refused {
+pub(crate) enum Refused {
     /// There is too much before it: it should come back after this.
     Later(Duration),
     /// The server shuts down.
     Closed,
-}
-
-impl Refused {
-    /// What a call is told that has nothing to say it with but its status. Counts it.
-    pub(super) fn status(self, metrics: &Metrics) -> Status {
-        match self {
-            Self::Closed => unavailable(Unavailable::Draining),
-            Self::Later(after) => {
-                metrics.answers_deferred.inc();
-                let status = Status::resource_exhausted(
-                    "too many clients wait for a snapshot; retry after the time given",
-                );
-                grpc::retry_after(after, status)
-            }
-        }
-    }
 }
 
 impl Admission {
@@ -144,7 +100,7 @@ impl Admission {
                 running: HashMap::new(),
                 active: 0,
                 next: 0,
-                turn: None,
+                held_for: None,
                 closed: false,
             }),
             waiting: Notify::new(),
@@ -155,7 +111,7 @@ impl Admission {
     ///
     /// # Errors
     /// When the wait would be too long, or the server shuts down.
-    pub(super) fn enter(&self) -> Result<Turn, Refused> {
+    pub(super) fn request(&self) -> Result<Permit, Refused> {
         let now = Instant::now();
         let mut state = self.lock();
         if state.closed {
@@ -179,15 +135,15 @@ impl Admission {
         if waits {
             self.0.waiting.notify_one();
         }
-        Ok(Turn {
+        Ok(Permit {
             admission: self.clone(),
             number,
         })
     }
 
-    /// Looks after those that wait: passes on the places of the idle, and tells those that waited too
-    /// long. Runs until it is dropped.
-    pub(super) async fn run(&self) {
+    /// Sees to those that wait: gives them the places of the idle, and refuses those that waited too long.
+    /// Runs until it is dropped.
+    pub(crate) async fn run(&self) {
         loop {
             self.0.waiting.notified().await;
             while self.sweep() {
@@ -222,8 +178,8 @@ impl Admission {
         waits
     }
 
-    /// Nobody is given a turn any more.
-    pub(super) fn close(&self) {
+    /// Gives no more permits.
+    pub(crate) fn close(&self) {
         let mut state = self.lock();
         state.closed = true;
         let waiting = state.waiting.values_mut();
@@ -233,13 +189,12 @@ impl Admission {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        let state = &self.0.state;
-        state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.state.lock()
     }
 }
 
 impl State {
-    /// Gives turns to as many as the limit allows; returns whom to wake.
+    /// Gives permits to as many as the limit allows; returns whom to wake.
     fn promote(&mut self, now: Instant, metrics: &Metrics) -> Vec<Waker> {
         let mut woken = Vec::new();
         while self.active < self.limit.get()
@@ -261,8 +216,8 @@ impl State {
 
     /// How long somebody would wait who came now, as far as can be told.
     fn wait(&self) -> Duration {
-        let turn = self.turn.unwrap_or_default();
-        turn.mul_f64(self.waiting.len() as f64 / self.limit.get() as f64)
+        let held_for = self.held_for.unwrap_or_default();
+        held_for.mul_f64(self.waiting.len() as f64 / self.limit.get() as f64)
     }
 }
 
@@ -270,15 +225,15 @@ fn retry(wait: Duration) -> Duration {
     wait.clamp(RETRY.0, RETRY.1)
 }
 
-/// One stream's place, in the queue and then among those that read. Dropping it gives it back.
+/// One stream's place, in the queue and then among those that read. Dropping it returns it.
 #[derive(Debug)]
-pub(super) struct Turn {
+pub(super) struct Permit {
     admission: Admission,
     number: u64,
 }
 
-impl Turn {
-    /// Whether it is this stream's turn.
+impl Permit {
+    /// Whether the stream may read now.
     pub(super) fn poll(&self, cx: &Context<'_>) -> Poll<Result<(), Refused>> {
         let mut state = self.admission.lock();
         if state.running.contains_key(&self.number) {
@@ -299,14 +254,14 @@ impl Turn {
     }
 
     /// A piece was handed to the connection.
-    pub(super) fn handed(&self) {
+    pub(super) fn piece_handed(&self) {
         if let Some(running) = self.admission.lock().running.get_mut(&self.number) {
             running.handed = Some(Instant::now());
         }
     }
 
     /// The connection asks for the next.
-    pub(super) fn taken(&self) {
+    pub(super) fn piece_taken(&self) {
         let now = Instant::now();
         let mut state = self.admission.lock();
         let Some(running) = state.running.get_mut(&self.number) else {
@@ -327,7 +282,7 @@ impl Turn {
     }
 }
 
-impl Drop for Turn {
+impl Drop for Permit {
     fn drop(&mut self) {
         let now = Instant::now();
         let mut state = self.admission.lock();
@@ -338,8 +293,9 @@ impl Drop for Turn {
                 state.active -= 1;
             }
             let took = now - ran.since;
-            // Smoothed over some ten turns.
-            state.turn = Some(state.turn.map_or(took, |turn| (turn * 9 + took) / 10));
+            // Smoothed over some ten permits.
+            let smooth = |before: Duration| (before * 9 + took) / 10;
+            state.held_for = Some(state.held_for.map_or(took, smooth));
         }
         let woken = state.promote(now, &self.admission.0.metrics);
         drop(state);
@@ -348,84 +304,18 @@ impl Drop for Turn {
     }
 }
 
-/// How many at a time: a pure function of what was measured.
-#[derive(Debug)]
-struct Limit {
-    limit: f64,
-    /// The least that the pieces of a window took on average, in seconds; unknown while probing.
-    best: Option<f64>,
-    windows: u32,
-    sum: f64,
-    count: u32,
-    /// The most that were active in this window.
-    active: usize,
-}
-
-impl Limit {
-    const fn new() -> Self {
-        Self {
-            limit: START,
-            best: None,
-            windows: 0,
-            sum: 0.0,
-            count: 0,
-            active: 0,
-        }
-    }
-
-    fn get(&self) -> usize {
-        match self.best {
-            Some(_) => self.limit as usize,
-            None => (self.limit * PROBE).max(FEWEST) as usize,
-        }
-    }
-
-    /// A piece took this long, with so many active.
-    fn measured(&mut self, took: Duration, active: usize) {
-        self.sum += took.as_secs_f64();
-        self.count += 1;
-        self.active = self.active.max(active);
-        // One piece of each at least, or a window sees only the fast ones.
-        if self.count < WINDOW.max(u32::try_from(active).unwrap_or(u32::MAX)) {
-            return;
-        }
-        let average = self.sum / f64::from(self.count);
-        let active = self.active;
-        (self.sum, self.count, self.active) = (0.0, 0, 0);
-        let Some(best) = self.best else {
-            // Those from before the probe read on: their pieces say nothing about fewer.
-            if active <= self.get() {
-                self.best = Some(average);
-            }
-            return;
-        };
-        if average > best * TOLERATED {
-            self.limit = (self.limit * SHRINK).max(FEWEST);
-        } else if active as f64 >= self.limit * SHRINK {
-            // Only what was used is known to drain well.
-            self.limit = (self.limit + self.limit.sqrt()).min(MOST);
-        }
-        self.best = Some(best.min(average));
-        self.windows += 1;
-        if self.windows == PROBE_EVERY {
-            self.windows = 0;
-            self.best = None;
-        }
-    }
-}
-
 #[cfg(test)]
 impl Admission {
-    /// Takes all the turns there are, in a task that keeps them until it is dropped: they read all the
+    /// Takes all the permits there are, in a task that keeps them until it is dropped: they read all the
     /// time, and are never done.
-    pub(super) fn keep_busy(&self) -> tokio::task::JoinSet<()> {
+    pub(crate) fn keep_busy(&self) -> tokio::task::JoinSet<()> {
         let free = self.lock().limit.get();
-        let turns: Vec<Turn> = (0..free).filter_map(|_| self.enter().ok()).collect();
+        let permits: Vec<Permit> = (0..free).filter_map(|_| self.request().ok()).collect();
         let mut busy = tokio::task::JoinSet::new();
         busy.spawn(async move {
             loop {
                 // Measured as nothing, so that the limit stays.
-                turns.iter().for_each(Turn::handed);
+                permits.iter().for_each(Permit::piece_handed);
                 sleep(IDLE / 2).await;
             }
         });
@@ -438,107 +328,109 @@ mod tests {
     use std::task::Wake;
 
     use super::*;
+    use crate::session::limit;
 
     fn admission() -> Admission {
         Admission::new(Metrics::new(), Duration::from_secs(10))
     }
 
     /// How many are let in before anything was measured.
-    const FIRST: usize = (START * PROBE) as usize;
+    const FIRST: usize = (limit::START * limit::PROBE) as usize;
 
     struct Never;
     impl Wake for Never {
         fn wake(self: Arc<Self>) {}
     }
 
-    fn admitted(turn: &Turn) -> bool {
+    fn admitted(permit: &Permit) -> bool {
         let waker = Waker::from(Arc::new(Never));
-        turn.poll(&Context::from_waker(&waker)) == Poll::Ready(Ok(()))
+        permit.poll(&Context::from_waker(&waker)) == Poll::Ready(Ok(()))
     }
 
-    fn enter(admission: &Admission, count: usize) -> Vec<Turn> {
-        (0..count).map(|_| admission.enter().unwrap()).collect()
+    fn request(admission: &Admission, count: usize) -> Vec<Permit> {
+        (0..count).map(|_| admission.request().unwrap()).collect()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn turns_are_given_in_order_and_given_back() {
+    async fn permits_are_given_in_order_and_returned() {
         let admission = admission();
-        let mut turns = enter(&admission, 100);
+        let mut permits = request(&admission, 100);
         let start = FIRST;
-        let first = |turns: &[Turn]| turns.iter().take_while(|turn| admitted(turn)).count();
-        assert_eq!(first(&turns), start);
-        assert!(!turns[start..].iter().any(admitted));
+        let first =
+            |permits: &[Permit]| permits.iter().take_while(|permit| admitted(permit)).count();
+        assert_eq!(first(&permits), start);
+        assert!(!permits[start..].iter().any(admitted));
         // One that waits leaves, one that reads leaves.
-        turns.remove(start);
-        assert_eq!(first(&turns), start);
-        turns.remove(0);
-        assert_eq!(first(&turns), start);
+        permits.remove(start);
+        assert_eq!(first(&permits), start);
+        permits.remove(0);
+        assert_eq!(first(&permits), start);
         assert_eq!(admission.0.metrics.answers_reading.get(), FIRST as i64);
-        turns.clear();
+        permits.clear();
         let state = admission.lock();
         assert!(state.waiting.is_empty() && state.running.is_empty() && state.active == 0);
         assert_eq!(admission.0.metrics.answers_reading.get(), 0);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_does_not_read_does_not_hold_the_others_up() {
+    async fn a_stalled_reader_does_not_hold_up_the_queue() {
         let admission = admission();
         let mut tasks = tokio::task::JoinSet::new();
         let run = admission.clone();
         tasks.spawn(async move { run.run().await });
         let start = FIRST;
-        let stalled = enter(&admission, start);
-        stalled.iter().for_each(Turn::handed);
-        let next = admission.enter().unwrap();
-        let turn = std::future::poll_fn(|cx| next.poll(cx));
-        assert_eq!(turn.await, Ok(()), "after a second of the paused clock");
+        let stalled = request(&admission, start);
+        stalled.iter().for_each(Permit::piece_handed);
+        let next = admission.request().unwrap();
+        let permit = std::future::poll_fn(|cx| next.poll(cx));
+        assert_eq!(permit.await, Ok(()), "after a second of the paused clock");
         // They read again, and are counted again.
-        stalled.iter().for_each(Turn::taken);
+        stalled.iter().for_each(Permit::piece_taken);
         assert_eq!(admission.lock().active, start + 1);
-        let late = admission.enter().unwrap();
+        let late = admission.request().unwrap();
         assert!(!admitted(&late));
         drop((stalled, next));
         assert_eq!(admission.lock().active, 1);
     }
 
-    /// They kept their turns for as long as they were put up with.
+    /// They kept their permits until their connections were closed.
     #[tokio::test(start_paused = true)]
-    async fn whoever_does_not_even_begin_to_read_does_not_hold_the_others_up() {
+    async fn a_reader_that_never_begins_does_not_hold_up_the_queue() {
         let admission = admission();
         let mut tasks = tokio::task::JoinSet::new();
         let run = admission.clone();
         tasks.spawn(async move { run.run().await });
-        let stalled = enter(&admission, FIRST);
-        let next = admission.enter().unwrap();
-        let turn = std::future::poll_fn(|cx| next.poll(cx));
-        assert_eq!(turn.await, Ok(()));
+        let stalled = request(&admission, FIRST);
+        let next = admission.request().unwrap();
+        let permit = std::future::poll_fn(|cx| next.poll(cx));
+        assert_eq!(permit.await, Ok(()));
         assert_eq!(admission.lock().active, 1);
         // They begin after all, and are counted again.
-        stalled.iter().for_each(Turn::handed);
-        stalled.iter().for_each(Turn::taken);
+        stalled.iter().for_each(Permit::piece_handed);
+        stalled.iter().for_each(Permit::piece_taken);
         assert_eq!(admission.lock().active, FIRST + 1);
         drop((stalled, next));
         assert_eq!(admission.lock().active, 0);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_waited_too_long_is_told_when_to_come_back() {
+    async fn a_long_wait_ends_with_a_retry_delay() {
         let admission = admission();
         let mut tasks = tokio::task::JoinSet::new();
         let run = admission.clone();
         tasks.spawn(async move { run.run().await });
         let mut busy = admission.keep_busy();
-        let waiting = admission.enter().unwrap();
-        let turn = std::future::poll_fn(|cx| waiting.poll(cx));
-        assert_eq!(turn.await, Err(Refused::Later(RETRY.0)));
+        let waiting = admission.request().unwrap();
+        let permit = std::future::poll_fn(|cx| waiting.poll(cx));
+        assert_eq!(permit.await, Err(Refused::Later(RETRY.0)));
         drop(waiting);
-        // Turns took 20 s: as many again would wait that long, and whoever comes then is told.
+        // Permits were held for 20 s: as many again would wait that long, and whoever comes then is told.
         busy.shutdown().await;
-        let running = enter(&admission, FIRST);
-        let queue: Vec<_> = (0..1000).map_while(|_| admission.enter().ok()).collect();
+        let running = request(&admission, FIRST);
+        let queue: Vec<_> = (0..1000).map_while(|_| admission.request().ok()).collect();
         assert!(queue.len() <= FIRST + 1, "{}", queue.len());
         assert!(matches!(
-            admission.enter(),
+            admission.request(),
             Err(Refused::Later(wait)) if wait > Duration::from_secs(19)
         ));
         drop((running, queue));
@@ -546,60 +438,26 @@ mod tests {
 
     /// By itself, with nobody who looks whether anybody waits.
     #[tokio::test(start_paused = true)]
-    async fn a_turn_that_is_over_wakes_who_has_the_next() {
+    async fn a_returned_permit_wakes_the_next_in_the_queue() {
         let admission = admission();
-        let mut turns = enter(&admission, FIRST + 1);
-        let next = turns.pop().unwrap();
+        let mut permits = request(&admission, FIRST + 1);
+        let next = permits.pop().unwrap();
         let waits = std::future::poll_fn(|cx| next.poll(cx));
         let waits = tokio::time::timeout(Duration::from_secs(1), waits);
         let start = Instant::now();
-        let (result, ()) = tokio::join!(waits, async { drop(turns) });
+        let (result, ()) = tokio::join!(waits, async { drop(permits) });
         // A limit that is over looks once more.
         assert_eq!((result, start.elapsed()), (Ok(Ok(())), Duration::ZERO));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_shutdown_ends_the_wait() {
+    async fn close_ends_the_wait() {
         let admission = admission();
-        let turns = enter(&admission, FIRST + 1);
-        let last = std::future::poll_fn(|cx| turns[FIRST].poll(cx));
+        let permits = request(&admission, FIRST + 1);
+        let last = std::future::poll_fn(|cx| permits[FIRST].poll(cx));
         let ((), result) = tokio::join!(async { admission.close() }, last);
         assert_eq!(result, Err(Refused::Closed));
-        assert_eq!(admission.enter().unwrap_err(), Refused::Closed);
-        assert!(admitted(&turns[0]), "those that read go on");
-    }
-
-    /// Runs a simulated link on which `capacity` pieces drain at a time, each in 10 ms.
-    fn settled(capacity: f64) -> f64 {
-        let mut limit = Limit::new();
-        for _ in 0..200_000 {
-            let active = limit.get();
-            let queued = (active as f64 / capacity).max(1.0);
-            limit.measured(Duration::from_secs_f64(0.010 * queued), active);
-        }
-        limit.limit
-    }
-
-    #[test]
-    fn the_limit_follows_what_drains() {
-        for capacity in [20.0, 100.0, 1000.0] {
-            let limit = settled(capacity);
-            assert!(
-                (capacity * 0.5..=capacity * 3.5).contains(&limit),
-                "{limit} for {capacity}"
-            );
-        }
-        // As many as TOLERATED allows over the fewest that a probe tries, and a step.
-        assert!((FEWEST..=FEWEST * 3.0).contains(&settled(1.0)));
-        assert!(settled(1e9) <= MOST);
-    }
-
-    #[test]
-    fn a_limit_that_is_not_used_does_not_grow() {
-        let mut limit = Limit::new();
-        for _ in 0..100_000 {
-            limit.measured(Duration::from_millis(1), 3);
-        }
-        assert_eq!(limit.limit, START);
+        assert_eq!(admission.request().unwrap_err(), Refused::Closed);
+        assert!(admitted(&permits[0]), "those that read go on");
     }
 }
