@@ -1,5 +1,5 @@
-//! The etcd source against a real etcd: what it says is what etcd holds, across restarts,
-//! compaction, silence and restores, and nothing of it stays behind at etcd.
+//! The etcd source against a real etcd: its updates lead to what etcd holds, across restarts,
+//! compaction, silence and restores, and it leaves no watch behind at etcd.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 #[path = "common/etcd.rs"]
@@ -25,10 +25,10 @@ use rand::{Rng, SeedableRng};
 use etcd::{DEADLINE, Etcd, eventually, free_port};
 use proxy::Proxy;
 
-/// Short, so that silence is noticed soon; still long for an etcd that is only busy.
+/// Short, so that silence is detected soon, but long enough for a busy etcd.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 
-/// A source under test, and what its consumer would hold.
+/// A source under test, and the state that its updates lead to.
 struct Subject {
     source: EtcdSource,
     handle: SourceHandle,
@@ -63,7 +63,7 @@ impl Subject {
         }
     }
 
-    /// The next update, applied, with the rules that each of them has to keep.
+    /// Applies the next update and checks the rules for updates.
     async fn next(&mut self) -> Update {
         let update = tokio::time::timeout(DEADLINE, self.source.next()).await;
         let update = update.expect("an update in time");
@@ -123,40 +123,40 @@ impl Subject {
         update
     }
 
-    /// The next update that is more than a sign of life.
-    async fn news(&mut self) -> Update {
+    /// The next update except progress and contact.
+    async fn change(&mut self) -> Update {
         let start = Instant::now();
         loop {
-            assert!(start.elapsed() < DEADLINE, "no news within {DEADLINE:?}");
+            assert!(start.elapsed() < DEADLINE, "no change within {DEADLINE:?}");
             match self.next().await {
                 Update::Progress { .. } | Update::Contact => {}
-                news => return news,
+                update => return update,
             }
         }
     }
 
     async fn state(&mut self) -> State {
-        match self.news().await {
+        match self.change().await {
             Update::State(state) => state,
             other => panic!("no state but {other:?}"),
         }
     }
 
     async fn changes(&mut self) -> Vec<Edit> {
-        match self.news().await {
+        match self.change().await {
             Update::Changes { changes, .. } => changes,
             other => panic!("no changes but {other:?}"),
         }
     }
 
     async fn lost(&mut self) -> String {
-        match self.news().await {
+        match self.change().await {
             Update::Lost { reason } => reason,
             other => panic!("not lost but {other:?}"),
         }
     }
 
-    /// Until it holds what it should.
+    /// Takes updates until the condition holds.
     async fn until(&mut self, what: &str, is_so: impl Fn(&Self) -> bool) {
         let start = Instant::now();
         while !is_so(self) {
@@ -168,7 +168,7 @@ impl Subject {
         }
     }
 
-    /// Runs until the future is done, which gets told everything that is said meanwhile.
+    /// Takes updates until the future is done.
     async fn during<T>(&mut self, future: impl Future<Output = T>) -> T {
         let mut future = std::pin::pin!(future);
         loop {
@@ -180,8 +180,8 @@ impl Subject {
         }
     }
 
-    /// What changed in the span, and from where on.
-    async fn earlier(&mut self, span: Span) -> Result<(Revision, Vec<PastTransaction>), String> {
+    /// Requests a span. Returns where the answer begins, and its transactions.
+    async fn backfill(&mut self, span: Span) -> Result<(Revision, Vec<PastTransaction>), String> {
         assert!(self.handle.backfill(span));
         let (mut from, mut transactions) = (None, Vec::new());
         loop {
@@ -203,7 +203,7 @@ impl Subject {
     }
 }
 
-/// What etcd holds under the prefix.
+/// The entries under the prefix in etcd.
 async fn held_by(client: &Client) -> BTreeMap<Key, Entry> {
     read(client, GetOptions::new().with_prefix()).await
 }
@@ -237,7 +237,7 @@ async fn txn(client: &mut Client, ops: Vec<TxnOp>) {
 }
 
 #[tokio::test]
-async fn lists_everything_at_one_revision_and_nothing_else() {
+async fn list_holds_the_prefix_at_one_revision() {
     let etcd = Etcd::started().await;
     let mut client = etcd.client().await;
     for batch in 0..25 {
@@ -256,7 +256,7 @@ async fn lists_everything_at_one_revision_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn says_each_transaction_at_once() {
+async fn each_transaction_is_one_update() {
     let etcd = Etcd::started().await;
     let mut client = etcd.client().await;
     let mut subject = Subject::new(&[etcd.endpoint()]);
@@ -292,7 +292,7 @@ async fn says_each_transaction_at_once() {
 }
 
 #[tokio::test]
-async fn waits_for_an_etcd_that_is_not_there_yet() {
+async fn source_waits_until_etcd_starts() {
     let mut etcd = Etcd::prepared();
     let mut subject = Subject::new(&[etcd.endpoint()]);
     let reason = subject.lost().await;
@@ -310,7 +310,7 @@ async fn waits_for_an_etcd_that_is_not_there_yet() {
 }
 
 #[tokio::test]
-async fn the_next_endpoint_is_tried_when_one_is_dead() {
+async fn next_endpoint_is_tried_after_a_dead_one() {
     let etcd = Etcd::started().await;
     let dead = format!("http://127.0.0.1:{}", free_port());
     let mut subject = Subject::new(&[dead, etcd.endpoint()]);
@@ -319,20 +319,20 @@ async fn the_next_endpoint_is_tried_when_one_is_dead() {
 }
 
 #[tokio::test]
-async fn the_next_endpoint_is_tried_when_one_says_nothing() {
+async fn next_endpoint_is_tried_after_a_silent_one() {
     let etcd = Etcd::started().await;
-    // Accepts, by way of its backlog.
+    // The backlog accepts connections; nobody answers.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let silent_at = format!("http://{}", silent.local_addr().unwrap());
     let mut subject = Subject::new(&[silent_at, etcd.endpoint()]);
-    // HTTP/2's pings would find out after fifteen seconds.
+    // HTTP/2 pings alone would take fifteen seconds.
     let lost = tokio::time::timeout(Duration::from_secs(10), subject.lost());
     lost.await.unwrap();
     subject.state().await;
 }
 
 #[tokio::test]
-async fn a_restart_of_etcd_costs_no_list() {
+async fn etcd_restart_needs_no_list() {
     let mut etcd = Etcd::started().await;
     let mut client = etcd.client().await;
     put(&mut client, "/c/a", "1").await;
@@ -357,7 +357,7 @@ async fn a_restart_of_etcd_costs_no_list() {
 }
 
 #[tokio::test]
-async fn compacted_while_away_leads_to_a_state() {
+async fn compaction_while_disconnected_leads_to_a_list() {
     let etcd = Etcd::started().await;
     let mut client = etcd.client().await;
     put(&mut client, "/c/a", "1").await;
@@ -381,15 +381,15 @@ async fn compacted_while_away_leads_to_a_state() {
     subject.changes().await;
 }
 
-/// etcd (before 3.4.36 and 3.5.18) lets a watch begin at the revision that it was compacted at,
-/// and has forgotten the deletes of that revision.
+/// etcd (before 3.4.36 and 3.5.18) opens a watch at the revision that it was compacted at, but has lost
+/// the deletes of that revision.
 #[tokio::test]
-async fn a_delete_at_the_compacted_revision_is_not_lost() {
+async fn delete_at_the_compacted_revision_is_reported() {
     let etcd = Etcd::started().await;
     let mut client = etcd.client().await;
     put(&mut client, "/c/a", "1").await;
     let proxy = Proxy::to(etcd.port()).await;
-    // Without progress, which would find out as well.
+    // Without progress, which would reveal it too.
     let mut subject = Subject::with_interval(&[proxy.endpoint()], DEADLINE * 2);
     subject.state().await;
     proxy.cut();
@@ -402,7 +402,7 @@ async fn a_delete_at_the_compacted_revision_is_not_lost() {
 }
 
 #[tokio::test]
-async fn an_etcd_that_is_stopped_is_noticed() {
+async fn stopped_etcd_is_lost() {
     let etcd = Etcd::started().await;
     let mut subject = Subject::new(&[etcd.endpoint()]);
     subject.state().await;
@@ -419,7 +419,7 @@ async fn an_etcd_that_is_stopped_is_noticed() {
     put(&mut client, "/c/a", "1").await;
     subject.changes().await;
     assert_eq!(subject.metrics.etcd_lists.get(), 1);
-    // The watch that went silent does not stay.
+    // The silent watch does not stay.
     subject
         .during(eventually("one watch", async || {
             etcd.watches().await == (1, 1)
@@ -427,15 +427,15 @@ async fn an_etcd_that_is_stopped_is_noticed() {
         .await;
 }
 
-/// As with SIGSTOP: the clock says that nothing was heard for long.
+/// As with SIGSTOP: by the clock, etcd has been silent for long.
 #[tokio::test]
-async fn a_process_that_stood_still_does_not_take_that_for_the_silence_of_etcd() {
+async fn stopped_server_does_not_count_as_silent_etcd() {
     let etcd = Etcd::started().await;
     let mut client = etcd.client().await;
     let mut subject = Subject::new(&[etcd.endpoint()]);
     subject.state().await;
     for value in ["1", "2", "3"] {
-        // All of it: there is one thread.
+        // It stops the whole test: there is one thread.
         std::thread::sleep(PROGRESS_INTERVAL * 5);
         subject.next().await;
         put(&mut client, "/c/a", value).await;
@@ -446,7 +446,7 @@ async fn a_process_that_stood_still_does_not_take_that_for_the_silence_of_etcd()
 }
 
 #[tokio::test]
-async fn an_older_backup_is_another_history() {
+async fn older_backup_is_another_history() {
     let mut etcd = Etcd::started().await;
     let mut client = etcd.client().await;
     put(&mut client, "/c/a", "1").await;
@@ -480,7 +480,7 @@ async fn an_older_backup_is_another_history() {
 }
 
 #[tokio::test]
-async fn a_backup_that_grew_past_what_was_known_is_another_history() {
+async fn backup_past_the_known_revision_is_another_history() {
     let mut etcd = Etcd::started().await;
     let mut client = etcd.client().await;
     put(&mut client, "/c/a", "1").await;
@@ -511,7 +511,7 @@ async fn a_backup_that_grew_past_what_was_known_is_another_history() {
 }
 
 #[tokio::test]
-async fn another_cluster_is_another_epoch() {
+async fn other_cluster_has_another_epoch() {
     let (first, second) = (Etcd::started().await, Etcd::started().await);
     put(&mut second.client().await, "/c/b", "2").await;
     let proxy = Proxy::to(first.port()).await;
@@ -546,7 +546,7 @@ async fn large_values_are_listed_and_watched() {
 }
 
 #[tokio::test]
-async fn a_transaction_stays_whole_when_etcd_sends_it_in_fragments() {
+async fn fragmented_transaction_is_one_update() {
     let etcd = Etcd::started().await;
     let mut client = etcd.client().await;
     let proxy = Proxy::to(etcd.port()).await;
@@ -554,8 +554,8 @@ async fn a_transaction_stays_whole_when_etcd_sends_it_in_fragments() {
     subject.state().await;
     proxy.cut();
     subject.lost().await;
-    // 1.2 MB in each transaction, and fragments of 2 MiB when the watch catches up: they end in the
-    // middle of a transaction.
+    // Each transaction has 1.2 MB. The watch catches up in fragments of 2 MiB, which end in the middle of
+    // a transaction.
     let keys = ["/c/1", "/c/2", "/c/3"];
     for n in 0..12_u8 {
         let puts = keys.map(|key| TxnOp::put(key, vec![n; 400_000], None));
@@ -570,7 +570,7 @@ async fn a_transaction_stays_whole_when_etcd_sends_it_in_fragments() {
 }
 
 #[tokio::test]
-async fn keys_that_cannot_be_served_are_left_out() {
+async fn oversized_keys_are_left_out() {
     let etcd = Etcd::started().await;
     let mut client = etcd.client().await;
     let long = |end: &str| format!("/c/{}{end}", "k".repeat(1024 * 1024));
@@ -585,7 +585,7 @@ async fn keys_that_cannot_be_served_are_left_out() {
     ];
     txn(&mut client, ops).await;
     assert_eq!(subject.changes().await.len(), 1);
-    // They count all the same where the number of keys proves that nothing changed.
+    // They count in the number of keys that proves that nothing changed.
     let outside = put(&mut client, "/outside", "x").await;
     let handle = subject.handle.clone();
     assert_eq!(subject.during(handle.revision()).await, Some(outside));
@@ -596,7 +596,7 @@ async fn keys_that_cannot_be_served_are_left_out() {
 }
 
 #[tokio::test]
-async fn a_request_brings_an_idle_prefix_to_the_revision_of_etcd() {
+async fn revision_request_advances_an_idle_prefix() {
     let etcd = Etcd::started().await;
     let mut client = etcd.client().await;
     let mut subject = Subject::new(&[etcd.endpoint()]);
@@ -617,7 +617,7 @@ async fn a_request_brings_an_idle_prefix_to_the_revision_of_etcd() {
 }
 
 #[tokio::test]
-async fn an_idle_prefix_moves_on_by_itself() {
+async fn idle_prefix_advances_by_progress() {
     let etcd = Etcd::started().await;
     let mut client = etcd.client().await;
     let mut subject = Subject::new(&[etcd.endpoint()]);
@@ -630,7 +630,7 @@ async fn an_idle_prefix_moves_on_by_itself() {
 }
 
 #[tokio::test]
-async fn a_dropped_source_leaves_nothing_at_etcd() {
+async fn dropped_source_leaves_no_watch_at_etcd() {
     let etcd = Etcd::started().await;
     assert_eq!(etcd.watches().await, (0, 0));
     for _ in 0..10 {
@@ -646,9 +646,9 @@ async fn a_dropped_source_leaves_nothing_at_etcd() {
     }
 }
 
-/// Dropped at any await of its first updates: while it connects, lists, begins to watch, watches.
+/// Dropped at any await before its first updates: while it connects, lists, opens the watch, watches.
 #[tokio::test]
-async fn a_source_dropped_at_any_moment_leaves_nothing_at_etcd() {
+async fn source_dropped_at_any_await_leaves_no_watch() {
     let etcd = Etcd::started().await;
     put(&mut etcd.client().await, "/c/a", "1").await;
     let mut watched = 0;
@@ -669,7 +669,7 @@ async fn a_source_dropped_at_any_moment_leaves_nothing_at_etcd() {
             let _: std::task::Poll<()> = updates.as_mut().poll(cx);
             std::task::Poll::Pending
         });
-        // When nothing more wakes it, it watches. Some more rounds for polls that differ.
+        // Once nothing wakes it any more, it watches. A few more rounds, because polls differ.
         let some_polls = tokio::time::timeout(Duration::from_millis(50), some_polls);
         watched += usize::from(some_polls.await.is_err());
         if watched == 5 {
@@ -680,7 +680,7 @@ async fn a_source_dropped_at_any_moment_leaves_nothing_at_etcd() {
 }
 
 #[tokio::test]
-async fn reconnects_leave_nothing_behind() {
+async fn reconnects_leave_no_watch_behind() {
     let etcd = Etcd::started().await;
     let mut client = etcd.client().await;
     let proxy = Proxy::to(etcd.port()).await;
@@ -704,24 +704,29 @@ async fn reconnects_leave_nothing_behind() {
     eventually("no watch", async || etcd.watches().await == (0, 0)).await;
 }
 
-/// What is under the prefix at a revision, as etcd tells it.
+/// The entries under the prefix in etcd at a revision.
 async fn held_at(client: &Client, revision: Revision) -> BTreeMap<Key, Entry> {
     let options = GetOptions::new().with_prefix();
     let options = options.with_revision(revision.get());
     read(client, options).await
 }
 
-/// When the key that was put last was put.
+/// The highest mod revision of the state's keys.
 fn last_put(state: &State) -> Option<Revision> {
     let puts = state.entries.iter().map(|entry| entry.mod_revision);
     Some(puts.max().unwrap_or(Revision::NONE))
 }
 
-/// Checks that these transactions lead from what etcd held to what it holds.
-async fn assert_leads(client: &Client, from: Revision, to: Revision, said: &[PastTransaction]) {
+/// Checks that these transactions lead from etcd's state at `from` to its state at `to`.
+async fn assert_leads(
+    client: &Client,
+    from: Revision,
+    to: Revision,
+    transactions: &[PastTransaction],
+) {
     let mut held = held_at(client, from).await;
     let mut at = from;
-    for transaction in said {
+    for transaction in transactions {
         assert!(at < transaction.revision && transaction.revision <= to);
         at = transaction.revision;
         for change in &transaction.changes {
@@ -737,14 +742,14 @@ async fn assert_leads(client: &Client, from: Revision, to: Revision, said: &[Pas
 }
 
 #[tokio::test]
-async fn what_changed_before_the_start_is_said_with_what_was_there_before() {
+async fn backfill_reports_past_changes_with_previous_entries() {
     let etcd = Etcd::started().await;
     let mut client = etcd.client().await;
     let mut random = StdRng::seed_from_u64(1);
     for _ in 0..5 {
         write(&mut client, &mut random).await;
     }
-    // At the end a delete, and then nothing in the prefix: no event says that this was all.
+    // The last change is a delete, and nothing follows in the prefix: no event marks the end.
     put(&mut client, "/c/last", "1").await;
     delete(&mut client, "/c/last").await;
     for _ in 0..20 {
@@ -759,13 +764,13 @@ async fn what_changed_before_the_start_is_said_with_what_was_there_before() {
             up_to,
             last_put: last_put(&state),
         };
-        let (from, said) = subject.earlier(span).await.unwrap();
+        let (from, transactions) = subject.backfill(span).await.unwrap();
         assert_eq!(from, span.after);
-        assert_leads(&client, from, up_to, &said).await;
+        assert_leads(&client, from, up_to, &transactions).await;
     }
     assert_eq!(subject.metrics.etcd_earlier_watches.get(), 4);
 
-    // Changes that come meanwhile are said too, once.
+    // Changes that happen meanwhile are reported too, once.
     put(&mut client, "/c/new", "1").await;
     subject.changes().await;
     let span = Span {
@@ -773,8 +778,8 @@ async fn what_changed_before_the_start_is_said_with_what_was_there_before() {
         up_to,
         last_put: None,
     };
-    let (_, said) = subject.earlier(span).await.unwrap();
-    assert_leads(&client, span.after, up_to, &said).await;
+    let (_, transactions) = subject.backfill(span).await.unwrap();
+    assert_leads(&client, span.after, up_to, &transactions).await;
     put(&mut client, "/c/new", "2").await;
     assert_eq!(subject.changes().await.len(), 1);
     assert_eq!(subject.metrics.etcd_lists.get(), 1);
@@ -784,10 +789,10 @@ async fn what_changed_before_the_start_is_said_with_what_was_there_before() {
         }))
         .await;
 
-    // Whoever goes in the midst of it leaves nothing behind.
+    // A source dropped during a backfill leaves no watch behind.
     assert!(subject.handle.backfill(span));
     subject
-        .until("it has begun", |subject| {
+        .until("the backfill has started", |subject| {
             subject.metrics.etcd_earlier_watches.get() == 6
         })
         .await;
@@ -796,12 +801,12 @@ async fn what_changed_before_the_start_is_said_with_what_was_there_before() {
 }
 
 #[tokio::test]
-async fn of_the_past_etcd_says_what_it_has_not_compacted() {
+async fn backfill_begins_at_the_compacted_revision() {
     let etcd = Etcd::started().await;
     let mut client = etcd.client().await;
     put(&mut client, "/c/a", "1").await;
     put(&mut client, "/c/b", "1").await;
-    // The deletes of just the compacted revision are forgotten: what is said begins after it.
+    // etcd has lost the deletes of the compacted revision itself: the answer begins after it.
     let compacted = delete(&mut client, "/c/a").await;
     delete(&mut client, "/c/b").await;
     put(&mut client, "/c/c", "1").await;
@@ -815,16 +820,16 @@ async fn of_the_past_etcd_says_what_it_has_not_compacted() {
         last_put: last_put(state),
     };
     for after in [1, compacted.get() - 1, compacted.get()] {
-        let (from, said) = subject.earlier(span(after, &state)).await.unwrap();
-        assert_eq!((from, said.len()), (compacted, 2), "after {after}");
-        assert_leads(&client, from, state.revision, &said).await;
+        let (from, transactions) = subject.backfill(span(after, &state)).await.unwrap();
+        assert_eq!((from, transactions.len()), (compacted, 2), "after {after}");
+        assert_leads(&client, from, state.revision, &transactions).await;
     }
-    // Beyond all that was asked for.
+    // Compacted beyond the whole span.
     let last = put(&mut client, "/c/c", "2").await;
     subject.changes().await;
     client.compact(last.get(), physical()).await.unwrap();
-    let refused = subject.earlier(span(compacted.get(), &state)).await;
-    assert!(refused.unwrap_err().contains("compacted"));
+    let error = subject.backfill(span(compacted.get(), &state)).await;
+    assert!(error.unwrap_err().contains("compacted"));
     subject
         .during(eventually("one watch", async || {
             etcd.watches().await == (1, 1)
@@ -833,11 +838,11 @@ async fn of_the_past_etcd_says_what_it_has_not_compacted() {
 }
 
 #[tokio::test]
-async fn of_the_past_no_more_is_taken_than_there_is_room_for() {
-    const MOST: usize = 10_000;
+async fn backfill_above_its_byte_limit_fails() {
+    const MAX_BYTES: usize = 10_000;
     let etcd = Etcd::started().await;
     let mut client = etcd.client().await;
-    // Each with the value before it.
+    // Each change with its previous value.
     let mut after = Revision::NONE;
     for n in 0..12 {
         let revision = put(&mut client, "/c/a", vec![n; 1000]).await;
@@ -847,7 +852,7 @@ async fn of_the_past_no_more_is_taken_than_there_is_room_for() {
     }
     let mut subject = Subject::with(EtcdConfig {
         progress_interval: PROGRESS_INTERVAL,
-        earlier_bytes: MOST,
+        backfill_bytes: MAX_BYTES,
         ..EtcdConfig::new([etcd.endpoint()])
     });
     let state = subject.state().await;
@@ -856,11 +861,11 @@ async fn of_the_past_no_more_is_taken_than_there_is_room_for() {
         up_to: state.revision,
         last_put: last_put(&state),
     };
-    let refused = subject.earlier(span(Revision::new(1))).await.unwrap_err();
-    assert!(refused.contains("more than 10000 bytes"), "{refused}");
-    // What fits is taken, and the watch goes on.
-    let (from, said) = subject.earlier(span(after)).await.unwrap();
-    assert_leads(&client, from, state.revision, &said).await;
+    let error = subject.backfill(span(Revision::new(1))).await.unwrap_err();
+    assert!(error.contains("more than 10000 bytes"), "{error}");
+    // A span below the limit is read, and the watch continues.
+    let (from, transactions) = subject.backfill(span(after)).await.unwrap();
+    assert_leads(&client, from, state.revision, &transactions).await;
     put(&mut client, "/c/a", "new").await;
     assert_eq!(subject.changes().await.len(), 1);
     assert_eq!(subject.metrics.etcd_lists.get(), 1);
@@ -872,7 +877,7 @@ async fn of_the_past_no_more_is_taken_than_there_is_room_for() {
 }
 
 #[tokio::test]
-async fn an_audit_adds_up_what_etcd_held_at_a_revision() {
+async fn audit_returns_the_digest_at_a_revision() {
     let etcd = Etcd::started().await;
     let mut client = etcd.client().await;
     for batch in 0..5 {
@@ -912,7 +917,7 @@ async fn an_audit_adds_up_what_etcd_held_at_a_revision() {
         .await;
 }
 
-/// Writes at random, several keys at a time now and then.
+/// Writes at random, sometimes several keys in a transaction.
 async fn write(client: &mut Client, random: &mut StdRng) {
     for _ in 0..random.random_range(1..40) {
         let mut keys: Vec<u8> = (0..8).collect();
@@ -930,7 +935,7 @@ async fn write(client: &mut Client, random: &mut StdRng) {
 }
 
 #[tokio::test]
-async fn holds_what_etcd_holds_whatever_breaks() {
+async fn state_equals_etcd_after_random_faults() {
     let seed = rand::random();
     println!("seed {seed}");
     let mut random = StdRng::seed_from_u64(seed);

@@ -113,7 +113,7 @@ impl World {
             entries: Vec::new(),
             history: History::Continues,
         };
-        assert!(script.say(Update::State(empty)).await);
+        assert!(script.send(Update::State(empty)).await);
         engine.ready().await;
         Self {
             engine,
@@ -182,7 +182,7 @@ impl World {
             revision: self.revision,
             changes: vec![put],
         };
-        assert!(self.script.say(update).await);
+        assert!(self.script.send(update).await);
     }
 
     /// A key that nobody had comes and goes.
@@ -200,7 +200,7 @@ impl World {
             revision: self.revision,
             changes: vec![put],
         };
-        assert!(self.script.say(update).await);
+        assert!(self.script.send(update).await);
         self.revision = self.revision.next();
         let delete = Edit::Delete {
             key,
@@ -210,7 +210,7 @@ impl World {
             revision: self.revision,
             changes: vec![delete],
         };
-        assert!(self.script.say(update).await);
+        assert!(self.script.send(update).await);
         self.changes += 2;
     }
 

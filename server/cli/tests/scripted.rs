@@ -441,7 +441,7 @@ async fn audited(all: Vec<Missed>) {
             .into_iter()
             .for_each(|edits| txn(&etcd, edits));
         let held = etcd.state(&prefix);
-        etcd.txn_unheard(ops(missed.txn));
+        etcd.txn_unreported(ops(missed.txn));
         let differs = held != etcd.state(&prefix);
         let others = missed.after.is_empty();
         missed.after.into_iter().for_each(|edits| txn(&etcd, edits));

@@ -448,7 +448,7 @@ async fn ingesting(
     let mut ingest = tokio::task::JoinSet::new();
     ingest.spawn(ingest::run(source, handle, publisher, limits));
     let state = state_of(etcd, History::Continues);
-    assert!(script.say(Update::State(state)).await);
+    assert!(script.send(Update::State(state)).await);
     fanout.synced().await;
     (fanout, script, ingest)
 }
@@ -457,7 +457,7 @@ async fn ingesting(
 async fn say_put(script: &Script, key: &str, revision: Revision) {
     let put = driftless_proto::apply::Edit::Put(entry(key, "v", revision.get()));
     let changes = vec![put];
-    assert!(script.say(Update::Changes { revision, changes }).await);
+    assert!(script.send(Update::Changes { revision, changes }).await);
 }
 
 #[tokio::test(start_paused = true)]
@@ -773,7 +773,7 @@ async fn a_value_that_was_replaced_is_not_kept() {
     let put = async |key: &str, value: Bytes, revision: i64| {
         let put = driftless_proto::apply::Edit::Put(entry(key, value, revision));
         let (revision, changes) = (Revision::new(revision), vec![put]);
-        assert!(script.say(Update::Changes { revision, changes }).await);
+        assert!(script.send(Update::Changes { revision, changes }).await);
         fanout.reached(revision).await;
     };
     let value = Bytes::from(vec![b'1'; 4096]);

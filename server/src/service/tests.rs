@@ -669,7 +669,7 @@ async fn before_the_first_state_clients_are_told_when_to_come_back() {
     }
     assert!(
         script
-            .say(state(5, vec![entry("/c/a", "1", 5)], History::Continues))
+            .send(state(5, vec![entry("/c/a", "1", 5)], History::Continues))
             .await
     );
     engine.ready().await;
@@ -718,7 +718,7 @@ async fn a_get_survives_a_change_of_the_history() {
         let key = |n| entry(&format!("/c/{n:05}"), "v", revision);
         (0..ENTRIES).map(key).collect()
     };
-    assert!(script.say(state(5, entries(5), History::Continues)).await);
+    assert!(script.send(state(5, entries(5), History::Continues)).await);
     engine.ready().await;
     let client = Client::new(&engine).await;
     let range = prefix("/c/");
@@ -727,7 +727,7 @@ async fn a_get_survives_a_change_of_the_history() {
         while engine.metrics().scopes.get() == 0 {
             tokio::task::yield_now().await;
         }
-        assert!(script.say(replaced).await);
+        assert!(script.send(replaced).await);
     };
     let (got, ()) = tokio::join!(client.get(&range), replace);
     assert_eq!(got, entries(3));
@@ -755,7 +755,7 @@ async fn health_is_the_truth() {
         .await;
     let now: HealthCheckResponse = watch.message().await.unwrap();
     assert_eq!(now.status(), ServingStatus::NotServing);
-    assert!(script.say(state(5, Vec::new(), History::Continues)).await);
+    assert!(script.send(state(5, Vec::new(), History::Continues)).await);
     let now: HealthCheckResponse = watch.message().await.unwrap();
     assert_eq!(now.status(), ServingStatus::Serving);
     for service in ["", "driftless.v1.Config"] {
@@ -1165,7 +1165,7 @@ async fn a_client_that_is_ahead_waits_for_the_server_to_catch_up() {
     let entries = |value: &'static str, at| vec![entry("/c/a", value, at)];
     assert!(
         script
-            .say(state(50, entries("1", 50), History::Continues))
+            .send(state(50, entries("1", 50), History::Continues))
             .await
     );
     engine.ready().await;
@@ -1213,7 +1213,7 @@ async fn a_client_that_is_ahead_waits_for_the_server_to_catch_up() {
     let say = async {
         let changes = vec![driftless_proto::apply::Edit::Put(entry("/c/a", "2", 60))];
         let revision = Revision::new(60);
-        assert!(script.say(Update::Changes { revision, changes }).await);
+        assert!(script.send(Update::Changes { revision, changes }).await);
     };
     let (mut watch, ()) = tokio::join!(watching, say);
     assert!(matches!(watch.frame().await, Some(Frame::Hello(_))));
@@ -1228,7 +1228,11 @@ async fn a_client_that_is_ahead_waits_for_the_server_to_catch_up() {
 async fn who_is_from_a_time_that_etcd_does_not_tell_of_gets_a_snapshot() {
     let (engine, script) = scripted_engine();
     let now = vec![entry("/c/a", "new", 50), entry("/c/b", "same", 3)];
-    assert!(script.say(state(50, now.clone(), History::Continues)).await);
+    assert!(
+        script
+            .send(state(50, now.clone(), History::Continues))
+            .await
+    );
     engine.ready().await;
     let client = Client::new(&engine).await;
     let range = prefix("/c/");
@@ -1259,7 +1263,11 @@ async fn who_needs_to_know_what_etcd_does_not_say_is_not_kept_waiting() {
     let served = [(prefix("/c/"), source, handle)];
     let engine = Engine::start(&settings(), Metrics::new(), served);
     let now = vec![entry("/c/a", "new", 50)];
-    assert!(script.say(state(50, now.clone(), History::Continues)).await);
+    assert!(
+        script
+            .send(state(50, now.clone(), History::Continues))
+            .await
+    );
     engine.ready().await;
     let client = Client::new(&engine).await;
     let range = prefix("/c/");

@@ -209,7 +209,7 @@ impl World {
         };
         assert!(may_reach && span.after <= wanted && span.up_to == self.log.floor());
         let mut earlier = Earlier::new(span, self.log.room());
-        for said in self.etcd.earlier(span, &prefix()) {
+        for said in self.etcd.backfill(span, &prefix()) {
             match said {
                 BackfillEvent::Begin { after } => earlier.begin(after),
                 BackfillEvent::Transactions(said) => earlier.take(said).unwrap(),

@@ -1,13 +1,13 @@
-//! How long to wait before the next attempt: full jitter, for ever.
+//! Computes the wait before the next attempt: exponential, with full jitter, without an end.
 
 use std::time::Duration;
 
 use rand::Rng;
 
-/// Upper bound of the first wait: short, because most losses are a restart or a leader's change.
+/// Upper bound of the first wait. Short, because most disconnects are a restart or a leader change.
 const BASE: Duration = Duration::from_millis(100);
 
-/// Counts attempts that failed one after the other.
+/// Counts consecutive failed attempts.
 #[derive(Debug)]
 pub(super) struct Backoff {
     failures: u32,
@@ -15,7 +15,7 @@ pub(super) struct Backoff {
 }
 
 impl Backoff {
-    /// Waits no longer than this: what a service may have to wait longer than etcd was away.
+    /// With `longest` as the upper bound of every wait.
     pub(super) const fn up_to(longest: Duration) -> Self {
         Self {
             failures: 0,
@@ -23,14 +23,14 @@ impl Backoff {
         }
     }
 
-    /// One more failure: how long to wait now, anything from nothing to a bound that doubles.
+    /// Records a failure. Returns the wait: random, between zero and a bound that doubles each time.
     pub(super) fn next(&mut self) -> Duration {
         let bound = self.bound();
         self.failures = self.failures.saturating_add(1);
         bound.mul_f64(rand::rng().random())
     }
 
-    /// All is well again.
+    /// Starts again with the shortest bound.
     pub(super) fn reset(&mut self) {
         self.failures = 0;
     }
@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_double_up_to_the_cap_and_start_anew() {
+    fn waits_double_up_to_the_cap_until_reset() {
         let longest = Duration::from_secs(5);
         let mut backoff = Backoff::up_to(longest);
         for bound in [100, 200, 400, 800, 1600, 3200, 5000, 5000] {

@@ -1,8 +1,8 @@
 //! A connection to one endpoint, and the reads that a source makes on it.
 //!
-//! One client an endpoint: etcd-client does not avoid an endpoint that is dead, so the source fails
-//! over itself. Each read has a time limit, because an etcd that is stopped rather than dead keeps
-//! its connections open. Together with its siblings this is the only place that names etcd-client.
+//! One client per endpoint: etcd-client does not avoid a dead endpoint, so the source fails over by
+//! itself. Each read has a time limit, because a stopped etcd (not a dead one) keeps its connections
+//! open.
 
 use std::future::Future;
 use std::time::Duration;
@@ -11,46 +11,44 @@ use driftless_proto::{Entry, Key, KeyRange, MAX_VALUE_BYTES, Revision};
 use etcd_client::proto::{PbKeyValue, PbTxnOpResponse};
 use etcd_client::{Client, ConnectOptions, GetOptions, KvClient, Txn, TxnOp, WatchClient};
 
-use super::history::{Probe, Sighting};
-use super::transactions::Disordered;
+use super::history::{Observation, Probe};
+use super::transactions::OutOfOrder;
 use super::version::orders_progress;
 
-/// To connect to an endpoint. Endpoints are near; the next one is worth trying soon.
-const CONNECT_WITHIN: Duration = Duration::from_secs(2);
+/// How long connecting to an endpoint may take. Endpoints are near; the next one is worth trying soon.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// To answer a small read. etcd needs milliseconds; without a leader it may wait for an election,
-/// which takes one to two seconds with default settings.
-pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(3);
+/// How long a small read may take. etcd needs milliseconds; without a leader it may wait for an
+/// election, which takes one to two seconds with default settings.
+pub(super) const READ_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Between pings on an idle connection. etcd closes connections that ping more often than every 5 s.
+/// Interval of pings on an idle connection. etcd closes connections that ping more often than every
+/// 5 s.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 
-/// To answer a ping.
-const PONG_WITHIN: Duration = Duration::from_secs(5);
+/// How long the answer to a ping may take.
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Largest message that is taken from etcd. Room for several values of the largest size, since
-/// etcd may put the events of many transactions into one message.
+/// The largest message accepted from etcd. It holds several values of the largest size, since etcd may
+/// put the events of many transactions into one message.
 const MAX_MESSAGE_BYTES: usize = 4 * MAX_VALUE_BYTES;
 
-/// Longest key that the protocol can carry: a message has room for one beside a chunk of values.
+/// The longest key that the protocol can carry: a message holds one besides a chunk of values.
 const MAX_KEY_BYTES: usize = driftless_proto::MAX_CHUNK_BYTES;
 
-/// gRPC's number for a call that the other end does not know, or for an answer that is not gRPC.
+/// gRPC's status code for an unknown call, or for an answer that is not gRPC.
 const UNIMPLEMENTED: i32 = 12;
 
-/// Why something on a connection did not work.
+/// Why an operation on a connection failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
-    #[error("no answer to {what} within {} s", within.as_secs_f32())]
-    Silent {
-        what: &'static str,
-        within: Duration,
-    },
+    #[error("no answer to {what} within {} s", limit.as_secs_f32())]
+    Timeout { what: &'static str, limit: Duration },
     #[error("{0}")]
     Etcd(String),
     #[error("etcd has compacted the revision that was asked for")]
     Compacted {
-        /// What is left begins here; unknown where a read says so.
+        /// The first revision that is left; unknown when a read reports it.
         at: Option<Revision>,
     },
     #[error("etcd's answer is larger than {MAX_MESSAGE_BYTES} bytes")]
@@ -64,9 +62,9 @@ pub(super) enum Error {
     #[error("etcd went back in revision on the same connection")]
     WentBack,
     #[error("etcd has been silent for {} s", silence.as_secs_f32())]
-    Quiet { silence: Duration },
+    Silent { silence: Duration },
     #[error(transparent)]
-    Disordered(#[from] Disordered),
+    OutOfOrder(#[from] OutOfOrder),
     #[error("etcd broke its contract: {0}")]
     Malformed(&'static str),
 }
@@ -74,16 +72,16 @@ pub(super) enum Error {
 impl From<etcd_client::Error> for Error {
     fn from(error: etcd_client::Error) -> Self {
         let etcd_client::Error::GRpcStatus(status) = &error else {
-            return Self::Etcd(on_the_way(&error).unwrap_or_else(|| error.to_string()));
+            return Self::Etcd(root_cause(&error).unwrap_or_else(|| error.to_string()));
         };
-        // A compacted read and a message over the limit share a code, so the text has to tell.
+        // A compacted read and a message over the limit share a status code: only the text differs.
         let message = status.message();
         if message.contains("revision has been compacted") {
             Self::Compacted { at: None }
         } else if message.contains("message length too large") {
             Self::TooLarge
         } else {
-            Self::Etcd(match (on_the_way(status), status.code() as i32) {
+            Self::Etcd(match (root_cause(status), status.code() as i32) {
                 (Some(failure), _) => failure,
                 (None, UNIMPLEMENTED) => "it is not etcd's port for clients".to_owned(),
                 (None, _) if message.is_empty() => status.code().description().to_owned(),
@@ -93,9 +91,9 @@ impl From<etcd_client::Error> for Error {
     }
 }
 
-/// What went wrong on the way, which is at the bottom: those around it say "transport error". `None`
-/// for what etcd itself said.
-fn on_the_way(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+/// The innermost cause of a transport error; the outer ones only say "transport error". `None` for an
+/// error that etcd itself reported.
+fn root_cause(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     use std::io::{self, ErrorKind};
     let mut root = error.source()?;
     while let Some(source) = root.source() {
@@ -103,7 +101,7 @@ fn on_the_way(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     }
     let h2 = || root.downcast_ref().and_then(h2::Error::get_io);
     Some(match root.downcast_ref().or_else(h2).map(io::Error::kind) {
-        // Which of them is a matter of chance.
+        // Which of these it is depends on timing.
         Some(
             ErrorKind::BrokenPipe
             | ErrorKind::ConnectionAborted
@@ -115,15 +113,15 @@ fn on_the_way(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     })
 }
 
-/// Waits for an answer, but not for ever.
+/// Waits for an answer, up to a time limit.
 pub(super) async fn within<T, E: Into<Error>>(
-    within: Duration,
+    limit: Duration,
     what: &'static str,
     answer: impl Future<Output = Result<T, E>>,
 ) -> Result<T, Error> {
-    match tokio::time::timeout(within, answer).await {
+    match tokio::time::timeout(limit, answer).await {
         Ok(answer) => answer.map_err(Into::into),
-        Err(_) => Err(Error::Silent { what, within }),
+        Err(_) => Err(Error::Timeout { what, limit }),
     }
 }
 
@@ -146,7 +144,8 @@ impl Bounds {
     }
 }
 
-/// The first key behind all those with this prefix; etcd's sign for "no end" when there is none.
+/// The first key after all keys with this prefix. When there is none, the key that means "no end" to
+/// etcd.
 fn end_of_prefix(prefix: &[u8]) -> Vec<u8> {
     let mut end = prefix.to_vec();
     while let Some(last) = end.pop() {
@@ -158,33 +157,33 @@ fn end_of_prefix(prefix: &[u8]) -> Vec<u8> {
     vec![0]
 }
 
-/// One endpoint, connected. Dropping it closes the connection, and with it all that etcd holds for
-/// it.
+/// A connection to one endpoint. Dropping it closes the connection, and etcd drops all that it holds
+/// for it.
 #[derive(Clone)]
 pub(super) struct Connection {
     pub(super) kv: KvClient,
     pub(super) watch: WatchClient,
-    /// Whether an answer to a manual progress request is ordered after the events.
+    /// True if an answer to a manual progress request is ordered after the events.
     pub(super) orders_progress: bool,
     pub(super) cluster: u64,
 }
 
 impl Connection {
-    /// Connects, and sees what etcd says of itself and under the keys to probe.
+    /// Connects, and reads etcd's identity and the probed keys.
     pub(super) async fn open(
         endpoint: &str,
         bounds: &Bounds,
         probes: Vec<Probe>,
-    ) -> Result<(Self, Sighting), Error> {
+    ) -> Result<(Self, Observation), Error> {
         let options = ConnectOptions::new()
-            .with_connect_timeout(CONNECT_WITHIN)
-            .with_keep_alive(PING_INTERVAL, PONG_WITHIN)
-            // etcd counts pings on a connection without streams as an attack.
+            .with_connect_timeout(CONNECT_TIMEOUT)
+            .with_keep_alive(PING_INTERVAL, PING_TIMEOUT)
+            // etcd treats pings on a connection without streams as an attack.
             .with_keep_alive_while_idle(false)
-            // A member that lost the others ends its watches instead of going quiet.
+            // A member without a leader then ends its watches instead of going silent.
             .with_require_leader(true);
         let mut client = within(
-            CONNECT_WITHIN,
+            CONNECT_TIMEOUT,
             "connect",
             Client::connect([endpoint], Some(options)),
         )
@@ -195,24 +194,24 @@ impl Connection {
         let watch = client
             .watch_client()
             .max_decoding_message_size(MAX_MESSAGE_BYTES);
-        let mut sighting = probe(&mut kv, bounds, probes).await?;
-        // After the read, so that the member has applied all that was known anywhere before it.
-        let status = within(ANSWER_WITHIN, "status", client.status()).await?;
-        sighting.applied = status.raft_applied_index();
+        let mut observation = probe(&mut kv, bounds, probes).await?;
+        // After the read, so that the member has applied every revision known before it.
+        let status = within(READ_TIMEOUT, "status", client.status()).await?;
+        observation.applied = status.raft_applied_index();
         let connection = Self {
             kv,
             watch,
             orders_progress: orders_progress(status.version()),
-            cluster: sighting.cluster,
+            cluster: observation.cluster,
         };
-        Ok((connection, sighting))
+        Ok((connection, observation))
     }
 
     /// etcd's revision now, by a linearizable read.
     pub(super) async fn revision(mut self, bounds: Bounds) -> Result<Revision, Error> {
         let options = GetOptions::new().with_count_only();
         let read = self.kv.get(bounds.start, Some(options));
-        let response = within(ANSWER_WITHIN, "read", read).await?;
+        let response = within(READ_TIMEOUT, "read", read).await?;
         self.header(response.header())
     }
 
@@ -230,16 +229,16 @@ impl Connection {
             None => options,
         };
         let read = self.kv.get(bounds.start.as_slice(), Some(options));
-        let response = within(ANSWER_WITHIN, "read", read).await?;
+        let response = within(READ_TIMEOUT, "read", read).await?;
         self.header(response.header())?;
         Ok(response.count())
     }
 
     /// etcd's revision now, by a linearizable read, and whether the range, which had `keys` keys at
-    /// `since`, is the same still.
+    /// `since`, is unchanged.
     ///
-    /// Proven like this: no key there is newer, so none was put; and there are as many as before,
-    /// so none went. etcd looks at each key for that but sends none.
+    /// The proof: no key of the range is newer than `since`, so none was put; and the number of keys is
+    /// the same, so none was deleted. etcd visits each key for that but sends none.
     pub(super) async fn unchanged(
         mut self,
         bounds: Bounds,
@@ -255,7 +254,7 @@ impl Connection {
             None => options,
         };
         let read = self.kv.get(bounds.start, Some(options));
-        let response = within(ANSWER_WITHIN, "read", read).await?;
+        let response = within(READ_TIMEOUT, "read", read).await?;
         let revision = self.header(response.header())?;
         Ok((
             revision,
@@ -277,8 +276,12 @@ impl Connection {
 }
 
 /// Reads the keys to probe at one revision, by a linearizable read.
-async fn probe(kv: &mut KvClient, bounds: &Bounds, probes: Vec<Probe>) -> Result<Sighting, Error> {
-    // Not without any read, or etcd answers without asking the others.
+async fn probe(
+    kv: &mut KvClient,
+    bounds: &Bounds,
+    probes: Vec<Probe>,
+) -> Result<Observation, Error> {
+    // At least one read, or etcd answers without asking the other members.
     let first = TxnOp::get(
         bounds.start.as_slice(),
         Some(GetOptions::new().with_count_only()),
@@ -288,7 +291,7 @@ async fn probe(kv: &mut KvClient, bounds: &Bounds, probes: Vec<Probe>) -> Result
         TxnOp::get(probe.key.as_ref(), options)
     });
     let reads: Vec<TxnOp> = std::iter::once(first).chain(reads).collect();
-    let response = within(ANSWER_WITHIN, "read", kv.txn(Txn::new().and_then(reads))).await?;
+    let response = within(READ_TIMEOUT, "read", kv.txn(Txn::new().and_then(reads))).await?;
     let header = response
         .header()
         .ok_or(Error::Malformed("a response has no header"))?;
@@ -305,7 +308,7 @@ async fn probe(kv: &mut KvClient, bounds: &Bounds, probes: Vec<Probe>) -> Result
                 }
                 _ => None,
             });
-    Ok(Sighting {
+    Ok(Observation {
         cluster,
         revision,
         applied: 0,
@@ -313,10 +316,10 @@ async fn probe(kv: &mut KvClient, bounds: &Bounds, probes: Vec<Probe>) -> Result
     })
 }
 
-/// As the protocol names it.
+/// Converts a key and its value to the protocol's type.
 ///
 /// # Errors
-/// With what came in, when it cannot be served: a key or a value over the bounds.
+/// Returns the input when it cannot be served: the key or the value is over the limit.
 pub(super) fn entry(kv: PbKeyValue) -> Result<Entry, PbKeyValue> {
     if kv.key.len() > MAX_KEY_BYTES || kv.value.len() > MAX_VALUE_BYTES {
         return Err(kv);
@@ -334,7 +337,7 @@ pub(super) fn entry(kv: PbKeyValue) -> Result<Entry, PbKeyValue> {
     })
 }
 
-/// `None` for one that cannot be served.
+/// Converts a key to the protocol's type. `None` for a key that cannot be served.
 pub(super) fn key(key: Vec<u8>) -> Option<Key> {
     if key.len() > MAX_KEY_BYTES {
         None
@@ -343,9 +346,9 @@ pub(super) fn key(key: Vec<u8>) -> Option<Key> {
     }
 }
 
-/// Says that a key is not served, by its beginning.
-pub(super) fn not_served(kv: &PbKeyValue) {
-    /// Enough to find it.
+/// Logs that a key is not served, with the beginning of its name.
+pub(super) fn log_not_served(kv: &PbKeyValue) {
+    /// Enough bytes of the name to find the key.
     const SHOWN: usize = 100;
     let beginning = Key::new(kv.key.iter().copied().take(SHOWN).collect::<Vec<_>>());
     tracing::error!(
@@ -363,14 +366,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_prefix_ends_before_the_next_key_behind_it() {
+    fn prefix_ends_at_the_first_key_after_it() {
         assert_eq!(end_of_prefix(b"/a/"), b"/a0");
         assert_eq!(end_of_prefix(b"a\xff\xff"), b"b");
         assert_eq!(end_of_prefix(b"\xff"), b"\0", "no end");
     }
 
     #[test]
-    fn what_is_over_the_bounds_is_not_served() {
+    fn oversized_keys_and_values_are_not_served() {
         let kv = |key: usize, value: usize| PbKeyValue {
             key: vec![b'k'; key],
             value: vec![b'v'; value],

@@ -1,43 +1,43 @@
-//! Whether etcd still tells the history that it told before. Pure.
+//! Verifies that etcd still has the history that it had before. Pure.
 //!
-//! An etcd that was restored from a backup can keep its cluster's id, go back in revision and grow
-//! past where it was. So a source remembers a little of what it knew and compares on every
-//! reconnect. What it cannot see (another history with the same last keys) is what the operator's
-//! generation in [`Epoch`](driftless_proto::Epoch) is for.
+//! An etcd that was restored from a backup can keep its cluster id, go back in revision and grow past
+//! where it was. So a source keeps a few facts of the history and compares them on every reconnect. It
+//! cannot see another history with the same last keys: the operator's generation in
+//! [`Epoch`](driftless_proto::Epoch) is for that.
 
 use std::collections::VecDeque;
 
 use driftless_proto::apply::Edit;
 use driftless_proto::{Entry, Key, Revision};
 
-/// How many keys are remembered: those of some transactions, in one small request.
+/// How many keys are compared: those of a few transactions, in one small request.
 const RECENT: usize = 8;
 
-/// Values up to this many bytes are compared byte for byte; of larger ones the revisions and the
+/// Values up to this many bytes are compared byte for byte. Of larger ones only the revisions and the
 /// version are, which keeps the request small.
 const COMPARED_VALUE_BYTES: usize = 64 * 1024;
 
-/// What is remembered of a history.
+/// What is known of a history.
 #[derive(Debug)]
-pub(super) struct Memory {
+pub(super) struct KnownHistory {
     cluster: u64,
-    /// The highest revision that it is known to have.
+    /// The highest revision that etcd reported.
     reached: Revision,
-    /// The highest index of the raft log that it is known to have applied.
+    /// The highest index of the raft log that a member reported as applied.
     applied: u64,
-    /// The last keys that changed and what was left of them, the latest last, each key once.
+    /// The last changes, the latest last, each key once.
     recent: VecDeque<Edit>,
 }
 
-/// What etcd says of itself, all by one linearizable read, except for `applied`, which was asked of
-/// the same member after it.
+/// What etcd reports on connecting. All of it comes from one linearizable read, except `applied`,
+/// which the same member reported after it.
 #[derive(Debug)]
-pub(super) struct Sighting {
+pub(super) struct Observation {
     pub(super) cluster: u64,
     pub(super) revision: Revision,
     pub(super) applied: u64,
-    /// What is under the keys that were asked for, in their order. The value is empty where only
-    /// the key was asked for.
+    /// The entries of the probed keys, in the order of the probes. The value is empty where only the
+    /// key was read.
     pub(super) entries: Vec<Option<Entry>>,
 }
 
@@ -49,9 +49,9 @@ pub(super) struct Probe {
     pub(super) key_only: bool,
 }
 
-/// Why this is another history.
+/// Why etcd has another history than before.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Doubt {
+pub(super) enum HistoryMismatch {
     #[error("another cluster answers (its id was {was:x} and is {is:x})")]
     OtherCluster { was: u64, is: u64 },
     #[error("its revision went back from {was} to {is}")]
@@ -62,31 +62,32 @@ pub(super) enum Doubt {
     KeyDiffers { key: Key },
 }
 
-impl Memory {
-    /// Of a history that was just met.
-    pub(super) fn new(sighting: &Sighting) -> Self {
+impl KnownHistory {
+    /// A history that was observed for the first time.
+    pub(super) fn new(first: &Observation) -> Self {
         Self {
-            cluster: sighting.cluster,
-            reached: sighting.revision,
-            applied: sighting.applied,
+            cluster: first.cluster,
+            reached: first.revision,
+            applied: first.applied,
             recent: VecDeque::with_capacity(RECENT),
         }
     }
 
+    /// The highest revision that etcd reported.
     pub(super) const fn reached(&self) -> Revision {
         self.reached
     }
 
-    /// etcd was seen at this revision.
-    pub(super) fn reach(&mut self, revision: Revision) {
+    /// etcd reported this revision.
+    pub(super) fn record_revision(&mut self, revision: Revision) {
         self.reached = self.reached.max(revision);
     }
 
-    /// A transaction was heard.
-    pub(super) fn heard(&mut self, revision: Revision, changes: &[Edit]) {
-        self.reach(revision);
+    /// etcd reported this transaction.
+    pub(super) fn record_changes(&mut self, revision: Revision, changes: &[Edit]) {
+        self.record_revision(revision);
         for change in &changes[changes.len().saturating_sub(RECENT)..] {
-            self.recent.retain(|seen| seen.key() != change.key());
+            self.recent.retain(|known| known.key() != change.key());
             if self.recent.len() == RECENT {
                 self.recent.pop_front();
             }
@@ -94,13 +95,13 @@ impl Memory {
         }
     }
 
-    /// A state was read: its latest keys are remembered.
-    pub(super) fn read(&mut self, revision: Revision, entries: &[Entry]) {
-        self.reach(revision);
+    /// etcd reported this state: its latest keys replace those of before.
+    pub(super) fn record_state(&mut self, revision: Revision, entries: &[Entry]) {
+        self.record_revision(revision);
         self.recent.clear();
         let mut latest: Vec<&Entry> = Vec::with_capacity(RECENT + 1);
         for entry in entries {
-            let at = latest.partition_point(|seen| seen.mod_revision <= entry.mod_revision);
+            let at = latest.partition_point(|known| known.mod_revision <= entry.mod_revision);
             if at == 0 && latest.len() == RECENT {
                 continue;
             }
@@ -113,66 +114,70 @@ impl Memory {
             .extend(latest.into_iter().cloned().map(Edit::Put));
     }
 
-    /// What to read again.
+    /// The keys to read again.
     pub(super) fn probes(&self) -> Vec<Probe> {
         self.recent
             .iter()
-            .map(|seen| Probe {
-                key: seen.key().clone(),
-                key_only: matches!(seen, Edit::Put(entry) if entry.value.len() > COMPARED_VALUE_BYTES),
+            .map(|known| Probe {
+                key: known.key().clone(),
+                key_only: matches!(known, Edit::Put(entry) if entry.value.len() > COMPARED_VALUE_BYTES),
             })
             .collect()
     }
 
-    /// Compares what etcd says now, for [`Memory::probes`] as they were, with what is remembered.
-    /// `heard` is the revision up to which every change was heard.
-    pub(super) fn judge(&self, heard: Revision, now: &Sighting) -> Result<(), Doubt> {
+    /// Compares an observation, made with [`KnownHistory::probes`], with what is known. `position` is
+    /// the revision up to which every change was reported.
+    pub(super) fn verify(
+        &self,
+        position: Revision,
+        now: &Observation,
+    ) -> Result<(), HistoryMismatch> {
         if now.cluster != self.cluster {
-            return Err(Doubt::OtherCluster {
+            return Err(HistoryMismatch::OtherCluster {
                 was: self.cluster,
                 is: now.cluster,
             });
         }
         if now.revision < self.reached {
-            return Err(Doubt::RevisionBack {
+            return Err(HistoryMismatch::RevisionBack {
                 was: self.reached,
                 is: now.revision,
             });
         }
         if now.applied < self.applied {
-            return Err(Doubt::AppliedBack {
+            return Err(HistoryMismatch::AppliedBack {
                 was: self.applied,
                 is: now.applied,
             });
         }
-        for (seen, found) in self.recent.iter().zip(&now.entries) {
-            if !follows(seen, found.as_ref(), heard, now.revision) {
-                let key = seen.key().clone();
-                return Err(Doubt::KeyDiffers { key });
+        for (known, found) in self.recent.iter().zip(&now.entries) {
+            if !follows(known, found.as_ref(), position, now.revision) {
+                let key = known.key().clone();
+                return Err(HistoryMismatch::KeyDiffers { key });
             }
         }
         Ok(())
     }
 
-    /// The history is the same: remembers how far it has come.
-    pub(super) fn confirm(&mut self, now: &Sighting) {
-        self.reach(now.revision);
+    /// The observation has the same history: records how far it is.
+    pub(super) fn confirm(&mut self, now: &Observation) {
+        self.record_revision(now.revision);
         self.applied = self.applied.max(now.applied);
     }
 }
 
-/// Whether `found`, read at `now`, can be what became of `seen`, which was the key's last change up
-/// to `heard`: either it is the same still, or it changed after that.
-fn follows(seen: &Edit, found: Option<&Entry>, heard: Revision, now: Revision) -> bool {
-    match (seen, found) {
-        (Edit::Put(seen), Some(found)) if found.mod_revision == seen.mod_revision => {
-            found.create_revision == seen.create_revision
-                && found.version == seen.version
-                && (seen.value.len() > COMPARED_VALUE_BYTES || found.value == seen.value)
+/// True if `found`, read at `now`, can follow `known`, which was the key's last change up to
+/// `position`: it is unchanged, or it changed after `position`.
+fn follows(known: &Edit, found: Option<&Entry>, position: Revision, now: Revision) -> bool {
+    match (known, found) {
+        (Edit::Put(known), Some(found)) if found.mod_revision == known.mod_revision => {
+            found.create_revision == known.create_revision
+                && found.version == known.version
+                && (known.value.len() > COMPARED_VALUE_BYTES || found.value == known.value)
         }
-        (Edit::Put(_), Some(found)) => found.mod_revision > heard,
-        (Edit::Put(_), None) => now > heard,
-        (Edit::Delete { .. }, Some(found)) => found.create_revision > heard,
+        (Edit::Put(_), Some(found)) => found.mod_revision > position,
+        (Edit::Put(_), None) => now > position,
+        (Edit::Delete { .. }, Some(found)) => found.create_revision > position,
         (Edit::Delete { .. }, None) => true,
     }
 }
@@ -198,8 +203,8 @@ mod tests {
         }
     }
 
-    fn sighting(revision: i64, entries: Vec<Option<Entry>>) -> Sighting {
-        Sighting {
+    fn observation(revision: i64, entries: Vec<Option<Entry>>) -> Observation {
+        Observation {
             cluster: 7,
             revision: Revision::new(revision),
             applied: 100,
@@ -207,51 +212,57 @@ mod tests {
         }
     }
 
-    /// Heard up to 20: `a` was put at 10, `b` deleted at 12.
-    fn memory() -> Memory {
-        let mut memory = Memory::new(&sighting(5, Vec::new()));
-        memory.heard(Revision::new(10), &[Edit::Put(entry("a", "x", 3, 10, 2))]);
-        memory.heard(Revision::new(12), &[gone("b", 12)]);
-        memory.reach(Revision::new(20));
-        memory
+    /// Position 20: `a` was put at 10, `b` deleted at 12.
+    fn known_history() -> KnownHistory {
+        let mut known = KnownHistory::new(&observation(5, Vec::new()));
+        known.record_changes(Revision::new(10), &[Edit::Put(entry("a", "x", 3, 10, 2))]);
+        known.record_changes(Revision::new(12), &[gone("b", 12)]);
+        known.record_revision(Revision::new(20));
+        known
     }
 
-    fn judge(now: &Sighting) -> Result<(), Doubt> {
-        memory().judge(Revision::new(20), now)
+    fn verify(now: &Observation) -> Result<(), HistoryMismatch> {
+        known_history().verify(Revision::new(20), now)
     }
 
-    fn differs(key: &str) -> Result<(), Doubt> {
+    fn differs(key: &str) -> Result<(), HistoryMismatch> {
         let key = Key::new(key.to_owned()).unwrap();
-        Err(Doubt::KeyDiffers { key })
+        Err(HistoryMismatch::KeyDiffers { key })
     }
 
     #[test]
-    fn the_same_history_goes_on() {
+    fn continued_history_is_accepted() {
         let a = || Some(entry("a", "x", 3, 10, 2));
-        assert_eq!(judge(&sighting(20, vec![a(), None])), Ok(()));
-        assert_eq!(judge(&sighting(25, vec![a(), None])), Ok(()));
+        assert_eq!(verify(&observation(20, vec![a(), None])), Ok(()));
+        assert_eq!(verify(&observation(25, vec![a(), None])), Ok(()));
         let later = Some(entry("a", "y", 3, 21, 3));
         let again = Some(entry("b", "y", 24, 25, 2));
-        assert_eq!(judge(&sighting(25, vec![later, again])), Ok(()));
+        assert_eq!(verify(&observation(25, vec![later, again])), Ok(()));
         assert_eq!(
-            judge(&sighting(21, vec![None, None])),
+            verify(&observation(21, vec![None, None])),
             Ok(()),
             "deleted since"
         );
     }
 
     #[test]
-    fn another_history_is_noticed() {
+    fn other_history_is_rejected() {
         let a = || Some(entry("a", "x", 3, 10, 2));
-        let mut now = sighting(20, vec![a(), None]);
+        let mut now = observation(20, vec![a(), None]);
         now.cluster = 8;
-        assert_eq!(judge(&now), Err(Doubt::OtherCluster { was: 7, is: 8 }));
-        let mut now = sighting(20, vec![a(), None]);
-        now.applied = 99;
-        assert_eq!(judge(&now), Err(Doubt::AppliedBack { was: 100, is: 99 }));
         assert_eq!(
-            judge(&sighting(19, vec![a(), None])),
-            Err(Doubt::RevisionBack {
+            verify(&now),
+            Err(HistoryMismatch::OtherCluster { was: 7, is: 8 })
+        );
+        let mut now = observation(20, vec![a(), None]);
+        now.applied = 99;
+        assert_eq!(
+            verify(&now),
+            Err(HistoryMismatch::AppliedBack { was: 100, is: 99 })
+        );
+        assert_eq!(
+            verify(&observation(19, vec![a(), None])),
+            Err(HistoryMismatch::RevisionBack {
                 was: Revision::new(20),
                 is: Revision::new(19)
             })
@@ -276,7 +287,7 @@ mod tests {
                 Some(entry("a", "x", 4, 10, 2)),
                 None,
                 "a",
-                "made at another time",
+                "created at another revision",
             ),
             (
                 30,
@@ -290,9 +301,9 @@ mod tests {
                 Some(entry("a", "x", 3, 20, 3)),
                 None,
                 "a",
-                "a change that was never heard",
+                "a change that was never reported",
             ),
-            (20, None, None, "a", "gone without a change"),
+            (20, None, None, "a", "deleted without a change"),
             (
                 30,
                 a(),
@@ -305,12 +316,12 @@ mod tests {
                 a(),
                 Some(entry("b", "x", 15, 15, 1)),
                 "b",
-                "made again, never heard",
+                "created again, never reported",
             ),
         ];
         for (revision, a, b, key, what) in cases {
             assert_eq!(
-                judge(&sighting(revision, vec![a, b])),
+                verify(&observation(revision, vec![a, b])),
                 differs(key),
                 "{what}"
             );
@@ -318,24 +329,24 @@ mod tests {
     }
 
     #[test]
-    fn the_latest_keys_are_remembered_each_once() {
-        let mut memory = memory();
+    fn latest_keys_are_kept_each_once() {
+        let mut known = known_history();
         let entries: Vec<Entry> = (0..20)
             .map(|n| entry(&format!("k{n:02}"), "v", 1, 100 + (n * 7) % 20, 1))
             .collect();
-        memory.read(Revision::new(200), &entries);
-        let mut revisions: Vec<i64> = memory
+        known.record_state(Revision::new(200), &entries);
+        let mut revisions: Vec<i64> = known
             .recent
             .iter()
-            .map(|seen| match seen {
+            .map(|known| match known {
                 Edit::Put(entry) => entry.mod_revision.get(),
                 Edit::Delete { .. } => unreachable!(),
             })
             .collect();
         assert_eq!(revisions, (112..120).collect::<Vec<_>>());
-        assert_eq!(memory.reached(), Revision::new(200));
-        let last = memory.recent.back().unwrap().key().clone();
-        memory.heard(
+        assert_eq!(known.reached(), Revision::new(200));
+        let last = known.recent.back().unwrap().key().clone();
+        known.record_changes(
             Revision::new(201),
             &[Edit::Delete {
                 key: last.clone(),
@@ -343,38 +354,38 @@ mod tests {
             }],
         );
         revisions.clear();
-        assert_eq!(memory.recent.len(), 8);
+        assert_eq!(known.recent.len(), 8);
         assert_eq!(
-            memory
+            known
                 .recent
                 .iter()
-                .filter(|seen| *seen.key() == last)
+                .filter(|known| *known.key() == last)
                 .count(),
             1
         );
         let many: Vec<Edit> = (0..100).map(|n| gone(&format!("d{n:03}"), 202)).collect();
-        memory.heard(Revision::new(202), &many);
-        assert_eq!(memory.probes().len(), 8);
-        assert_eq!(memory.probes()[7].key.as_str(), Some("d099"));
-        // A new list takes the place of all that.
-        memory.read(Revision::new(300), &entries[..3]);
-        assert_eq!(memory.probes().len(), 3);
+        known.record_changes(Revision::new(202), &many);
+        assert_eq!(known.probes().len(), 8);
+        assert_eq!(known.probes()[7].key.as_str(), Some("d099"));
+        // A list replaces them.
+        known.record_state(Revision::new(300), &entries[..3]);
+        assert_eq!(known.probes().len(), 3);
     }
 
     #[test]
-    fn large_values_are_not_read_again() {
-        let mut memory = memory();
+    fn large_values_are_compared_by_revision() {
+        let mut known = known_history();
         let large = entry("l", &"v".repeat(COMPARED_VALUE_BYTES + 1), 21, 21, 1);
-        memory.heard(Revision::new(21), &[Edit::Put(large.clone())]);
-        assert!(memory.probes()[2].key_only);
+        known.record_changes(Revision::new(21), &[Edit::Put(large.clone())]);
+        assert!(known.probes()[2].key_only);
         let without = Entry {
             value: bytes::Bytes::new(),
             ..large
         };
-        let now = sighting(
+        let now = observation(
             21,
             vec![Some(entry("a", "x", 3, 10, 2)), None, Some(without)],
         );
-        assert_eq!(memory.judge(Revision::new(21), &now), Ok(()));
+        assert_eq!(known.verify(Revision::new(21), &now), Ok(()));
     }
 }

@@ -7,36 +7,36 @@ use driftless_proto::{Entry, Revision};
 use etcd_client::GetOptions;
 use etcd_client::proto::PbKeyValue;
 
-use super::connection::{Bounds, Connection, Error, entry, not_served, within};
+use super::connection::{Bounds, Connection, Error, entry, log_not_served, within};
 
-/// To answer one page.
-const PAGE_WITHIN: Duration = Duration::from_secs(10);
+/// How long one page may take.
+const PAGE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Keys in the first page. etcd bounds pages by keys only, and nothing is known of the sizes yet:
-/// this many values of the largest size that etcd takes by default still make a legal message.
+/// Keys in the first page. etcd limits pages by keys only, and the sizes are not known yet: this many
+/// values of the largest size that etcd accepts by default still fit in a message.
 const FIRST_PAGE_KEYS: usize = 32;
 
-/// Keys in a page at most. For every page etcd counts all that is left of the range, so a million
-/// keys by the thousand cost it most of a minute (measured); and pages that are larger still would
-/// be a risk where small values are followed by large ones, which nobody knows before.
+/// The most keys in a page. For every page etcd counts the rest of the range, so a million keys in
+/// pages of a thousand take most of a minute (measured). Larger pages would be a risk: large values may
+/// follow small ones.
 const MAX_PAGE_KEYS: usize = 10_000;
 
-/// Bytes that a page should have, going by those before it: etcd holds a page whole.
+/// Bytes that a page should have, estimated from the page before: etcd holds a whole page in memory.
 const PAGE_BYTES: usize = 4 * 1024 * 1024;
 
-/// To read all pages for a digest: the state of that moment is kept meanwhile.
-const DIGEST_WITHIN: Duration = Duration::from_secs(300);
+/// How long reading all pages for a digest may take: ingest keeps the state of that revision meanwhile.
+const DIGEST_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// Times that a list starts anew because its revision was compacted under it.
+/// How often a list is tried: it starts again when its revision is compacted meanwhile.
 const ATTEMPTS: usize = 3;
 
-/// A state as it was read.
+/// A whole state of the range.
 #[derive(Debug)]
 pub(super) struct Listed {
     pub(super) revision: Revision,
-    /// In ascending order of keys, those that can be served.
+    /// The entries that can be served, in ascending order of keys.
     pub(super) entries: Vec<Entry>,
-    /// How many keys there are, those included that cannot be served.
+    /// The number of keys, including those that cannot be served.
     pub(super) keys: i64,
 }
 
@@ -61,15 +61,14 @@ async fn list_once(connection: &mut Connection, bounds: &Bounds) -> Result<Liste
         listed.keys += 1;
         match entry(kv) {
             Ok(entry) => listed.entries.push(entry),
-            Err(kv) => not_served(&kv),
+            Err(kv) => log_not_served(&kv),
         }
     };
     listed.revision = pages(connection, bounds, Revision::NONE, each).await?;
     Ok(listed)
 }
 
-/// The digest of what could be served of the range at `revision`, by a list of which one page is
-/// held at a time.
+/// The digest of the range's servable entries at `revision`. Holds one page at a time.
 pub(super) async fn digest(
     mut connection: Connection,
     bounds: Bounds,
@@ -82,11 +81,12 @@ pub(super) async fn digest(
         }
     };
     let reading = pages(&mut connection, &bounds, revision, each);
-    within(DIGEST_WITHIN, "list", reading).await?;
+    within(DIGEST_TIMEOUT, "list", reading).await?;
     Ok(digest)
 }
 
-/// Reads the range page by page, at `at` or, without one, at the latest revision. Returns which.
+/// Reads the range page by page, at revision `at`, or at the latest one if `at` is
+/// [`Revision::NONE`]. Returns the revision.
 async fn pages(
     connection: &mut Connection,
     bounds: &Bounds,
@@ -97,7 +97,7 @@ async fn pages(
     let mut start = bounds.start.clone();
     let mut limit = FIRST_PAGE_KEYS;
     loop {
-        // The first page may be read at the latest revision, the others at the first one's.
+        // Only the first page may be read at the latest revision; the others use its revision.
         let options = GetOptions::new()
             .with_limit(i64::try_from(limit).unwrap_or(i64::MAX))
             .with_revision(at.get());
@@ -106,7 +106,7 @@ async fn pages(
             None => options,
         };
         let read = connection.kv.get(start.as_slice(), Some(options));
-        let mut page = match within(PAGE_WITHIN, "list", read).await {
+        let mut page = match within(PAGE_TIMEOUT, "list", read).await {
             Err(Error::TooLarge) if limit > 1 => {
                 limit /= 2;
                 continue;
@@ -141,7 +141,7 @@ async fn pages(
     }
 }
 
-/// How many keys to ask for after a page of this many keys and bytes. Grows step by step, so that
+/// The limit of the next page after a page of this many keys and bytes. Grows step by step, so that
 /// small values at the beginning do not lead to a page of large ones.
 fn next_limit(limit: usize, keys: usize, bytes: usize) -> usize {
     let fitting = PAGE_BYTES / (bytes / keys.max(1)).max(1);
@@ -153,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pages_follow_the_size_of_values() {
+    fn page_limit_follows_value_sizes() {
         assert_eq!(
             next_limit(32, 32, 3_200),
             128,

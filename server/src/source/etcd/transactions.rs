@@ -1,4 +1,4 @@
-//! Events as etcd sends them, put together to transactions. Pure.
+//! Assembles etcd's watch events into whole transactions. Pure.
 //!
 //! One response may hold the events of many transactions; with fragments on, one transaction may
 //! spread over several responses. etcd never splits a transaction over two responses that are not
@@ -12,7 +12,7 @@ use driftless_proto::{Key, Revision};
 
 use crate::store::PastChange;
 
-/// What is said of a key that changed.
+/// A change of one key.
 pub(super) trait Keyed {
     fn key(&self) -> &Key;
 }
@@ -29,12 +29,12 @@ impl Keyed for PastChange {
     }
 }
 
-/// What happened to one key.
+/// The event of one key.
 #[derive(Debug)]
 pub(super) struct Event<C> {
     /// The transaction's revision.
     pub(super) revision: Revision,
-    /// How many keys the prefix has more after it: 1, 0 or -1.
+    /// What it adds to the number of keys in the prefix: 1, 0 or -1.
     pub(super) keys: i64,
     /// `None` for a key that cannot be served.
     pub(super) change: Option<C>,
@@ -44,16 +44,16 @@ pub(super) struct Event<C> {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Transaction<C> {
     pub(super) revision: Revision,
-    /// How many keys the prefix has more after it.
+    /// What it adds to the number of keys in the prefix.
     pub(super) keys: i64,
     /// In ascending order of keys. Empty when none of them can be served.
     pub(super) changes: Vec<C>,
 }
 
-/// Puts events together. Holds the transaction that is incomplete, which etcd bounds.
+/// Assembles transactions. Holds the incomplete one, which etcd bounds.
 #[derive(Debug)]
 pub(super) struct Transactions<C> {
-    /// Everything up to here is known already.
+    /// Events up to this revision are ignored.
     after: Revision,
     open: Option<Open<C>>,
 }
@@ -65,16 +65,16 @@ struct Open<C> {
     changes: BTreeMap<Key, C>,
 }
 
-/// An event that is older than the one before it: the stream cannot be relied on.
+/// An event that is older than the one before it: the stream cannot be trusted.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("etcd sent an event of revision {event} after one of revision {last}")]
-pub(super) struct Disordered {
+pub(super) struct OutOfOrder {
     event: Revision,
     last: Revision,
 }
 
 impl<C: Keyed> Transactions<C> {
-    /// For events after this revision; older ones, which etcd may send, are dropped.
+    /// For events after this revision. Older ones, which etcd may send, are ignored.
     pub(super) const fn after(revision: Revision) -> Self {
         Self {
             after: revision,
@@ -82,18 +82,18 @@ impl<C: Keyed> Transactions<C> {
         }
     }
 
-    /// Nothing happened up to this revision.
+    /// Nothing changed up to this revision.
     pub(super) fn advance(&mut self, revision: Revision) {
         self.after = self.after.max(revision);
     }
 
-    /// The events of one response. `fragment` says that the next response goes on where this one
-    /// ends. Returns the transactions that are complete now.
+    /// Adds the events of one response. `fragment` means that the next response continues it. Returns
+    /// the transactions that are complete now.
     pub(super) fn push(
         &mut self,
         events: Vec<Event<C>>,
         fragment: bool,
-    ) -> Result<Vec<Transaction<C>>, Disordered> {
+    ) -> Result<Vec<Transaction<C>>, OutOfOrder> {
         let mut complete = Vec::new();
         for event in events {
             if event.revision <= self.after {
@@ -103,7 +103,7 @@ impl<C: Keyed> Transactions<C> {
                 && event.revision != open.revision
             {
                 if event.revision < open.revision {
-                    return Err(Disordered {
+                    return Err(OutOfOrder {
                         event: event.revision,
                         last: open.revision,
                     });
@@ -117,7 +117,7 @@ impl<C: Keyed> Transactions<C> {
             });
             open.keys += event.keys;
             if let Some(change) = event.change {
-                // etcd changes a key at most once in a transaction; were it not so, the last counts.
+                // etcd changes a key at most once in a transaction. If it did not, the last would count.
                 open.changes.insert(change.key().clone(), change);
             }
         }
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn one_response_may_hold_several_transactions() {
+    fn response_is_split_into_transactions() {
         let mut transactions = Transactions::after(Revision::new(10));
         let complete = transactions
             .push(events(&[("b", 11), ("a", 11), ("a", 12), ("c", 15)]), false)
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_transaction_may_spread_over_fragments() {
+    fn fragments_are_joined_into_a_transaction() {
         let mut transactions = Transactions::after(Revision::new(10));
         assert_eq!(
             transactions
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_known_is_dropped() {
+    fn events_up_to_the_position_are_ignored() {
         let mut transactions = Transactions::after(Revision::new(10));
         assert_eq!(
             transactions
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_twice_in_a_transaction_counts_with_its_last_event() {
+    fn last_event_of_a_key_counts() {
         let mut transactions = Transactions::after(Revision::NONE);
         let complete = transactions
             .push(events(&[("a", 1), ("a", 1)]), false)
@@ -230,11 +230,11 @@ mod tests {
     }
 
     #[test]
-    fn disorder_is_an_error() {
+    fn older_event_is_an_error() {
         let mut transactions = Transactions::after(Revision::NONE);
         assert_eq!(
             transactions.push(events(&[("a", 5), ("b", 4)]), false),
-            Err(Disordered {
+            Err(OutOfOrder {
                 event: Revision::new(4),
                 last: Revision::new(5)
             })

@@ -1,10 +1,10 @@
-//! Which etcd's answers to a request for progress can be relied on. Pure.
+//! Tells which etcd versions answer progress requests in order. Pure.
 
-/// Whether the answer to a manual progress request, as this version of etcd gives it, is ordered
-/// after every event up to its revision.
+/// True if this version of etcd sends the answer to a manual progress request after every event up to
+/// its revision.
 ///
-/// Up to 3.4.30 and 3.5.12 it overtakes events: it leaves by another queue than they do. A version
-/// that cannot be read, or that is not a release, is not relied on.
+/// Up to 3.4.30 and 3.5.12 the answer overtakes events, because it uses another queue. A version that
+/// cannot be parsed, or that is not a release, is not trusted.
 pub(super) fn orders_progress(version: &str) -> bool {
     let Some((major, minor, patch)) = parse(version) else {
         return false;
@@ -31,7 +31,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_releases_with_the_fix_are_relied_on() {
+    fn only_releases_with_the_fix_are_trusted() {
         for version in [
             "3.4.31",
             "3.4.35",

@@ -1,4 +1,4 @@
-//! One watch of etcd, on a stream of its own: live, or of what happened earlier.
+//! One etcd watch on a stream of its own: of live changes or of past ones.
 
 use std::future::Future;
 use std::marker::PhantomData;
@@ -12,90 +12,92 @@ use etcd_client::{
     EventType, WatchOptions, WatchRequestSender, WatchResponse, WatchResponseStream,
 };
 
-use super::connection::{ANSWER_WITHIN, Bounds, Connection, Error, entry, key, not_served, within};
+use super::connection::{
+    Bounds, Connection, Error, READ_TIMEOUT, entry, key, log_not_served, within,
+};
 use super::transactions::{Event, Keyed};
 use crate::store::PastChange;
 
-/// What etcd uses for "no watch in particular": the answer to a manual progress request.
+/// The watch id that etcd puts in the answer to a manual progress request.
 const NO_WATCH: i64 = -1;
 
-/// What a watch says of a key that changed: [`Edit`], or [`PastChange`] with what was before.
-pub(super) trait Told: Keyed + Sized {
-    /// Whether etcd is asked for what was before.
+/// A change as a watch reports it: [`Edit`], or [`PastChange`] with the previous entry.
+pub(super) trait WatchedChange: Keyed + Sized {
+    /// True if etcd has to send the previous entry.
     const PREVIOUS: bool;
 
-    fn of(edit: Edit, event: Before) -> Result<Self, Error>;
+    fn new(edit: Edit, previous: Previous) -> Result<Self, Error>;
 
-    /// Something cannot be served.
-    fn not_served(kv: &PbKeyValue);
+    /// Logs that an entry cannot be served.
+    fn log_not_served(kv: &PbKeyValue);
 }
 
-/// What was there before an event.
-pub(super) struct Before {
-    /// etcd should know of something.
+/// The entry before an event.
+pub(super) struct Previous {
+    /// True if the key existed before the event.
     existed: bool,
     kv: Option<PbKeyValue>,
 }
 
-impl Told for Edit {
+impl WatchedChange for Edit {
     const PREVIOUS: bool = false;
 
-    fn of(edit: Edit, _: Before) -> Result<Self, Error> {
+    fn new(edit: Edit, _: Previous) -> Result<Self, Error> {
         Ok(edit)
     }
 
-    fn not_served(kv: &PbKeyValue) {
-        not_served(kv);
+    fn log_not_served(kv: &PbKeyValue) {
+        log_not_served(kv);
     }
 }
 
-impl Told for PastChange {
+impl WatchedChange for PastChange {
     const PREVIOUS: bool = true;
 
-    fn of(edit: Edit, before: Before) -> Result<Self, Error> {
-        // etcd leaves it out, without a word, where it was compacted after the watch began.
-        if before.existed && before.kv.is_none() {
+    fn new(edit: Edit, previous: Previous) -> Result<Self, Error> {
+        // etcd omits it, without an error, when it was compacted after the watch began.
+        if previous.existed && previous.kv.is_none() {
             return Err(Error::Compacted { at: None });
         }
-        let previous = before.kv.and_then(|kv| entry(kv).ok());
+        let previous = previous.kv.and_then(|kv| entry(kv).ok());
         Ok(Self { edit, previous })
     }
 
-    // Of what is past, nobody has to know.
-    fn not_served(_: &PbKeyValue) {}
+    // Only the live watch logs: a past entry needs no attention.
+    fn log_not_served(_: &PbKeyValue) {}
 }
 
-/// A watch that etcd has made. Dropping it ends it at etcd too: both halves of its stream go, so that
-/// it is reset. Half-closing it would not, and to cancel the watch before that would do nothing: the
-/// reset is quicker.
+/// A watch that etcd has created. Dropping it ends it at etcd too: both halves of its stream are
+/// dropped, which resets it. Half-closing would not end it, and a cancel request before the reset
+/// would do nothing, because the reset is faster.
 #[derive(Debug)]
 pub(super) struct Watch<C> {
     responses: WatchResponseStream,
     requests: WatchRequestSender,
     cluster: u64,
-    told: PhantomData<fn() -> C>,
+    change: PhantomData<fn() -> C>,
 }
 
-/// What etcd said on a watch.
+/// What a watch delivered.
 #[derive(Debug)]
-pub(super) enum Heard<C> {
-    /// Something changed.
-    Events {
+pub(super) enum WatchEvent<C> {
+    /// Changes.
+    Changes {
         events: Vec<Event<C>>,
-        /// The next response goes on where this one ends.
+        /// True if the next response continues this one.
         fragment: bool,
     },
-    /// etcd is at this revision.
+    /// etcd's revision.
     Progress {
         revision: Revision,
-        /// In answer to [`Watch::request_progress`], not by etcd's own clock. Its own are ordered
-        /// after the events in every version.
+        /// True for an answer to [`Watch::request_progress`]; false for a notification that etcd sends
+        /// by itself. Those are ordered after the events in every version.
         manual: bool,
     },
 }
 
-impl<C: Told> Watch<C> {
-    /// Watches the range from this revision on.
+impl<C: WatchedChange> Watch<C> {
+    /// Opens a watch of the range, from this revision on.
     pub(super) async fn open(
         connection: &mut Connection,
         bounds: &Bounds,
@@ -124,44 +126,44 @@ impl<C: Told> Watch<C> {
                 responses,
                 requests,
                 cluster: connection.cluster,
-                told: PhantomData,
+                change: PhantomData,
             };
-            // etcd says nothing else on a stream before this.
+            // etcd sends nothing else on a stream before this.
             let response = watch.response().await?;
             if !response.created() {
                 return Err(Error::Malformed("a watch began without its creation"));
             }
             Ok(watch)
         };
-        within(ANSWER_WITHIN, "watch", opening).await
+        within(READ_TIMEOUT, "watch", opening).await
     }
 
-    /// What etcd says next.
+    /// The next event.
     ///
     /// # Cancel safety
     /// Cancel-safe: nothing is taken from the stream before it is returned.
-    pub(super) async fn next(&mut self) -> Result<Heard<C>, Error> {
+    pub(super) async fn next(&mut self) -> Result<WatchEvent<C>, Error> {
         let response = self.response().await?.0;
         if response.events.is_empty() && !response.fragment {
             let revision = response.header.map_or(0, |header| header.revision);
-            return Ok(Heard::Progress {
+            return Ok(WatchEvent::Progress {
                 revision: Revision::new(revision),
                 manual: response.watch_id == NO_WATCH,
             });
         }
         let events: Result<_, _> = response.events.into_iter().map(event).collect();
-        Ok(Heard::Events {
+        Ok(WatchEvent::Changes {
             events: events?,
             fragment: response.fragment,
         })
     }
 
-    /// The next response that is no end.
+    /// The next response. A cancelled watch is an error.
     async fn response(&mut self) -> Result<WatchResponse, Error> {
         let response = self.responses.message().await?;
         let response = response.ok_or_else(|| Error::Ended("the stream is over".to_owned()))?;
         if response.canceled() {
-            // Of a revision that is compacted, etcd need not give a reason in words.
+            // etcd may give no reason in words for a compacted revision.
             return Err(if response.compact_revision() > 0 {
                 Error::Compacted {
                     at: Some(Revision::new(response.compact_revision())),
@@ -178,20 +180,20 @@ impl<C: Told> Watch<C> {
         }
     }
 
-    /// Asks etcd to say something. Does not wait: where requests pile up, nothing is answered, and
-    /// the silence is noticed elsewhere.
+    /// Requests progress. Does not wait: when requests pile up, etcd does not answer, and the silence
+    /// ends the watch.
     pub(super) fn request_progress(&mut self) {
         now_or_never(self.requests.request_progress());
     }
 }
 
-/// Puts a request into the stream's queue, unless that is full.
+/// Puts a request into the stream's queue, or drops it when the queue is full.
 fn now_or_never<T>(sending: impl Future<Output = T>) {
     let _ = pin!(sending).poll(&mut Context::from_waker(Waker::noop()));
 }
 
-/// As the protocol names it.
-fn event<C: Told>(event: PbEvent) -> Result<Event<C>, Error> {
+/// Converts an event to the protocol's types.
+fn event<C: WatchedChange>(event: PbEvent) -> Result<Event<C>, Error> {
     let kv = event.kv.ok_or(Error::Malformed("an event has no key"))?;
     let revision = Revision::new(kv.mod_revision);
     let gone = |key| Edit::Delete {
@@ -200,7 +202,7 @@ fn event<C: Told>(event: PbEvent) -> Result<Event<C>, Error> {
     };
     let deleted = event.r#type == EventType::Delete as i32;
     let created = !deleted && kv.version == 1;
-    let before = Before {
+    let previous = Previous {
         existed: !created,
         kv: event.prev_kv,
     };
@@ -210,8 +212,8 @@ fn event<C: Told>(event: PbEvent) -> Result<Event<C>, Error> {
         match entry(kv) {
             Ok(entry) => Some(Edit::Put(entry)),
             Err(kv) => {
-                C::not_served(&kv);
-                // What was under the key before must not stay.
+                C::log_not_served(&kv);
+                // The key's previous entry must not stay.
                 key(kv.key).map(gone)
             }
         }
@@ -219,6 +221,6 @@ fn event<C: Told>(event: PbEvent) -> Result<Event<C>, Error> {
     Ok(Event {
         revision,
         keys: i64::from(created) - i64::from(deleted),
-        change: edit.map(|edit| C::of(edit, before)).transpose()?,
+        change: edit.map(|edit| C::new(edit, previous)).transpose()?,
     })
 }

@@ -1,0 +1,139 @@
+//! How an [`EtcdSource`](super::EtcdSource) reaches etcd.
+
+use std::time::Duration;
+
+/// How an [`EtcdSource`](super::EtcdSource) reaches etcd, and how it reads from it.
+#[derive(Clone, Debug)]
+pub struct EtcdConfig {
+    /// Endpoints of one cluster, such as `http://127.0.0.1:2379`; the scheme is optional. The source
+    /// tries them in order, beginning with the first.
+    pub endpoints: Vec<String>,
+    /// Part of the [`Epoch`](driftless_proto::Epoch): a text that is the same on all servers, and that
+    /// the operator changes after restoring etcd from a backup. Default: empty.
+    pub generation: String,
+    /// How often the source asks an idle watch for progress. After three such intervals without a
+    /// message etcd counts as lost. Default: 5 s.
+    pub progress_interval: Duration,
+    /// The longest wait before the source tries etcd again; the first waits are shorter. Default: 5 s.
+    pub retry_within: Duration,
+    /// The most bytes of keys and values, previous values included, that a backfill reads of the
+    /// changes before the source's first state. etcd reads all of them into its memory before it sends
+    /// any. When there are more, clients from that time get a snapshot. Default: 512 MiB.
+    pub backfill_bytes: usize,
+}
+
+/// Default of [`EtcdConfig::progress_interval`]: how far off a client's "age of the data" may
+/// reasonably be, at a cost for etcd that cannot be measured.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Default of [`EtcdConfig::retry_within`]: how much longer than etcd's own absence a service may have
+/// to wait.
+const RETRY_WITHIN: Duration = Duration::from_secs(5);
+
+/// Default of [`EtcdConfig::backfill_bytes`]: what etcd can hold in memory besides its own data.
+const BACKFILL_BYTES: usize = 512 * 1024 * 1024;
+
+impl EtcdConfig {
+    /// For these endpoints, with defaults for the rest.
+    pub fn new(endpoints: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        Self {
+            endpoints: endpoints.into_iter().map(Into::into).collect(),
+            generation: String::new(),
+            progress_interval: PROGRESS_INTERVAL,
+            retry_within: RETRY_WITHIN,
+            backfill_bytes: BACKFILL_BYTES,
+        }
+    }
+
+    pub(super) fn check(&self) -> Result<(), EtcdConfigError> {
+        if self.endpoints.is_empty() {
+            return Err(EtcdConfigError::NoEndpoint);
+        }
+        if self.progress_interval.is_zero() {
+            return Err(EtcdConfigError::NoInterval);
+        }
+        for endpoint in &self.endpoints {
+            let refuse = |reason| EtcdConfigError::Endpoint {
+                endpoint: endpoint.clone(),
+                reason,
+            };
+            let uri: http::Uri = endpoint.parse().map_err(|_| refuse("it is no URL"))?;
+            if uri
+                .authority()
+                .is_none_or(|authority| authority.host().is_empty())
+            {
+                return Err(refuse("it names no host"));
+            }
+            match uri.scheme_str() {
+                None | Some("http") => {}
+                Some("https") => return Err(refuse("TLS is not supported yet, use http")),
+                Some(_) => return Err(refuse("its scheme is not http")),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Why an [`EtcdConfig`] cannot be used. Trying again does not help.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EtcdConfigError {
+    /// No endpoint was given.
+    #[error("no etcd endpoint is given; name at least one, such as http://127.0.0.1:2379")]
+    NoEndpoint,
+    /// An endpoint cannot be used.
+    #[error("etcd endpoint {endpoint:?} cannot be used: {reason}")]
+    Endpoint {
+        /// As it was given.
+        endpoint: String,
+        /// Why.
+        reason: &'static str,
+    },
+    /// [`EtcdConfig::progress_interval`] is zero.
+    #[error("the progress interval of etcd is zero; leave it at 5 s")]
+    NoInterval,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(endpoints: &[&str]) -> Result<(), EtcdConfigError> {
+        EtcdConfig::new(endpoints.iter().copied()).check()
+    }
+
+    #[test]
+    fn unusable_endpoints_are_rejected() {
+        assert_eq!(check(&[]), Err(EtcdConfigError::NoEndpoint));
+        for good in [
+            "http://127.0.0.1:2379",
+            "http://[::1]:2379/",
+            "etcd-0.example:2379",
+            "etcd",
+        ] {
+            assert_eq!(check(&[good]), Ok(()), "{good}");
+        }
+        for bad in [
+            "",
+            "https://etcd:2379",
+            "ftp://etcd",
+            "/etcd",
+            "http://",
+            "a b",
+            "http://:1",
+        ] {
+            let rejected = check(&["http://good:1", bad]);
+            assert!(
+                matches!(rejected, Err(EtcdConfigError::Endpoint { .. })),
+                "{bad}"
+            );
+        }
+    }
+
+    #[test]
+    fn zero_progress_interval_is_rejected() {
+        let mut config = EtcdConfig::new(["etcd"]);
+        config.progress_interval = Duration::ZERO;
+        assert_eq!(config.check(), Err(EtcdConfigError::NoInterval));
+    }
+}
