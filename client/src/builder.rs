@@ -6,18 +6,14 @@ use std::path::PathBuf;
 
 use driftless_proto::v1;
 
-use crate::blocking::Files;
 use crate::client::Client;
-use crate::connect::{Connect, Endpoint};
-use crate::dice::Dice;
 use crate::error::BuildError;
-use crate::inventory::Inventory;
-use crate::resolve::Resolver;
-use crate::tcp::Tcp;
+use crate::jitter::Jitter;
+use crate::net::{Connect, Endpoint, Files, Resolver, Tcp};
 #[cfg(feature = "tls")]
-use crate::tls::{Options, Tls};
-use crate::token::TokenFile;
-use crate::transport::{Security, Transport};
+use crate::net::{Tls, TlsOptions};
+use crate::resources::ResourceTracker;
+use crate::transport::{Security, TokenFile, Transport};
 
 /// The most bytes that an instance id, a label's name or its value may have, by the contract.
 const MAX_TEXT: usize = 256;
@@ -53,8 +49,8 @@ pub struct ClientBuilder {
     range_limit: usize,
     token: Option<PathBuf>,
     #[cfg(feature = "tls")]
-    tls: Options,
-    dice: Dice,
+    tls: TlsOptions,
+    jitter: Jitter,
 }
 
 impl ClientBuilder {
@@ -67,8 +63,8 @@ impl ClientBuilder {
             range_limit: DEFAULT_RANGE_LIMIT,
             token: None,
             #[cfg(feature = "tls")]
-            tls: Options::default(),
-            dice: Dice::default(),
+            tls: TlsOptions::default(),
+            jitter: Jitter::default(),
         }
     }
 
@@ -152,7 +148,7 @@ impl ClientBuilder {
     /// there to prevent: not for services. Default: from the thread's generator.
     #[doc(hidden)]
     pub fn simulated(mut self, seed: u64) -> Self {
-        self.dice = Dice::seeded(seed);
+        self.jitter = Jitter::seeded(seed);
         self
     }
 
@@ -206,24 +202,24 @@ impl ClientBuilder {
                 });
             }
         }
-        let inventory = Inventory::new();
-        let files = Files::new(inventory.clone());
+        let tracker = ResourceTracker::new();
+        let files = Files::new(tracker.clone());
         let security = Security {
             #[cfg(feature = "tls")]
             tls: Some(Tls::new(
                 self.tls,
                 &endpoints,
                 files.clone(),
-                inventory.clone(),
+                tracker.clone(),
             )?),
             token: self.token.map(|path| TokenFile::new(path, files)),
         };
         let connector = self
             .connector
-            .unwrap_or_else(|| Box::new(Tcp::new(Resolver::of_system(inventory.clone()))));
-        let transport = Transport::new(endpoints, connector, info, inventory)
+            .unwrap_or_else(|| Box::new(Tcp::new(Resolver::of_system(tracker.clone()))));
+        let transport = Transport::new(endpoints, connector, info, tracker)
             .secured(security)
-            .with_dice(self.dice);
+            .with_jitter(self.jitter);
         Ok(Client::new(transport, self.range_limit))
     }
 }

@@ -1,4 +1,4 @@
-//! The handle that everything begins with.
+//! The client: the handle that everything begins with.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,14 +6,14 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 
 use crate::builder::ClientBuilder;
-use crate::entries::EntriesBuilder;
 use crate::error::BuildError;
 use crate::get::GetBuilder;
-use crate::quiescence::{Quiescence, Shutdown};
 use crate::range::IntoRange;
-use crate::registry::Registry;
+use crate::resources::Resources;
+use crate::shutdown::Shutdown;
+use crate::subscription::Registry;
 use crate::transport::Transport;
-use crate::watcher::WatchBuilder;
+use crate::watch::{EntriesBuilder, WatchBuilder};
 
 /// Reads configuration from driftless servers. Cheap to clone; clones share connections and
 /// streams.
@@ -87,23 +87,17 @@ impl Client {
     /// ```
     /// # async fn stop(client: driftless_client::Client) {
     /// if let Err(left) = client.shutdown().await {
-    ///     eprintln!("{left}"); // "after 5s there is still a callback for /config/shop/*"
+    ///     eprintln!("{left}"); // "still active after 5s: a callback for /config/shop/*"
     /// }
     /// # }
     /// ```
     pub fn shutdown(&self) -> Shutdown {
-        Shutdown::new(self.clone())
+        Shutdown::new(Arc::clone(&self.registry), Arc::clone(&self.transport))
     }
 
-    /// Tells what this client and its watchers hold: for a service's own tests that nothing is left.
-    pub fn quiescence(&self) -> Quiescence {
-        Quiescence::new(self.transport.inventory().clone())
-    }
-
-    /// Ends everything, now and for good.
-    pub(crate) fn close(&self) {
-        self.registry.close();
-        self.transport.close();
+    /// The resources that this client and its watchers hold: for a service's own tests that nothing is left.
+    pub fn resources(&self) -> Resources {
+        Resources::new(self.transport.tracker().clone())
     }
 }
 

@@ -10,12 +10,12 @@ use driftless_proto::apply::ApplyError;
 use driftless_proto::v1::{self, watch_response::Frame};
 use driftless_proto::{KeyRange, RangeError};
 
-use crate::connect::Endpoint;
-use crate::entries::Entries;
 use crate::error::{Closed, GetError, Refused, RefusedReason, too_large};
-use crate::inventory::Held;
-use crate::replica::{Applied, Replica};
+use crate::net::Endpoint;
+use crate::resources::Resource;
+use crate::subscription::{Applied, Replica};
 use crate::transport::{CallError, Transport};
+use crate::value::Entries;
 
 /// How long an answer may take by default: a server answers from memory.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -69,8 +69,8 @@ impl IntoFuture for GetBuilder {
         Box::pin(async move {
             let range = self.range?;
             let after = self.timeout;
-            let inventory = self.transport.inventory();
-            let _holding = inventory.hold(Held::Get(range.to_string()));
+            let tracker = self.transport.tracker();
+            let _guard = tracker.track(Resource::Get(range.to_string()));
             let answer = get(&self.transport, range.clone(), self.limit);
             // Not left to the connection's end: reading the token, for one, goes on after that.
             let closed = self.transport.closed();

@@ -69,8 +69,8 @@
 //! # }
 //! ```
 //!
-//! [`Client::shutdown`] ends everything and says what held it up; [`Client::quiescence`] lets a
-//! service assert in its own tests that nothing is left.
+//! [`Client::shutdown`] ends everything and names what is still active; with [`Client::resources`] a
+//! service's own tests assert that nothing is left.
 //!
 //! # What it costs
 //!
@@ -138,56 +138,40 @@
 //! [reasons](WatchBuilder::validate) that are part of the program), but a panic in a `Deserialize` or a validator runs the process's panic hook, with whatever its message quotes,
 //! before this library catches it.
 
-mod blocking;
 mod builder;
-mod callback;
-mod cell;
 mod client;
-mod connect;
 mod decode;
 #[doc = include_str!("decode/rules.md")]
 pub mod decoding {}
-mod dice;
-mod entries;
 mod error;
-mod freshness;
 mod get;
-mod greeting;
-mod inventory;
-mod part;
-mod quiescence;
+mod jitter;
+mod net;
 mod range;
-mod reader;
-mod registry;
-mod replica;
-mod report;
-mod resolve;
-mod sink;
-mod status;
+mod resources;
+mod shutdown;
 mod subscription;
-mod tcp;
-#[cfg(feature = "tls")]
-mod tls;
-mod token;
 mod transport;
-mod updates;
-mod watcher;
+mod value;
+mod watch;
 
 pub use builder::ClientBuilder;
-pub use callback::OnChange;
-pub use cell::{Loaded, Source};
 pub use client::Client;
-pub use connect::{Connect, Connecting, Endpoint, Io};
-pub use decode::{Format, Rejection, RejectionKind};
+pub use decode::Format;
 pub use driftless_proto::{Entry, Key, KeyRange, RangeError, Revision};
-pub use entries::{Entries, EntriesBuilder, EntriesChange, EntriesWatcher, EntryChange};
-pub use error::{BuildError, Closed, GetError, NoValue, Refused, RefusedReason, Stale, WatchError};
+pub use error::{
+    BuildError, Closed, GetError, NoValue, Refused, RefusedReason, Rejection, RejectionKind, Stale,
+    WatchError,
+};
 pub use get::GetBuilder;
-pub use inventory::Held;
-pub use part::{LoadedPart, Part};
-pub use quiescence::{NotQuiet, Quiescence, Shutdown};
+pub use net::{Connect, Connecting, Endpoint, Io};
 pub use range::IntoRange;
-pub use reader::Reader;
-pub use status::{RejectedState, State, Status, StatusWatcher};
-pub use updates::{Update, Updates};
-pub use watcher::{Changed, WatchBuilder, Watcher};
+pub use resources::{Resource, Resources, StillActive};
+pub use shutdown::Shutdown;
+pub use value::{
+    Entries, EntriesChange, EntryChange, Loaded, RejectedState, Status, ValueSource, WatchState,
+};
+pub use watch::{
+    CallbackGuard, EntriesBuilder, EntriesWatcher, LoadedPart, PartWatcher, StatusWatcher,
+    ValueChange, ValueReader, ValueUpdate, ValueUpdates, WatchBuilder, Watcher,
+};

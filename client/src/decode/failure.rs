@@ -5,7 +5,7 @@ use std::fmt;
 use driftless_proto::Key;
 use serde::de::{Error, Expected, Unexpected};
 
-use super::rejection::{Facts, Rejection, RejectionKind};
+use crate::error::{Facts, Rejection, RejectionKind};
 
 /// A [`Rejection`] that learns where it happened on its way out.
 ///

@@ -1,8 +1,8 @@
 //! JSON: the only user of its decoder for values.
 
 use super::failure::Failure;
-use super::rejection::RejectionKind;
 use super::track::{Track, track};
+use crate::error::RejectionKind;
 
 type Decoder<'de> = serde_json::Deserializer<serde_json::de::StrRead<'de>>;
 type Error = serde_json::Error;

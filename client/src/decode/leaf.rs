@@ -7,12 +7,12 @@ use serde::de::{DeserializeOwned, Deserializer, Visitor};
 use super::failure::Failure;
 use super::format::{Format, Suffix};
 use super::json;
-use super::rejection::{Rejection, RejectionKind};
 use super::text::Text;
 #[cfg(feature = "toml")]
 use super::toml;
 #[cfg(feature = "yaml")]
 use super::yaml;
+use crate::error::{Rejection, RejectionKind};
 
 /// A value that exists.
 #[derive(Clone, Copy)]

@@ -12,7 +12,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::{Rejection, RejectionKind, decode};
+use super::range::decode;
+use crate::error::{Rejection, RejectionKind};
 
 const KEY: &str = "/config/shop/it";
 const PREFIX: &str = "/config/shop/";

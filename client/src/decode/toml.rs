@@ -1,8 +1,8 @@
 //! TOML: the only user of its decoder.
 
 use super::failure::Failure;
-use super::rejection::RejectionKind;
 use super::track::{Track, track};
+use crate::error::RejectionKind;
 
 type Decoder<'de> = ::toml::Deserializer<'de>;
 type Error = ::toml::de::Error;

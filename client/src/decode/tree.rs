@@ -14,8 +14,8 @@ use serde::de::{
 use super::failure::Failure;
 use super::format::{Format, Suffix};
 use super::leaf::Leaf;
-use super::rejection::{Rejection, RejectionKind};
 use super::text::Text;
+use crate::error::{Rejection, RejectionKind};
 
 /// How deep keys are followed: the depth to which documents are read as well. A type that takes
 /// anything would otherwise follow a key of a million slashes off the end of the stack.

@@ -10,8 +10,8 @@ use serde_saphyr::{Options, budget, options};
 
 use super::failure::Failure;
 use super::number;
-use super::rejection::RejectionKind;
 use super::track::{Track, track};
+use crate::error::RejectionKind;
 
 /// How deep a document may be nested: it protects the stack, which a level costs more of than in
 /// other formats, and no configuration is a tenth as deep.

@@ -30,7 +30,7 @@ const BACKOFF_CAP: Duration = Duration::from_secs(5);
 
 /// How long a stream has to be live for the next backoff to start from the base again. Longer than
 /// the cap, so that a stream that ends right after it began does not count as success.
-const STEADY: Duration = Duration::from_secs(10);
+const STABLE_AFTER: Duration = Duration::from_secs(10);
 
 /// Where a subscription is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +38,7 @@ pub(crate) enum Phase {
     /// Waits for a connection, which has limits of its own.
     Connecting,
     /// Has asked, and waits for the first frame.
-    Asking { until: Instant },
+    Requested { until: Instant },
     /// Has the first frame, and waits for the rest of the answer.
     Syncing { silence: Duration, until: Instant },
     /// Holds what the server holds.
@@ -57,15 +57,15 @@ pub(crate) enum Phase {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Event {
     /// There is a connection, and the question is on its way.
-    Asked,
+    Requested,
     /// The first frame. Zero: the server does not say.
     Hello { progress_interval: Duration },
     /// Any other frame.
-    Heard,
+    Frame,
     /// What is held is proven to be what the server holds.
     InSync,
     /// The attempt or the stream ended, well or not.
-    Ended { cause: Cause, at_least: Duration },
+    Disconnected { cause: Cause, at_least: Duration },
     /// The time that the phase waits for is up.
     Expired,
 }
@@ -74,11 +74,11 @@ pub(crate) enum Event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cause {
     /// Anything that may be better next time: a clean end too.
-    Over,
+    Transient,
     /// What is held cannot be built on by this server: the next question says nothing of it.
     Discard,
     /// The same, because what is held differs from what the server holds. Counted.
-    Differs,
+    Diverged,
     /// The server said no.
     Refused,
 }
@@ -87,10 +87,10 @@ pub(crate) enum Cause {
 #[derive(Debug)]
 pub(crate) struct Machine {
     phase: Phase,
-    /// Ends since a stream was last live for [`STEADY`].
+    /// Ends since a stream was last live for [`STABLE_AFTER`].
     failures: u32,
     /// The next question is asked with nothing in hand.
-    fresh: bool,
+    starts_over: bool,
     streams: u64,
     diverged: u64,
 }
@@ -100,7 +100,7 @@ impl Machine {
         Self {
             phase: Phase::Connecting,
             failures: 0,
-            fresh: false,
+            starts_over: false,
             streams: 0,
             diverged: 0,
         }
@@ -114,7 +114,7 @@ impl Machine {
     pub(crate) const fn deadline(&self) -> Option<Instant> {
         match self.phase {
             Phase::Connecting => None,
-            Phase::Asking { until }
+            Phase::Requested { until }
             | Phase::Syncing { until, .. }
             | Phase::Live { until, .. }
             | Phase::Backoff { until }
@@ -123,8 +123,8 @@ impl Machine {
     }
 
     /// Whether the question must not say what is held.
-    pub(crate) const fn fresh(&self) -> bool {
-        self.fresh
+    pub(crate) const fn starts_over(&self) -> bool {
+        self.starts_over
     }
 
     /// Streams that were begun after the first.
@@ -140,10 +140,10 @@ impl Machine {
     /// Moves on. `jitter` is a random number, at least 0 and below 1.
     pub(crate) fn step(&mut self, event: Event, now: Instant, jitter: f64) {
         self.phase = match (self.phase, event) {
-            (Phase::Connecting, Event::Asked) => Phase::Asking {
+            (Phase::Connecting, Event::Requested) => Phase::Requested {
                 until: now + FIRST_FRAME,
             },
-            (Phase::Asking { .. }, Event::Hello { progress_interval }) => {
+            (Phase::Requested { .. }, Event::Hello { progress_interval }) => {
                 self.streams += 1;
                 let interval = if progress_interval.is_zero() {
                     DEFAULT_PROGRESS
@@ -156,19 +156,19 @@ impl Machine {
                     until: now + silence,
                 }
             }
-            (Phase::Syncing { silence, .. }, Event::Heard) => Phase::Syncing {
+            (Phase::Syncing { silence, .. }, Event::Frame) => Phase::Syncing {
                 silence,
                 until: now + silence,
             },
             (Phase::Syncing { silence, .. }, Event::InSync) => {
-                self.fresh = false;
+                self.starts_over = false;
                 Phase::Live {
                     silence,
                     until: now + silence,
                     since: now,
                 }
             }
-            (Phase::Live { silence, since, .. }, Event::Heard | Event::InSync) => Phase::Live {
+            (Phase::Live { silence, since, .. }, Event::Frame | Event::InSync) => Phase::Live {
                 silence,
                 until: now + silence,
                 since,
@@ -176,27 +176,33 @@ impl Machine {
             (Phase::Backoff { .. } | Phase::Refused { .. }, Event::Expired) => Phase::Connecting,
             (
                 Phase::Connecting
-                | Phase::Asking { .. }
+                | Phase::Requested { .. }
                 | Phase::Syncing { .. }
                 | Phase::Live { .. },
                 Event::Expired,
-            ) => self.ended(Cause::Over, Duration::ZERO, now, jitter),
+            ) => self.disconnected(Cause::Transient, Duration::ZERO, now, jitter),
             (
                 Phase::Connecting
-                | Phase::Asking { .. }
+                | Phase::Requested { .. }
                 | Phase::Syncing { .. }
                 | Phase::Live { .. },
-                Event::Ended { cause, at_least },
-            ) => self.ended(cause, at_least, now, jitter),
+                Event::Disconnected { cause, at_least },
+            ) => self.disconnected(cause, at_least, now, jitter),
             // Frames before there is a stream, a second hello, and the like: the task does not let
             // them through.
             (phase, _) => phase,
         };
     }
 
-    fn ended(&mut self, cause: Cause, at_least: Duration, now: Instant, jitter: f64) -> Phase {
+    fn disconnected(
+        &mut self,
+        cause: Cause,
+        at_least: Duration,
+        now: Instant,
+        jitter: f64,
+    ) -> Phase {
         if let Phase::Live { since, .. } = self.phase
-            && now.duration_since(since) >= STEADY
+            && now.duration_since(since) >= STABLE_AFTER
         {
             self.failures = 0;
         }
@@ -204,10 +210,10 @@ impl Machine {
         let ceiling = BACKOFF_CAP.min(BACKOFF_BASE * 2_u32.pow(doublings));
         self.failures = self.failures.saturating_add(1);
         match cause {
-            Cause::Over => {}
-            Cause::Discard => self.fresh = true,
-            Cause::Differs => {
-                self.fresh = true;
+            Cause::Transient => {}
+            Cause::Discard => self.starts_over = true,
+            Cause::Diverged => {
+                self.starts_over = true;
                 self.diverged += 1;
             }
             Cause::Refused => {
@@ -240,7 +246,7 @@ mod tests {
     }
 
     fn ended(cause: Cause) -> Event {
-        Event::Ended {
+        Event::Disconnected {
             cause,
             at_least: ZERO,
         }
@@ -270,8 +276,8 @@ mod tests {
         let silence = secs(6);
         let steps = [
             (
-                Event::Asked,
-                Phase::Asking {
+                Event::Requested,
+                Phase::Requested {
                     until: now + secs(10),
                 },
             ),
@@ -283,7 +289,7 @@ mod tests {
                 },
             ),
             (
-                Event::Heard,
+                Event::Frame,
                 Phase::Syncing {
                     silence,
                     until: now + silence,
@@ -303,7 +309,7 @@ mod tests {
             machine.step(event, now, 0.0);
             assert_eq!(machine.phase(), phase, "after {event:?}");
         }
-        machine.step(Event::Heard, now + secs(1), 0.0);
+        machine.step(Event::Frame, now + secs(1), 0.0);
         assert_eq!(machine.deadline(), Some(now + secs(7)), "a frame buys time");
         assert_eq!(machine.reconnects(), 0);
     }
@@ -317,7 +323,7 @@ mod tests {
             (secs(10), secs(30)),
             (secs(4_000_000), secs(600)),
         ] {
-            let machine = after(now, &[Event::Asked, hello(interval)]);
+            let machine = after(now, &[Event::Requested, hello(interval)]);
             assert_eq!(machine.deadline(), Some(now + silence), "{interval:?}");
         }
     }
@@ -325,15 +331,15 @@ mod tests {
     #[test]
     fn every_phase_of_an_attempt_can_expire_and_end() {
         let now = Instant::now();
-        let way = [Event::Asked, hello(secs(1)), Event::InSync];
+        let way = [Event::Requested, hello(secs(1)), Event::InSync];
         for length in 0..=way.len() {
-            for end in [Event::Expired, ended(Cause::Over)] {
+            for end in [Event::Expired, ended(Cause::Transient)] {
                 let mut machine = after(now, &way[..length]);
                 machine.step(end, now, 0.5);
                 assert_eq!(wait(&machine, now), Duration::from_millis(50));
                 machine.step(Event::Expired, now, 0.5);
                 assert_eq!(machine.phase(), Phase::Connecting);
-                assert!(!machine.fresh());
+                assert!(!machine.starts_over());
             }
         }
     }
@@ -343,14 +349,14 @@ mod tests {
         let now = Instant::now();
         let mut machine = Machine::new();
         for ceiling in [100, 200, 400, 800, 1600, 3200, 5000, 5000, 5000] {
-            machine.step(ended(Cause::Over), now, 0.0);
+            machine.step(ended(Cause::Transient), now, 0.0);
             assert_eq!(wait(&machine, now), ZERO, "jitter is full");
             let mut twin = Machine {
                 phase: Phase::Connecting,
                 failures: machine.failures - 1,
                 ..Machine::new()
             };
-            twin.step(ended(Cause::Over), now, 0.999_999);
+            twin.step(ended(Cause::Transient), now, 0.999_999);
             let most = wait(&twin, now);
             let ceiling = Duration::from_millis(ceiling);
             assert!(most < ceiling && most > ceiling.mul_f64(0.99), "{most:?}");
@@ -366,11 +372,11 @@ mod tests {
                 failures: 4,
                 ..Machine::new()
             };
-            for event in [Event::Asked, hello(secs(60)), Event::InSync] {
+            for event in [Event::Requested, hello(secs(60)), Event::InSync] {
                 machine.step(event, now, 0.0);
             }
             let then = now + live_for;
-            machine.step(ended(Cause::Over), then, 0.5);
+            machine.step(ended(Cause::Transient), then, 0.5);
             assert_eq!(
                 wait(&machine, then),
                 Duration::from_millis(expected / 2),
@@ -383,13 +389,13 @@ mod tests {
     fn a_server_can_ask_for_more_and_not_for_less() {
         let now = Instant::now();
         for (cause, least, expected) in [
-            (Cause::Over, secs(20), Duration::from_millis(20_050)),
+            (Cause::Transient, secs(20), Duration::from_millis(20_050)),
             (Cause::Refused, secs(20), secs(20)),
             (Cause::Refused, secs(1), Duration::from_millis(3750)),
         ] {
             let mut machine = Machine::new();
             let at_least = least;
-            machine.step(Event::Ended { cause, at_least }, now, 0.5);
+            machine.step(Event::Disconnected { cause, at_least }, now, 0.5);
             assert_eq!(wait(&machine, now), expected, "{cause:?}");
         }
     }
@@ -410,20 +416,28 @@ mod tests {
     #[test]
     fn divergence_starts_with_nothing_in_hand_until_in_sync_again() {
         let now = Instant::now();
-        let mut machine = after(now, &[Event::Asked, hello(secs(1)), Event::InSync]);
-        machine.step(ended(Cause::Differs), now, 0.0);
-        assert!(machine.fresh());
+        let mut machine = after(now, &[Event::Requested, hello(secs(1)), Event::InSync]);
+        machine.step(ended(Cause::Diverged), now, 0.0);
+        assert!(machine.starts_over());
         machine.step(Event::Expired, now, 0.0);
-        machine.step(Event::Asked, now, 0.0);
-        machine.step(ended(Cause::Over), now, 0.0);
-        assert!(machine.fresh(), "an attempt that failed changes nothing");
-        for event in [Event::Expired, Event::Asked, hello(secs(1)), Event::InSync] {
+        machine.step(Event::Requested, now, 0.0);
+        machine.step(ended(Cause::Transient), now, 0.0);
+        assert!(
+            machine.starts_over(),
+            "an attempt that failed changes nothing"
+        );
+        for event in [
+            Event::Expired,
+            Event::Requested,
+            hello(secs(1)),
+            Event::InSync,
+        ] {
             machine.step(event, now, 0.0);
         }
-        assert!(!machine.fresh());
+        assert!(!machine.starts_over());
         assert_eq!((machine.diverged(), machine.reconnects()), (1, 1));
         machine.step(ended(Cause::Discard), now, 0.0);
-        assert!(machine.fresh());
+        assert!(machine.starts_over());
         assert_eq!(machine.diverged(), 1, "what is broken is no difference");
     }
 
@@ -436,12 +450,12 @@ mod tests {
             .enumerate()
         {
             // What is fetched anew differs again, at once.
-            for event in [Event::Asked, hello(secs(1)), Event::InSync] {
+            for event in [Event::Requested, hello(secs(1)), Event::InSync] {
                 machine.step(event, now, 0.5);
             }
-            machine.step(ended(Cause::Differs), now, 0.5);
+            machine.step(ended(Cause::Diverged), now, 0.5);
             assert_eq!(wait(&machine, now), Duration::from_millis(ceiling / 2));
-            assert!(machine.fresh());
+            assert!(machine.starts_over());
             assert_eq!(machine.diverged(), count as u64 + 1);
             machine.step(Event::Expired, now, 0.5);
         }

@@ -1,296 +1,236 @@
-//! The one task of a subscription: drives the state machine, drains the stream, shows states.
+//! The one task of a subscription: drives the state machine, drains the stream, publishes states.
 //!
-//! It never waits for whoever reads: states are published as they are, and a reader that was away
-//! finds the latest. It ends when its subscription is dropped, or when the server takes the right
-//! to the range back.
+//! It never waits for readers: it publishes each state at once, and a reader that was away finds the latest.
+//! It ends when its subscription is dropped, or when the server revokes the right to the range.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use driftless_proto::apply::ApplyError;
 use driftless_proto::v1::{self, watch_response::Frame};
 use driftless_proto::{KeyRange, Revision};
-use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::clock::Clock;
+use super::decoders::Decoders;
+use super::disconnect::Disconnect;
+use super::outcome;
+use super::publisher::{Progress, Publisher};
+use super::replica::{Applied, Replica};
 use super::state::{Cause, Event, Machine, Phase};
-use crate::decode::Rejection;
-use crate::dice::Dice;
-use crate::entries::Entries;
-use crate::error::{Closed, Refused, RefusedReason, too_large};
-use crate::freshness::{Proof, Proven};
-use crate::inventory::Holding;
-use crate::replica::{Applied, Replica};
-use crate::report::Slot;
-use crate::sink::{Numbered, Sinks};
-use crate::status::{State, Status};
-use crate::transport::{CallError, Connection, Frames, Transport, cut, pause};
+use crate::decode::VersionedState;
+use crate::error::{Closed, Refused};
+use crate::jitter::Jitter;
+use crate::resources::ResourceGuard;
+use crate::transport::{Connection, Frames, ReportSlot, Transport};
+use crate::value::{Entries, Proof};
 
 /// Drives one subscription.
-pub(crate) struct Task {
+pub(super) struct Task {
     range: KeyRange,
     transport: Arc<Transport>,
-    sinks: Arc<Sinks>,
-    show: Show,
+    decoders: Arc<Decoders>,
+    publisher: Publisher,
     machine: Machine,
-    dice: Dice,
+    jitter: Jitter,
     replica: Replica,
-    /// Number of the state that is held; 0 before the first.
-    number: u64,
-    /// Kept while waiting for the next attempt, when it is still good.
+    /// Version of the state that is held; 0 before the first.
+    version: u64,
+    /// Kept between attempts while it can be used.
     connection: Option<Arc<Connection>>,
-    /// Where the outcome of the stream at hand is reported.
-    slot: Option<Slot>,
+    /// Where the current stream's outcome is reported.
+    report: Option<ReportSlot>,
     clock: Clock,
-    /// No server serves the range: it was logged, and that one does again will be.
+    /// No server serves the range. That was logged, so its end will be.
     outage: bool,
-    // Last, because fields are dropped in order: it says that the others are gone.
-    _holding: Holding,
-}
-
-/// Where all handles see what is held, and how it is doing.
-pub(crate) struct Show {
-    pub(crate) entries: watch::Sender<Option<Entries>>,
-    pub(crate) status: watch::Sender<Status>,
-    /// How old what they read may be.
-    pub(crate) proven: Arc<Proven>,
-}
-
-/// Why a stream or an attempt ended.
-struct End {
-    cause: Cause,
-    at_least: Duration,
-    message: String,
-    refused: Option<RefusedReason>,
-    /// The server that it is about, where the message does not say.
-    endpoint: Option<String>,
-    /// The connection, or the server at its other end, is not to be used for the next attempt.
-    leave: bool,
-    /// The server took back the right to the range.
-    purge: bool,
-}
-
-/// Relates the server's clock to ours.
-#[derive(Clone, Copy, Default)]
-struct Clock {
-    /// When the server was asked, and what its clock said in the hello. It said so after that, so that
-    /// what is told of etcd may seem older than it is, and never younger.
-    origin: Option<(Instant, u64)>,
-    /// The newest contact with etcd that the server told of, on its clock. Counts as proof once the
-    /// state is known to be the server's.
-    contact: u64,
-}
-
-impl Clock {
-    fn begin(&mut self, hello: &v1::Hello, asked: Instant) {
-        // A server that tells no time leaves both at 0.
-        self.origin = (hello.clock_ms != 0).then_some((asked, hello.clock_ms));
-        self.contact = hello.contact_ms;
-    }
-
-    fn heard(&mut self, contact_ms: u64) {
-        self.contact = self.contact.max(contact_ms);
-    }
-
-    /// When, on our clock, etcd was last proven to be there; at most now.
-    fn proven(&self, now: Instant) -> Option<Instant> {
-        let (asked, clock) = self.origin?;
-        if self.contact <= clock {
-            let before = Duration::from_millis(clock - self.contact);
-            asked.checked_sub(before)
-        } else {
-            let after = Duration::from_millis(self.contact - clock);
-            asked.checked_add(after).map(|proven| proven.min(now))
-        }
-    }
+    // Last, because fields are dropped in order: it tells that the others are gone.
+    _guard: ResourceGuard,
 }
 
 impl Task {
-    pub(crate) fn new(
+    pub(super) fn new(
         range: KeyRange,
         limit: usize,
         transport: Arc<Transport>,
-        sinks: Arc<Sinks>,
-        show: Show,
-        holding: Holding,
+        decoders: Arc<Decoders>,
+        publisher: Publisher,
+        guard: ResourceGuard,
     ) -> Self {
         Self {
-            dice: transport.dice_of(&range),
+            jitter: transport.jitter_for(&range),
             replica: Replica::new(range.clone(), limit),
             range,
             transport,
-            sinks,
-            show,
+            decoders,
+            publisher,
             machine: Machine::new(),
-            number: 0,
+            version: 0,
             connection: None,
-            slot: None,
+            report: None,
             clock: Clock::default(),
             outage: false,
-            _holding: holding,
+            _guard: guard,
         }
     }
 
-    /// Runs until it is dropped, or until the right to the range is taken back.
-    pub(crate) async fn run(mut self) {
+    /// Runs until it is dropped, or until the server revokes the right to the range.
+    pub(super) async fn run(mut self) {
         loop {
-            let end = self.attempt().await;
-            self.slot = None;
-            if end.leave
+            let disconnect = self.attempt().await;
+            self.report = None;
+            if disconnect.retire
                 && let Some(connection) = self.connection.take()
             {
                 connection.retire();
             }
-            if end.purge {
+            if disconnect.purge {
                 tracing::warn!(range = %self.range, "the right to read the range was taken back");
                 self.close(Closed::Revoked);
                 return;
             }
-            // What was live may well be live again in a moment, elsewhere: no reason to alarm.
-            let fruitless = !matches!(self.machine.phase(), Phase::Live { .. });
-            self.step(Event::Ended {
-                cause: end.cause,
-                at_least: end.at_least,
+            // A stream that was live may well be live again in a moment: no reason for a warning.
+            let was_live = matches!(self.machine.phase(), Phase::Live { .. });
+            self.step(Event::Disconnected {
+                cause: disconnect.cause,
+                at_least: disconnect.at_least,
             });
-            self.tell(&end, fruitless);
+            self.publish_disconnect(&disconnect, was_live);
             if let Some(until) = self.machine.deadline() {
-                self.serving(tokio::time::sleep_until(until)).await;
+                self.serve_watchers(tokio::time::sleep_until(until)).await;
             }
             self.step(Event::Expired);
-            self.show_phase();
+            self.publisher.publish_phase(self.progress());
         }
     }
 
-    /// One attempt: connects, asks, and follows the stream to its end.
-    async fn attempt(&mut self) -> End {
+    /// One attempt: connects, sends the request, and follows the stream to its end.
+    async fn attempt(&mut self) -> Disconnect {
         let usable = self.connection.take().filter(|held| held.is_usable());
         let connection = match usable {
             Some(connection) => connection,
-            None => match self.serving(self.transport.connection()).await {
+            None => match self.serve_watchers(self.transport.connection()).await {
                 Ok(connection) => connection,
-                Err(error) => return self.failed(error),
+                Err(error) => return Disconnect::failed(error, self.transport.has_choice()),
             },
         };
         self.connection = Some(Arc::clone(&connection));
         match self.follow(&connection).await {
             Ok(never) => match never {},
-            Err(end) => End {
+            Err(disconnect) => Disconnect {
                 endpoint: Some(connection.endpoint().to_string()),
-                ..end
+                ..disconnect
             },
         }
     }
 
-    /// Asks, and follows the stream to its end.
-    async fn follow(
-        &mut self,
-        connection: &Arc<Connection>,
-    ) -> Result<std::convert::Infallible, End> {
+    /// Sends the request, and follows the stream to its end.
+    async fn follow(&mut self, connection: &Arc<Connection>) -> Result<Infallible, Disconnect> {
         let request = self.request();
-        let asked = Instant::now();
-        self.step(Event::Asked);
-        let frames = &mut match self.limited(connection.watch(request)).await {
+        let requested = Instant::now();
+        self.step(Event::Requested);
+        let frames = &mut match self.within_deadline(connection.watch(request)).await {
             Some(Ok(frames)) => frames,
-            Some(Err(error)) => return Err(self.failed(error)),
-            None => return Err(End::silent()),
+            Some(Err(error)) => {
+                return Err(Disconnect::failed(error, self.transport.has_choice()));
+            }
+            None => return Err(Disconnect::silent()),
         };
         let hello = match self.next(frames).await? {
             Some(Frame::Hello(hello)) => hello,
-            // A server that wants to be left alone may say only that.
-            Some(Frame::Goodbye(goodbye)) => return Err(End::goodbye(&goodbye)),
-            _ => return Err(End::malformed("the first frame is not a hello")),
+            // A server that accepts no streams may send nothing else.
+            Some(Frame::Goodbye(goodbye)) => return Err(Disconnect::goodbye(&goodbye)),
+            _ => return Err(Disconnect::malformed("the first frame is not a hello")),
         };
-        self.replica.begin(&hello);
-        self.clock.begin(&hello, asked);
-        self.step(Event::Hello {
-            progress_interval: Duration::from_millis(hello.progress_interval_ms.into()),
-        });
-        let ping_interval = Duration::from_millis(hello.ping_interval_ms.into());
-        self.transport.check_every(ping_interval);
-        let report_interval = Duration::from_millis(hello.report_interval_ms.into());
-        self.slot = Some(
-            connection
-                .reports()
-                .slot(hello.watch_id.clone(), report_interval),
-        );
-        self.show_connected(connection);
+        self.begin(&hello, requested, connection);
         loop {
             match self.next(frames).await? {
-                Some(Frame::Hello(_)) => return Err(End::malformed("a second hello came")),
-                Some(Frame::Goodbye(goodbye)) => return Err(End::goodbye(&goodbye)),
+                Some(Frame::Hello(_)) => {
+                    return Err(Disconnect::malformed("a second hello came"));
+                }
+                Some(Frame::Goodbye(goodbye)) => return Err(Disconnect::goodbye(&goodbye)),
                 Some(frame) => self.apply(frame)?,
-                // Of a kind that is newer than this library: a sign of life.
-                None => self.step(Event::Heard),
+                // Of a kind that is newer than this library: the server is alive.
+                None => self.step(Event::Frame),
             }
         }
+    }
+
+    /// Takes a stream's hello.
+    fn begin(&mut self, hello: &v1::Hello, requested: Instant, connection: &Connection) {
+        let millis = |millis: u32| Duration::from_millis(millis.into());
+        self.replica.begin(hello);
+        self.clock.begin(hello, requested);
+        self.step(Event::Hello {
+            progress_interval: millis(hello.progress_interval_ms),
+        });
+        self.transport.set_keepalive(millis(hello.ping_interval_ms));
+        let report_interval = millis(hello.report_interval_ms);
+        let reports = connection.reports();
+        self.report = Some(reports.slot(hello.watch_id.clone(), report_interval));
+        self.publisher.publish_connected(
+            connection.endpoint().to_string(),
+            self.machine.reconnects(),
+            self.progress(),
+        );
     }
 
     /// The next frame; `None` for one of an unknown kind.
-    async fn next(&self, frames: &mut Frames) -> Result<Option<Frame>, End> {
-        match self.limited(frames.next()).await {
+    async fn next(&self, frames: &mut Frames) -> Result<Option<Frame>, Disconnect> {
+        match self.within_deadline(frames.next()).await {
             Some(Ok(Some(response))) => Ok(response.frame),
-            Some(Ok(None)) => Err(End::clean()),
-            Some(Err(error)) => Err(self.failed(error)),
-            None => Err(End::silent()),
+            Some(Ok(None)) => Err(Disconnect::clean()),
+            Some(Err(error)) => Err(Disconnect::failed(error, self.transport.has_choice())),
+            None => Err(Disconnect::silent()),
         }
     }
 
-    /// Applies a frame, and shows what it made.
-    fn apply(&mut self, frame: Frame) -> Result<(), End> {
+    /// Applies a frame, and publishes the state that results.
+    fn apply(&mut self, frame: Frame) -> Result<(), Disconnect> {
         match &frame {
-            Frame::Diff(diff) => self.clock.heard(diff.contact_ms),
-            Frame::Current(current) => self.clock.heard(current.contact_ms),
-            Frame::Progress(progress) => self.clock.heard(progress.contact_ms),
+            Frame::Diff(diff) => self.clock.contact(diff.contact_ms),
+            Frame::Current(current) => self.clock.contact(current.contact_ms),
+            Frame::Progress(progress) => self.clock.contact(progress.contact_ms),
             Frame::Snapshot(_) | Frame::Hello(_) | Frame::Goodbye(_) => {}
         }
         let is_reset = matches!(&frame, Frame::Snapshot(chunk) if chunk.reset);
-        let before = self.replica.entries().map(Entries::revision);
+        let before = self.revision();
         let applied = self
             .replica
             .apply(frame)
-            .map_err(|refusal| End::refused(&refusal, &self.range))?;
+            .map_err(|error| Disconnect::not_applied(&error, &self.range))?;
         if is_reset && applied != Applied::Nothing {
-            self.tell_of_reset(before);
+            self.log_reset(before);
         }
-        match applied {
+        let changed = match applied {
             Applied::Nothing => {
-                self.step(Event::Heard);
+                self.step(Event::Frame);
                 return Ok(());
             }
-            Applied::Confirmed => {
-                let held = self.replica.entries();
-                // Nobody is woken for a revision in which nothing changed.
-                self.show.entries.send_if_modified(|shown| {
-                    shown.clone_from(&held.cloned());
-                    false
-                });
-            }
-            Applied::Changed => {
-                self.number += 1;
-                self.show
-                    .entries
-                    .send_replace(self.replica.entries().cloned());
-            }
-        }
+            Applied::Confirmed => false,
+            Applied::Changed => true,
+        };
+        self.version += u64::from(changed);
+        self.publisher
+            .publish_entries(self.replica.entries(), changed);
         let was_live = matches!(self.machine.phase(), Phase::Live { .. });
         self.step(Event::InSync);
-        self.show_phase();
+        self.publisher.publish_phase(self.progress());
         if std::mem::take(&mut self.outage) {
             tracing::info!(range = %self.range, "in sync");
         }
         let proven = self.clock.proven(Instant::now());
-        let proven = proven.map_or(Proof::NONE, |at| self.show.proven.proof(at));
-        if applied == Applied::Changed || !was_live {
-            self.show_sinks(proven);
+        let proven = proven.map_or(Proof::NONE, |at| self.publisher.proven.proof(at));
+        if changed || !was_live {
+            self.publish_to_decoders(proven);
         }
-        // After the sinks, or a value that this state supersedes would pass for proven a moment.
-        self.show.proven.prove(proven);
+        // After the decoders, or a value that this state supersedes would count as proven for a moment.
+        self.publisher.proven.prove(proven);
         Ok(())
     }
 
-    /// What to ask for.
+    /// The request of the next stream.
     fn request(&self) -> v1::WatchRequest {
-        let have = if self.machine.fresh() {
+        let have = if self.machine.starts_over() {
             None
         } else {
             self.replica.have()
@@ -299,147 +239,90 @@ impl Task {
             range: Some((&self.range).into()),
             outcome: have
                 .is_some()
-                .then(|| self.outcome(self.show.proven.last())),
+                .then(|| self.outcome(self.publisher.proven.last())),
             have,
             client: Some(self.transport.info().clone()),
             features: vec![v1::Feature::ValueDeltas.into()],
         }
     }
 
-    /// What became of the state that is held, which was last known to be etcd's at `proven`.
+    /// Publishes the state to all decoders that do not have it, and returns what became of it. The state
+    /// was last known to be etcd's at `proven`.
     fn outcome(&self, proven: Proof) -> v1::Outcome {
-        let outcome = self.sinks.show(self.numbered(proven));
-        let held = self
-            .replica
-            .entries()
-            .map_or(Revision::NONE, Entries::revision);
-        let diverged = self.machine.diverged();
-        match outcome {
-            None => v1::Outcome {
-                applied_revision: held.get(),
-                rejection: None,
-                diverged,
-            },
-            Some(outcome) => v1::Outcome {
-                applied_revision: outcome.accepted.get(),
-                rejection: outcome
-                    .rejected
-                    .map(|rejected| rejection(rejected.revision, &rejected.rejection)),
-                diverged,
-            },
-        }
+        let outcome = self.decoders.publish(self.versioned_state(proven));
+        let held = self.revision().unwrap_or(Revision::NONE);
+        outcome::report(outcome, held, self.machine.diverged())
     }
 
-    fn numbered(&self, proven: Proof) -> Option<Numbered<'_>> {
-        Some(Numbered {
-            number: self.number,
+    fn versioned_state(&self, proven: Proof) -> Option<VersionedState<'_>> {
+        Some(VersionedState {
+            version: self.version,
             entries: self.replica.entries()?,
             proven,
-            before: self.show.proven.last(),
+            previous_proven: self.publisher.proven.last(),
         })
     }
 
-    /// Shows the state that is held to all sinks that have not seen it.
-    fn show_sinks(&self, proven: Proof) {
+    /// Publishes the state to all decoders that do not have it, and reports what became of it.
+    fn publish_to_decoders(&self, proven: Proof) {
         let outcome = self.outcome(proven);
-        if let Some(slot) = &self.slot {
-            slot.set(outcome);
+        if let Some(report) = &self.report {
+            report.set(outcome);
         }
     }
 
-    /// What a call's error means for the attempt.
-    fn failed(&self, error: CallError) -> End {
-        End {
-            cause: match error.refused {
-                Some(_) => Cause::Refused,
-                None => Cause::Over,
-            },
-            at_least: error.at_least,
-            refused: error.refused,
-            // Another server may do better than one that cannot answer now. Where there is none, a
-            // connection that works is not given up.
-            leave: error.lost
-                || (error.refused.is_none() && !error.here && self.transport.has_choice()),
-            ..End::over(error.message)
-        }
-    }
-
-    /// Does the work, and serves watchers that come meanwhile.
-    async fn serving<F: Future>(&self, work: F) -> F::Output {
+    /// Does the work; watchers that are added meanwhile get the state.
+    async fn serve_watchers<F: Future>(&self, work: F) -> F::Output {
         let mut work = std::pin::pin!(work);
         loop {
             tokio::select! {
                 biased;
-                () = self.sinks.added() => self.show_sinks(self.show.proven.last()),
+                () = self.decoders.added() => {
+                    self.publish_to_decoders(self.publisher.proven.last());
+                }
                 output = &mut work => return output,
             }
         }
     }
 
-    /// The same, for as long as the phase allows; `None` when that is over.
-    async fn limited<F: Future>(&self, work: F) -> Option<F::Output> {
+    /// The same, for as long as the phase allows; `None` when its time is up.
+    async fn within_deadline<F: Future>(&self, work: F) -> Option<F::Output> {
         match self.machine.deadline() {
             Some(until) => {
                 let work = tokio::time::timeout_at(until, work);
-                self.serving(work).await.ok()
+                self.serve_watchers(work).await.ok()
             }
-            None => Some(self.serving(work).await),
+            None => Some(self.serve_watchers(work).await),
         }
     }
 
     fn step(&mut self, event: Event) {
-        // Only what ends is followed by a pause.
+        // Only the end of an attempt is followed by a backoff.
         let jitter = match event {
-            Event::Ended { .. } | Event::Expired => self.dice.fraction(),
-            Event::Asked | Event::Hello { .. } | Event::Heard | Event::InSync => 0.0,
+            Event::Disconnected { .. } | Event::Expired => self.jitter.fraction(),
+            Event::Requested | Event::Hello { .. } | Event::Frame | Event::InSync => 0.0,
         };
         self.machine.step(event, Instant::now(), jitter);
     }
 
-    /// Shows the phase in the status. Wakes nobody when only the revision moved.
-    fn show_phase(&self) {
-        let status = &self.show.status;
-        status.send_if_modified(|status| self.enter_phase(status));
+    /// The revision of the state that is held.
+    fn revision(&self) -> Option<Revision> {
+        self.replica.entries().map(Entries::revision)
     }
 
-    /// Whether it tells more than a revision.
-    fn enter_phase(&self, status: &mut Status) -> bool {
+    fn progress(&self) -> Progress {
         let now = Instant::now();
-        let state = match self.machine.phase() {
-            Phase::Connecting | Phase::Asking { .. } => State::Connecting,
-            Phase::Syncing { .. } => State::Syncing,
-            Phase::Live { .. } => State::Live,
-            Phase::Backoff { .. } => State::Backoff,
-            Phase::Refused { .. } => State::Refused,
-        };
-        let revision = self.replica.entries().map(Entries::revision);
-        status.revision = revision.unwrap_or(status.revision);
-        let mut changed = status.state != state;
-        if changed {
-            status.state = state;
-            status.since = now.into_std();
+        Progress {
+            now,
+            phase: self.machine.phase(),
+            revision: self.revision(),
+            proven: self.clock.proven(now),
         }
-        if state == State::Live {
-            // Another server may have heard of etcd less lately.
-            status.proven = self.clock.proven(now).max(status.proven);
-            // Over, once a server serves.
-            changed |= status.refused.take().is_some();
-        }
-        changed
     }
 
-    fn show_connected(&self, connection: &Connection) {
-        self.show.status.send_modify(|status| {
-            status.endpoint = Some(connection.endpoint().to_string());
-            status.reconnects = self.machine.reconnects();
-            self.enter_phase(status);
-        });
-    }
-
-    /// Says that a server replaced the history that was held until now, which is the only way back to
-    /// an older revision.
-    fn tell_of_reset(&self, before: Option<Revision>) {
-        let (Some(from), Some(to)) = (before, self.replica.entries().map(Entries::revision)) else {
+    /// Logs that a server replaced the history of etcd, which is the only way back to an older revision.
+    fn log_reset(&self, before: Option<Revision>) {
+        let (Some(from), Some(to)) = (before, self.revision()) else {
             return;
         };
         let connection = self.connection.as_ref();
@@ -453,155 +336,52 @@ impl Task {
         );
     }
 
-    /// Says why a stream or an attempt ended, in the status and in the log.
-    fn tell(&mut self, end: &End, fruitless: bool) {
+    /// Logs why a stream or an attempt ended, and publishes it in the status.
+    fn publish_disconnect(&mut self, disconnect: &Disconnect, was_live: bool) {
         let range = &self.range;
         let wait = self.machine.deadline().map_or(Duration::ZERO, |until| {
             until.saturating_duration_since(Instant::now())
         });
-        let refused = end.refused.map(|reason| Refused {
-            endpoint: end.endpoint.clone().unwrap_or_default(),
+        let refused = disconnect.refused.map(|reason| Refused {
+            endpoint: disconnect.endpoint.clone().unwrap_or_default(),
             reason,
-            message: end.message.clone(),
+            message: disconnect.message.clone(),
         });
-        let why = match &end.endpoint {
-            Some(endpoint) => format!("{endpoint}: {}", end.message),
-            None => end.message.clone(),
+        let why = match &disconnect.endpoint {
+            Some(endpoint) => format!("{endpoint}: {}", disconnect.message),
+            None => disconnect.message.clone(),
         };
-        // Once for each run of refusals, not at every retry.
-        let news = self.show.status.borrow().refused != refused;
-        match (&refused, end.cause) {
-            (Some(refused), _) if news => {
+        // Once for a series of equal refusals, not at each retry.
+        let is_new = self.publisher.status.borrow().refused != refused;
+        match (&refused, disconnect.cause) {
+            (Some(refused), _) if is_new => {
                 self.outage = true;
                 tracing::warn!(%range, %refused, ?wait, "a range is refused; asking again");
             }
-            (_, Cause::Differs | Cause::Discard) => {
+            (_, Cause::Diverged | Cause::Discard) => {
                 tracing::warn!(%range, %why, ?wait, "a state cannot be trusted; fetching it anew");
             }
-            // Once for each outage, not at every attempt.
-            (None, _) if fruitless && !std::mem::replace(&mut self.outage, true) => {
+            // Once for each outage, not at each attempt.
+            (None, _) if !was_live && !std::mem::replace(&mut self.outage, true) => {
                 tracing::warn!(%range, %why, "not in sync with any server; trying again, and the last state stays");
             }
             _ => tracing::debug!(%range, %why, ?wait, "a stream ended"),
         }
-        self.show.status.send_modify(|status| {
-            status.last_error = Some(why);
-            status.diverged = self.machine.diverged();
-            // Of a server that cannot be reached it is not known whether it still refuses.
-            if refused.is_some() {
-                status.refused = refused;
-            }
-            // With the reason and not after it: whoever is woken sees both.
-            self.enter_phase(status);
-        });
+        let diverged = self.machine.diverged();
+        self.publisher
+            .publish_disconnect(why, refused, diverged, self.progress());
     }
 
     /// Ends the subscription for its handles.
     fn close(&self, reason: Closed) {
-        self.sinks.close(reason);
-        self.show.status.send_if_modified(|status| {
-            let changed = status.state != State::Closed;
-            if changed {
-                status.state = State::Closed;
-                status.since = Instant::now().into_std();
-            }
-            changed
-        });
-    }
-}
-
-/// As it travels: a key that is too long to name is left out, and such a path is cut off.
-fn rejection(revision: Revision, rejection: &Rejection) -> v1::Rejection {
-    let key = rejection.key().map(|key| key.as_bytes());
-    let key = key.filter(|key| key.len() <= KeyRange::MAX_LEN);
-    v1::Rejection {
-        revision: revision.get(),
-        kind: rejection.kind().as_str().to_owned(),
-        key: key.cloned().unwrap_or_default(),
-        path: cut(rejection.path().to_owned(), KeyRange::MAX_LEN),
+        self.decoders.close(reason);
+        self.publisher.publish_closed();
     }
 }
 
 impl Drop for Task {
-    /// However it ends (its runtime may be going), nobody is left waiting.
+    /// However it ends (its runtime may be shutting down), nobody is left waiting.
     fn drop(&mut self) {
         self.close(Closed::Ended);
-    }
-}
-
-impl End {
-    fn over(message: impl Into<String>) -> Self {
-        Self {
-            cause: Cause::Over,
-            at_least: Duration::ZERO,
-            message: message.into(),
-            refused: None,
-            endpoint: None,
-            leave: false,
-            purge: false,
-        }
-    }
-
-    fn clean() -> Self {
-        Self::over("the server ended the stream")
-    }
-
-    /// Nothing came for too long: the connection may be up and lead nowhere.
-    fn silent() -> Self {
-        Self {
-            leave: true,
-            ..Self::over("the server fell silent")
-        }
-    }
-
-    fn malformed(what: &str) -> Self {
-        Self::over(format!("the server broke the contract: {what}"))
-    }
-
-    fn refused(refusal: &ApplyError, range: &KeyRange) -> Self {
-        let over = Self::over(refusal.to_string());
-        match refusal {
-            ApplyError::TooLarge { limit } => Self {
-                message: too_large(range, *limit),
-                cause: Cause::Refused,
-                refused: Some(RefusedReason::TooLarge),
-                // Finding out costs both ends as much as the limit allows.
-                at_least: pause(u32::MAX),
-                ..over
-            },
-            _ if refusal.keeps_state() => over,
-            ApplyError::Diverged { .. }
-            | ApplyError::PatchBase { .. }
-            | ApplyError::Patch { .. } => Self {
-                cause: Cause::Differs,
-                ..over
-            },
-            _ => Self {
-                cause: Cause::Discard,
-                ..over
-            },
-        }
-    }
-
-    fn goodbye(goodbye: &v1::Goodbye) -> Self {
-        use v1::goodbye::Reason;
-        let reason = goodbye.reason();
-        let (message, leave) = match reason {
-            Reason::Unspecified => ("the server said goodbye", true),
-            Reason::Drain => ("the server is shutting down", true),
-            Reason::Rebalance => ("the server spreads its load", true),
-            Reason::Stalled => ("the server found this client too slow", false),
-            Reason::Revoked => ("the right to read the range was taken back", false),
-            Reason::History => ("etcd's history was replaced", false),
-        };
-        let revoked = reason == Reason::Revoked;
-        Self {
-            cause: if revoked { Cause::Refused } else { Cause::Over },
-            at_least: pause(goodbye.retry_after_ms),
-            refused: revoked.then_some(RefusedReason::Denied),
-            leave,
-            purge: goodbye.purge,
-            ..Self::over(message)
-        }
     }
 }

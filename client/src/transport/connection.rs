@@ -1,36 +1,26 @@
-//! A connection to one server, and the calls on it.
+//! A connection to one server, and the streams on it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use driftless_proto::v1::config_client::ConfigClient;
-use driftless_proto::{KeyRange, MAX_CHUNK_BYTES, v1};
-use tonic::{Request, Status, Streaming};
+use driftless_proto::{KeyRange, v1};
+use tonic::Streaming;
 
+use super::caller::Caller;
 use super::error::CallError;
-use super::requests::Requests;
+use super::reports::Reports;
 use super::tasks::Tasks;
-use crate::connect::Endpoint;
-use crate::inventory::Holding;
-use crate::report::Reports;
-use crate::token::TokenFile;
+use crate::net::Endpoint;
+use crate::resources::ResourceGuard;
 
-/// The largest message that is taken, in bytes: the values that one may hold, and room for their
-/// keys and whatever else it says.
-const MAX_MESSAGE: usize = MAX_CHUNK_BYTES + 4 * 1024 * 1024;
-
-/// The header that says who is calling.
-const AUTHORIZATION: &str = "authorization";
-
-/// What a connection is told when it is made.
+/// What a connection needs besides its byte stream.
 pub(super) struct Options {
     pub(super) reports: Reports,
-    pub(super) token: Option<TokenFile>,
-    /// Which of the transport's endpoints it leads to.
+    /// Index of its endpoint among the transport's.
     pub(super) index: usize,
-    /// Where retiring it is noted.
+    /// Where [`Connection::retire`] stores that index.
     pub(super) avoid: Arc<AtomicUsize>,
-    pub(super) held: Holding,
+    pub(super) guard: ResourceGuard,
 }
 
 /// A connection to one server. Dropping the last reference closes it and ends its tasks.
@@ -41,34 +31,23 @@ pub(crate) struct Connection {
     retired: AtomicBool,
     index: usize,
     avoid: Arc<AtomicUsize>,
-    // Before what says that the connection is gone: dropped in this order.
+    // Fields are dropped in order: the tasks are gone when the guard says that the connection is.
     tasks: Tasks,
-    _held: Holding,
+    _guard: ResourceGuard,
 }
 
 impl Connection {
     /// Over an HTTP/2 connection that `tasks` drive.
-    pub(super) fn new(
-        endpoint: &Endpoint,
-        requests: Requests,
-        tasks: Tasks,
-        options: Options,
-    ) -> Self {
-        let client = ConfigClient::with_origin(requests.clone(), endpoint.uri().clone())
-            .max_decoding_message_size(MAX_MESSAGE);
+    pub(super) fn new(endpoint: Endpoint, caller: Caller, tasks: Tasks, options: Options) -> Self {
         Self {
-            endpoint: endpoint.clone(),
-            caller: Caller {
-                requests,
-                client,
-                token: options.token,
-            },
+            endpoint,
+            caller,
             reports: options.reports,
             retired: AtomicBool::new(false),
             index: options.index,
             avoid: options.avoid,
             tasks,
-            _held: options.held,
+            _guard: options.guard,
         }
     }
 
@@ -78,11 +57,10 @@ impl Connection {
 
     /// Whether new calls may be made on it.
     pub(crate) fn is_usable(&self) -> bool {
-        !self.retired.load(Ordering::Relaxed) && !self.caller.requests.is_closed()
+        !self.retired.load(Ordering::Relaxed) && !self.caller.is_closed()
     }
 
-    /// No new calls are to be made on it, and its endpoint is the last to be tried next. Calls that
-    /// are under way go on.
+    /// Allows no new calls on it, and makes the next dial try its endpoint last. Calls in progress go on.
     pub(crate) fn retire(&self) {
         self.avoid.store(self.index, Ordering::Relaxed);
         self.retired.store(true, Ordering::Relaxed);
@@ -90,34 +68,23 @@ impl Connection {
 
     /// Begins a watch. The call ends when the frames are dropped.
     pub(crate) async fn watch(&self, request: v1::WatchRequest) -> Result<Frames, CallError> {
-        self.tell_of("watch", request.range.as_ref());
-        let request = self.caller.signed(request).await?;
-        let mut client = self.caller.client.clone();
-        match client.watch(request).await {
-            Ok(response) => Ok(Messages(response.into_inner())),
-            Err(status) => Err(self.caller.failed(&status)),
-        }
+        self.log_call("watch", request.range.as_ref());
+        self.caller.watch(request).await.map(Messages)
     }
 
-    /// Asks for the state of a range, now.
+    /// Asks for the current state of a range.
     pub(crate) async fn get(&self, request: v1::GetRequest) -> Result<Chunks, CallError> {
-        self.tell_of("get", request.range.as_ref());
-        let request = self.caller.signed(request).await?;
-        let mut client = self.caller.client.clone();
-        match client.get(request).await {
-            Ok(response) => Ok(Messages(response.into_inner())),
-            Err(status) => Err(self.caller.failed(&status)),
-        }
+        self.log_call("get", request.range.as_ref());
+        self.caller.get(request).await.map(Messages)
     }
 
-    /// Logs that a call begins.
-    fn tell_of(&self, call: &str, range: Option<&v1::Range>) {
+    fn log_call(&self, call: &str, range: Option<&v1::Range>) {
         if let Ok(range) = KeyRange::try_from(range.cloned()) {
             tracing::debug!(endpoint = %self.endpoint, call, %range, "a call begins");
         }
     }
 
-    /// The reports of all the watches on this connection. Its task is started with the first.
+    /// The reports of all watches on this connection. The first call starts their task.
     pub(crate) fn reports(&self) -> &Reports {
         self.reports
             .start_once(|reporter| self.tasks.spawn(reporter.run(self.caller.clone())));
@@ -125,51 +92,17 @@ impl Connection {
     }
 }
 
-/// Makes calls; does not keep the connection open.
-#[derive(Clone)]
-pub(crate) struct Caller {
-    requests: Requests,
-    client: ConfigClient<Requests>,
-    token: Option<TokenFile>,
-}
-
-impl Caller {
-    /// The request, with the token that is in its file now.
-    async fn signed<M>(&self, message: M) -> Result<Request<M>, CallError> {
-        let mut request = Request::new(message);
-        if let Some(token) = &self.token {
-            let value = token.authorization().await.map_err(CallError::here)?;
-            request.metadata_mut().insert(AUTHORIZATION, value);
-        }
-        Ok(request)
-    }
-
-    pub(crate) async fn report(&self, request: v1::ReportRequest) -> Result<(), CallError> {
-        let request = self.signed(request).await?;
-        match self.client.clone().report(request).await {
-            Ok(_) => Ok(()),
-            Err(status) => Err(self.failed(&status)),
-        }
-    }
-
-    fn failed(&self, status: &Status) -> CallError {
-        let mut error = CallError::from(status);
-        error.lost |= self.requests.is_closed();
-        error
-    }
-}
-
-/// What a server streams. Dropping it ends the call, which the server sees at once.
+/// The messages that a server streams. Dropping it ends the call, and the server sees that at once.
 pub(crate) struct Messages<M>(Streaming<M>);
 
 /// The frames of a watch.
 pub(crate) type Frames = Messages<v1::WatchResponse>;
 
-/// The chunks of an answer to `get`.
+/// The chunks of a `get` response.
 pub(crate) type Chunks = Messages<v1::GetResponse>;
 
 impl<M> Messages<M> {
-    /// The next one; `None` when the server ended the stream well.
+    /// The next message; `None` when the server ended the stream without an error.
     ///
     /// # Cancel safety
     /// Loses nothing.

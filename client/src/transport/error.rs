@@ -1,61 +1,60 @@
-//! Why a call failed or ended, in words for people and in what the subscription has to know.
+//! Why a call failed or ended: a text for people, and what the subscription has to know.
 
 use std::error::Error as _;
-use std::io::{self, ErrorKind};
 use std::time::Duration;
 
 use tonic::{Code, Status};
 
 use crate::error::RefusedReason;
+use crate::net;
 
-/// The longest pause that a server may ask for: one that asks for more is mistaken.
+/// The longest pause that a server may ask for. A longer one is a mistake.
 const MAX_PAUSE: Duration = Duration::from_secs(60);
 
-/// The longest text of a server that is kept, in bytes.
+/// How much of a server's text is kept, in bytes.
 pub(super) const MAX_MESSAGE_TEXT: usize = 1024;
 
 /// The trailer in which a server says how long to wait, in milliseconds.
-pub(super) const PUSHBACK: &str = "grpc-retry-pushback-ms";
+const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
 /// Why a call failed or ended.
 #[derive(Clone, Debug)]
 pub(crate) struct CallError {
-    /// The server's refusal, where it is one.
+    /// The reason, where the server refused the call.
     pub(crate) refused: Option<RefusedReason>,
     /// What happened, for people.
     pub(crate) message: String,
     /// How long the server asks to wait at least.
     pub(crate) at_least: Duration,
-    /// The connection was lost, in contrast to: the server answered.
+    /// The connection was lost; false if the server answered.
     pub(crate) lost: bool,
-    /// What is wrong is on this side: no other server would do better.
-    pub(crate) here: bool,
+    /// The cause is on this side: another server would not help.
+    pub(crate) local: bool,
 }
 
 impl CallError {
-    pub(crate) const fn lost(message: String) -> Self {
+    pub(super) const fn lost(message: String) -> Self {
         Self {
             refused: None,
             message,
             at_least: Duration::ZERO,
             lost: true,
-            here: false,
+            local: false,
         }
     }
 
-    /// What is wrong on this side, before anything was sent: the connection is as good as it was.
-    pub(super) const fn here(message: String) -> Self {
+    /// A failure on this side, before anything was sent: the connection is still good.
+    pub(super) const fn local(message: String) -> Self {
         let mut error = Self::lost(message);
         error.lost = false;
-        error.here = true;
+        error.local = true;
         error
     }
 }
 
 impl From<&Status> for CallError {
     fn from(status: &Status) -> Self {
-        // A status that has a source was not sent by the server: it stands for what went wrong on
-        // the way.
+        // A server sends no status with a source: tonic makes those of transport errors.
         let source = status.source();
         let refused = match status.code() {
             _ if source.is_some() => None,
@@ -67,8 +66,8 @@ impl From<&Status> for CallError {
             _ => None,
         };
         let text = match source {
-            Some(source) => innermost(source),
-            // The words are of this library's make, or of a server that has never heard of this one.
+            Some(source) => root_cause(source),
+            // The original text is tonic's, or that of a server which is not driftless.
             None if status.code() == Code::Unimplemented => {
                 "this is not where a driftless server of this version serves gRPC".to_owned()
             }
@@ -79,8 +78,8 @@ impl From<&Status> for CallError {
         } else {
             text
         };
-        // What is not a number is ignored; a negative one asks not to come back, which for a
-        // subscription means: not soon.
+        // What is not a number is ignored. A negative one asks not to retry; a subscription waits as long
+        // as it may.
         let at_least = status
             .metadata()
             .get(PUSHBACK)
@@ -90,47 +89,38 @@ impl From<&Status> for CallError {
             });
         Self {
             refused,
-            message: cut(text, MAX_MESSAGE_TEXT),
+            message: truncate(text, MAX_MESSAGE_TEXT),
             at_least: at_least.min(MAX_PAUSE),
             lost: source.is_some(),
-            here: false,
+            local: false,
         }
     }
 }
 
-/// A pause that a server asks for in milliseconds, within reason.
+/// A pause that a server asks for in milliseconds, limited to [`MAX_PAUSE`].
 pub(crate) fn pause(millis: u32) -> Duration {
     Duration::from_millis(u64::from(millis)).min(MAX_PAUSE)
 }
 
-/// At most the first `most` bytes of a text, in whole characters.
-pub(crate) fn cut(mut text: String, most: usize) -> String {
+/// At most the first `limit` bytes of a text, in whole characters.
+pub(crate) fn truncate(mut text: String, limit: usize) -> String {
     if let Some((end, _)) = text
         .char_indices()
-        .find(|(at, char)| at + char.len_utf8() > most)
+        .find(|(at, char)| at + char.len_utf8() > limit)
     {
         text.truncate(end);
     }
     text
 }
 
-/// The text of the error at the root: those around it say "transport error".
-pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut root = error;
-    while let Some(source) = root.source() {
-        root = source;
-    }
-    let h2 = || root.downcast_ref().and_then(h2::Error::get_io);
-    match root.downcast_ref().or_else(h2).map(io::Error::kind) {
-        // Which of them is a matter of chance.
-        Some(
-            ErrorKind::BrokenPipe
-            | ErrorKind::ConnectionAborted
-            | ErrorKind::ConnectionReset
-            | ErrorKind::NotConnected
-            | ErrorKind::UnexpectedEof,
-        ) => "the connection was closed".to_owned(),
-        _ => root.to_string(),
+/// The text of the innermost error: those around it say only "transport error".
+pub(super) fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
+    match net::innermost(error)
+        .downcast_ref()
+        .and_then(h2::Error::get_io)
+    {
+        Some(io) => net::explain(io),
+        None => net::root_cause(error),
     }
 }
 

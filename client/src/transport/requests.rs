@@ -1,48 +1,43 @@
-//! No request is handed to hyper's connection while that is being dropped, so that each is answered.
+//! Makes sure that every request gets an answer, also one that is made while the connection is dropped.
 //!
-//! Between the two is a channel of tokio's without a bound. One that is put into it at the very moment
-//! at which the other side is dropped can be overlooked: it is in nobody's hands then, and its answer
-//! would be waited for as long as anything refers to the channel. Hence they take turns.
+//! hyper hands requests to its connection through an unbounded channel of tokio's. A request that is sent at
+//! the very moment at which the receiver is dropped can be lost in it, and its caller would wait for as long
+//! as anything refers to the channel. So sending a request and dropping the connection exclude each other.
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use hyper::client::conn::http2::SendRequest;
+use parking_lot::Mutex;
 use tonic::body::Body;
 
-/// Whose turn it is. Held while one request is handed over, and while the connection is dropped; never
-/// across an await.
-#[derive(Clone, Default)]
-struct Turn(Arc<Mutex<()>>);
+/// Held while a request is sent, and while the connection is dropped; never across an await.
+type HandoverLock = Arc<Mutex<()>>;
 
-impl Turn {
-    fn take(&self) -> MutexGuard<'_, ()> {
-        // It guards no data that a panic could have left half-done.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Both sides of a connection: what makes requests, and what has to be polled for them to go on.
-pub(super) fn in_turn<C>(sender: SendRequest<Body>, connection: C) -> (Requests, Driver<C>) {
-    let turn = Turn::default();
+/// Both sides of a connection: what makes requests, and what has to be polled for them to progress.
+pub(super) fn serialize_handover<C>(
+    sender: SendRequest<Body>,
+    connection: C,
+) -> (Requests, Driver<C>) {
+    let lock = HandoverLock::default();
     let driver = Driver {
         connection: Some(Box::pin(connection)),
-        turn: turn.clone(),
+        lock: Arc::clone(&lock),
     };
-    (Requests { sender, turn }, driver)
+    (Requests { sender, lock }, driver)
 }
 
 /// Makes requests; the service that tonic's client calls. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Requests {
     sender: SendRequest<Body>,
-    turn: Turn,
+    lock: HandoverLock,
 }
 
 impl Requests {
-    /// Whether the connection takes no requests any more.
+    /// Whether the connection accepts no more requests.
     pub(super) fn is_closed(&self) -> bool {
         self.sender.is_closed()
     }
@@ -58,17 +53,17 @@ impl tower_service::Service<http::Request<Body>> for Requests {
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let _turn = self.turn.take();
-        // Handed over here, and not when the answer is waited for.
+        let _lock = self.lock.lock();
+        // Sent here, and not when the future is polled.
         Box::pin(self.sender.send_request(request))
     }
 }
 
-/// The connection. What was not sent by the time that this is dropped fails.
+/// The connection. Requests that are not sent when it is dropped fail.
 pub(super) struct Driver<C> {
     /// `None` only while this is dropped.
     connection: Option<Pin<Box<C>>>,
-    turn: Turn,
+    lock: HandoverLock,
 }
 
 impl<C: Future> Future for Driver<C> {
@@ -82,7 +77,7 @@ impl<C: Future> Future for Driver<C> {
 
 impl<C> Drop for Driver<C> {
     fn drop(&mut self) {
-        let _turn = self.turn.take();
+        let _lock = self.lock.lock();
         self.connection = None;
     }
 }
@@ -98,48 +93,47 @@ mod tests {
 
     use super::*;
 
-    /// Notes whether it was dropped during a turn.
+    /// Stores whether the lock was held when it was dropped.
     struct Dropped {
-        turn: Turn,
-        in_turn: Arc<AtomicBool>,
+        lock: HandoverLock,
+        was_locked: Arc<AtomicBool>,
     }
 
     impl Drop for Dropped {
         fn drop(&mut self) {
-            let in_turn = self.turn.0.try_lock().is_err();
-            self.in_turn.store(in_turn, Ordering::Relaxed);
+            self.was_locked
+                .store(self.lock.is_locked(), Ordering::Relaxed);
         }
     }
 
     #[test]
-    fn the_connection_is_dropped_in_its_turn() {
-        let (turn, in_turn) = (Turn::default(), Arc::new(AtomicBool::new(false)));
+    fn connection_is_dropped_under_the_lock() {
+        let (lock, was_locked) = (HandoverLock::default(), Arc::new(AtomicBool::new(false)));
         let connection = Dropped {
-            turn: turn.clone(),
-            in_turn: Arc::clone(&in_turn),
+            lock: Arc::clone(&lock),
+            was_locked: Arc::clone(&was_locked),
         };
         drop(Driver {
             connection: Some(Box::pin(connection)),
-            turn,
+            lock,
         });
-        assert!(in_turn.load(Ordering::Relaxed));
+        assert!(was_locked.load(Ordering::Relaxed));
     }
 
-    /// Without turns, a request is overlooked within some hundreds of them, where two processors are
-    /// free.
+    /// Without the lock, a request is lost within some hundreds of rounds, if two processors are idle.
     const ROUNDS: usize = 2_000;
 
-    /// Of one round: the other thread is some microseconds late, or has no processor for a while.
+    /// In one round: the other thread is some microseconds late, or has no processor for a while.
     const MOST_REQUESTS: usize = 10_000;
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn requests_that_are_made_as_the_connection_ends_are_answered() {
+    async fn request_is_answered_as_the_connection_ends() {
         for _ in 0..ROUNDS {
             let (client, _server) = tokio::io::duplex(1024);
             let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(client))
                 .await
                 .unwrap();
-            let (mut requests, driver) = in_turn(sender, connection);
+            let (mut requests, driver) = serialize_handover(sender, connection);
             let begun = Arc::new(AtomicBool::new(false));
             let told = Arc::clone(&begun);
             let ending = tokio::task::spawn_blocking(move || {

@@ -1,29 +1,34 @@
 //! The tasks that a connection causes, and what ends them.
 
 use std::future::Future;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
+use parking_lot::Mutex;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::inventory::{Held, Inventory};
+use crate::resources::{Resource, ResourceTracker};
 
-/// The tasks of a connection: hyper's, and the reporter. They end with their owner, or when the
+/// The tasks of a connection: hyper's, and the reporter. They end when their owner is dropped, or when the
 /// transport is closed.
 pub(super) struct Tasks(Arc<Owned>);
 
 struct Owned {
     endpoint: String,
-    inventory: Inventory,
+    tracker: ResourceTracker,
     closing: CancellationToken,
     set: Mutex<JoinSet<()>>,
 }
 
 impl Tasks {
-    pub(super) fn new(endpoint: String, inventory: Inventory, closing: CancellationToken) -> Self {
+    pub(super) fn new(
+        endpoint: String,
+        tracker: ResourceTracker,
+        closing: CancellationToken,
+    ) -> Self {
         Self(Arc::new(Owned {
             endpoint,
-            inventory,
+            tracker,
             closing,
             set: Mutex::default(),
         }))
@@ -41,19 +46,19 @@ impl Tasks {
 impl Owned {
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let endpoint = self.endpoint.clone();
-        let held = Held::ConnectionTask(endpoint);
+        let resource = Resource::ConnectionTask(endpoint);
         let closing = self.closing.clone();
-        let mut set: MutexGuard<'_, _> = self.set.lock().unwrap_or_else(PoisonError::into_inner);
-        // Those that ended are let go here: there is one spawn per call, so they never pile up.
+        let mut set = self.set.lock();
+        // Drops those that have ended: each call spawns one, so they never pile up.
         while set.try_join_next().is_some() {}
         let task = async move {
             closing.run_until_cancelled(task).await;
         };
-        set.spawn(self.inventory.note(held, task));
+        set.spawn(self.tracker.track_future(resource, task));
     }
 }
 
-/// Where hyper spawns. Weak, because the tasks hold it themselves.
+/// Where hyper spawns its tasks. Weak, because the tasks hold it.
 #[derive(Clone)]
 pub(super) struct Executor(Weak<Owned>);
 
@@ -62,7 +67,7 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, task: F) {
-        // Without an owner the connection is gone, and so is the need for the task.
+        // Without an owner the connection is gone, and needs no task.
         if let Some(tasks) = self.0.upgrade() {
             tasks.spawn(task);
         }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use driftless_client::{EntriesWatcher, EntryChange, Key, KeyRange, State};
+use driftless_client::{EntriesWatcher, EntryChange, Key, KeyRange, WatchState};
 use driftless_proto::v1::watch_response::Frame;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -99,7 +99,7 @@ async fn history(mut rng: StdRng) {
 async fn in_sync(watcher: &EntriesWatcher, world: &World) {
     loop {
         let status = watcher.status();
-        if status.state == State::Live && status.revision.get() == world.revision {
+        if status.state == WatchState::Live && status.revision.get() == world.revision {
             return;
         }
         tokio::task::yield_now().await;

@@ -4,7 +4,7 @@
 use std::pin::Pin;
 use std::time::Duration;
 
-use driftless_client::{Client, Connecting, Io, KeyRange, State, Watcher};
+use driftless_client::{Client, Connecting, Io, KeyRange, WatchState, Watcher};
 use driftless_proto::v1::watch_response::Frame;
 use tonic::Status;
 
@@ -143,14 +143,14 @@ async fn a_watch_that_is_dropped_while_connecting() {
 
 #[tokio::test(start_paused = true)]
 async fn a_watcher_that_is_dropped_while_live_in_backoff_or_refused() {
-    for state in [State::Live, State::Backoff, State::Refused] {
+    for state in [WatchState::Live, WatchState::Backoff, WatchState::Refused] {
         let mut server = Server::start();
         let world = World::of(&[("/a", "1")]);
         let client = server.client();
         let (watcher, call) = watching(&client, &mut server, &world).await;
         let held = match state {
-            State::Live => Some(call),
-            State::Backoff => {
+            WatchState::Live => Some(call),
+            WatchState::Backoff => {
                 call.fail(Status::unavailable("")).await;
                 None
             }

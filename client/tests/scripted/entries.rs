@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use driftless_client::{
-    Client, Entries, EntriesWatcher, EntryChange, GetError, KeyRange, RefusedReason, State,
-    WatchError,
+    Client, Entries, EntriesWatcher, EntryChange, GetError, KeyRange, RefusedReason, WatchError,
+    WatchState,
 };
 use driftless_proto::v1::{self, watch_response::Frame};
 use tonic::Status;
@@ -166,7 +166,7 @@ async fn status_changes_are_told() {
     let mut world = World::of(&[]);
     let client = server.client();
     let (mut watcher, call) = watching(&client, &mut server, &world).await;
-    assert_eq!(watcher.status().state, State::Live);
+    assert_eq!(watcher.status().state, WatchState::Live);
     call.send(world.progress()).await;
     drop(call);
     let mut seen = Vec::new();
@@ -178,15 +178,15 @@ async fn status_changes_are_told() {
     };
     let mut statuses = watcher.watch_status();
     let watch = async {
-        while seen.len() < 2 || seen.last() != Some(&State::Live) {
+        while seen.len() < 2 || seen.last() != Some(&WatchState::Live) {
             seen.push(statuses.changed().await.state);
         }
     };
     let (_call, ()) = soon(async { tokio::join!(script, watch) }).await;
-    assert!(seen.contains(&State::Backoff), "{seen:?}");
+    assert!(seen.contains(&WatchState::Backoff), "{seen:?}");
     assert_eq!(
         watcher.status_changed().await.state,
-        State::Live,
+        WatchState::Live,
         "the latest"
     );
     assert!(poll_times(watcher.status_changed(), 3).await.is_none());

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Once;
 use std::time::Duration;
 
-use driftless_client::{Client, KeyRange, State, Watcher};
+use driftless_client::{Client, KeyRange, WatchState, Watcher};
 use driftless_proto::v1::watch_response::Frame;
 
 use crate::server::{Call, Server, soon};
@@ -67,7 +67,7 @@ async fn watch(client: &Client) -> Watcher<Values> {
 /// Waits until the watcher was shown the newest state.
 async fn shown(watcher: &Watcher<Values>, world: &World) {
     soon(async {
-        while watcher.status().state != State::Live
+        while watcher.status().state != WatchState::Live
             || watcher.status().revision.get() != world.revision
         {
             tokio::task::yield_now().await;
@@ -231,7 +231,7 @@ async fn a_default_for_want_of_a_value_is_a_warning() {
         assert!(lines[0].contains(named), "{named}: {lines:?}");
     }
     let status = watcher.status();
-    assert_eq!((status.state, status.age()), (State::Connecting, None));
+    assert_eq!((status.state, status.age()), (WatchState::Connecting, None));
     assert_eq!(status.revision.get(), 0);
     // A key that does not exist is what a default is for.
     let world = World::of(&[]);

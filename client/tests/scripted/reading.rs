@@ -8,7 +8,8 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use driftless_client::{
-    Client, Closed, Key, KeyRange, Revision, Source, State, Update, Updates, Watcher,
+    Client, Closed, Key, KeyRange, Revision, ValueSource, ValueUpdate, ValueUpdates, WatchState,
+    Watcher,
 };
 use driftless_proto::v1::watch_response::Frame;
 use futures_core::Stream;
@@ -59,7 +60,9 @@ impl Setting {
     }
 }
 
-async fn next<T: Send + Sync + 'static>(updates: &mut Updates<T>) -> Result<Update<T>, Closed> {
+async fn next<T: Send + Sync + 'static>(
+    updates: &mut ValueUpdates<T>,
+) -> Result<ValueUpdate<T>, Closed> {
     soon(poll_fn(|cx| Pin::new(&mut *updates).poll_next(cx)))
         .await
         .expect("not the end")
@@ -149,7 +152,7 @@ async fn a_stream_tells_old_and_new() {
     assert_eq!(update.revision(), Revision::new(12));
     let keys: Vec<String> = update.keys().map(Key::to_string).collect();
     assert_eq!(keys, ["/a"]);
-    assert_eq!(format!("{update:?}"), "Update { revision: 12, .. }");
+    assert_eq!(format!("{update:?}"), "ValueUpdate { revision: 12, .. }");
 
     // What is refused makes no value; of what comes together the latest counts.
     setting.put("CANARY").await;
@@ -184,10 +187,10 @@ async fn a_callback_is_called_until_its_guard_is_dropped() {
         assert_ne!(update.current().rps, 3, "a callback that fails");
     });
     drop(watcher);
-    let quiescence = setting.client.quiescence();
+    let resources = setting.client.resources();
     assert!(
-        quiescence
-            .held()
+        resources
+            .active()
             .iter()
             .any(|held| held.to_string() == "a callback for /a")
     );
@@ -205,7 +208,10 @@ async fn a_callback_is_called_until_its_guard_is_dropped() {
     }
     drop(calls);
     setting.call.ended().await;
-    assert_eq!(quiescence.within(Duration::from_secs(5)).await, Ok(()));
+    assert_eq!(
+        resources.released_within(Duration::from_secs(5)).await,
+        Ok(())
+    );
     assert!(heard.try_recv().is_err());
 }
 
@@ -290,7 +296,7 @@ async fn a_value_is_as_old_as_the_last_word_of_etcd_that_confirms_it() {
     let mut watcher = watcher.unwrap();
     let age = |watcher: &Watcher<u32>| watcher.load().age().unwrap().as_secs();
     assert_eq!(age(&watcher), 7);
-    assert_eq!(watcher.load().source(), Source::Server);
+    assert_eq!(watcher.load().source(), ValueSource::Server);
     assert!(!watcher.load().is_stale());
     assert!(watcher.load_fresh().is_ok());
 
@@ -367,7 +373,7 @@ async fn a_default_for_want_of_a_state_has_no_age_and_one_for_a_key_that_is_not_
     let mut watcher = watcher.unwrap();
     assert_eq!(
         (*watcher.load(), watcher.load().source()),
-        (9, Source::Default)
+        (9, ValueSource::Default)
     );
     assert_eq!(watcher.load().age(), None);
     assert!(watcher.load().is_stale(), "nothing is known of it");
@@ -382,7 +388,7 @@ async fn a_default_for_want_of_a_state_has_no_age_and_one_for_a_key_that_is_not_
     soon(watcher.changed()).await.unwrap();
     assert_eq!(
         (*watcher.load(), watcher.load().source()),
-        (9, Source::Default)
+        (9, ValueSource::Default)
     );
     // It was asked two seconds before it said so, and nobody knows when in between its clock was read.
     assert_eq!(watcher.load().age(), Some(secs(3)));
@@ -399,10 +405,10 @@ async fn a_shutdown_ends_everything_and_waits_until_it_is_gone() {
     let mut status = watcher.watch_status();
     let mut waiting = Box::pin(client.watch::<u32>("/none").into_future());
     assert!(poll_times(&mut waiting, 2).await.is_none());
-    assert!(!client.quiescence().is_reached());
+    assert!(!client.resources().is_empty());
 
     soon(client.shutdown().into_future()).await.unwrap();
-    assert_eq!(client.quiescence().held(), []);
+    assert_eq!(client.resources().active(), []);
     setting.call.ended().await;
     // What was there can still be read, and whoever waits is told.
     assert_eq!(
@@ -411,7 +417,7 @@ async fn a_shutdown_ends_everything_and_waits_until_it_is_gone() {
     );
     assert_eq!(soon(watcher.changed()).await.unwrap_err(), Closed::Shutdown);
     assert_eq!(soon(part.changed()).await.unwrap_err(), Closed::Shutdown);
-    assert_eq!(soon(status.changed()).await.state, State::Closed);
+    assert_eq!(soon(status.changed()).await.state, WatchState::Closed);
     let error = soon(waiting).await.unwrap_err();
     assert_eq!(error.to_string(), "the client was shut down");
     for error in [
@@ -446,7 +452,7 @@ async fn a_shutdown_names_what_holds_it_up() {
     let shutdown = setting.client.shutdown().within(Duration::from_millis(50));
     let left = shutdown.await.unwrap_err();
     let said = left.to_string();
-    assert!(said.starts_with("after 50ms there is still "), "{said}");
+    assert!(said.starts_with("still active after 50ms: "), "{said}");
     for held in ["a callback for /a", "a read of /a"] {
         assert!(said.contains(held), "{said}");
     }
@@ -461,31 +467,34 @@ async fn a_shutdown_names_what_holds_it_up() {
 async fn a_shutdown_that_is_dropped_half_way_has_ended_everything_all_the_same() {
     for polls in 0..4 {
         let (setting, watcher) = Setting::new().await;
-        let quiescence = setting.client.quiescence();
+        let resources = setting.client.resources();
         let done = poll_times(setting.client.shutdown().into_future(), polls).await;
         if polls == 0 {
             assert_eq!(done, None);
             drop(watcher);
         }
-        assert_eq!(quiescence.within(Duration::from_secs(5)).await, Ok(()));
+        assert_eq!(
+            resources.released_within(Duration::from_secs(5)).await,
+            Ok(())
+        );
         setting.call.ended().await;
     }
 }
 
 #[tokio::test]
-async fn quiescence_comes_by_dropping_and_names_what_is_left() {
+async fn resources_are_released_by_dropping() {
     let (setting, watcher) = Setting::new().await;
-    let quiescence = setting.client.quiescence();
-    let left = quiescence.within(Duration::ZERO).await.unwrap_err();
+    let resources = setting.client.resources();
+    let left = resources.released_within(Duration::ZERO).await.unwrap_err();
     assert!(
         left.to_string().contains("the subscription to /a"),
         "{left}"
     );
     drop(watcher);
-    soon(quiescence.reached()).await;
+    soon(resources.released()).await;
     let Setting { client, call, .. } = setting;
     drop(client);
-    assert!(quiescence.is_reached());
+    assert!(resources.is_empty());
     call.ended().await;
 }
 

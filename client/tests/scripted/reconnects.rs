@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use driftless_client::{Client, RefusedReason, State, WatchError, Watcher};
+use driftless_client::{Client, RefusedReason, WatchError, WatchState, Watcher};
 use driftless_proto::v1::{self, watch_response::Frame};
 use tokio::time::Instant;
 use tonic::Status;
@@ -69,7 +69,7 @@ async fn nothing_changed_is_no_change() {
         call.send(answer).await;
         // Comes after it, so it was applied.
         soon(async {
-            while watcher.status().state != State::Live {
+            while watcher.status().state != WatchState::Live {
                 tokio::task::yield_now().await;
             }
         })
@@ -202,7 +202,7 @@ async fn a_server_that_drains_is_left_although_others_still_use_the_connection()
     call.send(world.progress()).await;
     assert_eq!(server.dials(), 2);
     assert!(!other_call.is_ended(), "what is under way goes on");
-    assert_eq!(other.status().state, State::Live);
+    assert_eq!(other.status().state, WatchState::Live);
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use driftless_client::{Client, State};
+use driftless_client::{Client, WatchState};
 
 use crate::server::{Server, soon};
 use crate::world::World;
@@ -42,7 +42,7 @@ async fn a_server_that_went_is_found_again() {
     // The process is gone: its sockets are closed and nobody listens.
     drop((server, call));
     soon(async {
-        while watcher.status().state != State::Backoff {
+        while watcher.status().state != WatchState::Backoff {
             tokio::task::yield_now().await;
         }
     })

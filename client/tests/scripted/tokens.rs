@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use driftless_client::{GetError, Held, Quiescence, State};
+use driftless_client::{GetError, Resource, Resources, WatchState};
 
 use crate::server::{Server, soon};
 use crate::world::World;
@@ -105,7 +105,7 @@ async fn one_that_cannot_be_used_is_named_and_mended() {
         call
     });
     assert_eq!(call.authorization.as_deref(), Some("Bearer mended"));
-    assert_eq!(watcher.unwrap().status().state, State::Live);
+    assert_eq!(watcher.unwrap().status().state, WatchState::Live);
     // One for the single read, and one for the watch.
     assert_eq!(server.dials(), 2);
 }
@@ -129,10 +129,10 @@ impl TokenFile {
     }
 
     /// Waits until it is being read.
-    async fn is_read(&self, quiescence: &Quiescence) {
+    async fn is_read(&self, resources: &Resources) {
         let path = self.0.display().to_string();
-        let is_read = |held: &Held| held.to_string().contains(&path);
-        while !quiescence.held().iter().any(is_read) {
+        let is_read = |held: &Resource| held.to_string().contains(&path);
+        while !resources.active().iter().any(is_read) {
             tokio::task::yield_now().await;
         }
     }
@@ -145,7 +145,7 @@ async fn one_that_hangs_is_named_and_no_fault_of_the_server() {
     let world = World::of(&[("/a", "1")]);
     let client = server.builder_at_localhost().token_file(&file.0);
     let client = client.build().unwrap();
-    let quiescence = client.quiescence();
+    let resources = client.resources();
     let (watcher, call) = tokio::join!(client.watch::<u32>("/a").into_future(), async {
         let call = server.call().await;
         call.serve(&world).await;
@@ -155,7 +155,7 @@ async fn one_that_hangs_is_named_and_no_fault_of_the_server() {
 
     file.hang();
     drop(call);
-    soon(file.is_read(&quiescence)).await;
+    soon(file.is_read(&resources)).await;
     // By hand: it does not pass by itself while a thread reads.
     file.goes_on_at_last();
     tokio::time::pause();
@@ -168,7 +168,7 @@ async fn one_that_hangs_is_named_and_no_fault_of_the_server() {
     let error = answer.unwrap_err().to_string();
     assert!(error.ends_with(&named), "{error}");
     let told = async {
-        while watcher.status().state != State::Backoff {
+        while watcher.status().state != WatchState::Backoff {
             watcher.status_changed().await;
         }
     };
@@ -194,11 +194,11 @@ async fn a_shutdown_ends_a_read_whose_token_is_still_being_read() {
     let server = Server::start();
     let client = server.builder_at_localhost().token_file(&file.0);
     let client = client.build().unwrap();
-    let quiescence = client.quiescence();
+    let resources = client.resources();
     let mut get = Box::pin(client.get("/a").into_future());
     tokio::select! {
         answer = &mut get => panic!("{answer:?}"),
-        () = soon(file.is_read(&quiescence)) => {}
+        () = soon(file.is_read(&resources)) => {}
     }
     let shutdown = client.shutdown().within(Duration::ZERO).into_future();
     // Sooner than the reading is given up.
@@ -207,5 +207,5 @@ async fn a_shutdown_ends_a_read_whose_token_is_still_being_read() {
     std::fs::write(&file.0, "one").unwrap();
     assert!(matches!(answer, Ok(Err(GetError::Closed(_)))), "{answer:?}");
     assert!(left.is_err(), "a thread cannot be stopped");
-    soon(quiescence.reached()).await;
+    soon(resources.released()).await;
 }

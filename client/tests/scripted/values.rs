@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use driftless_client::{
-    Changed, Client, Closed, Key, KeyRange, NoValue, RefusedReason, Rejection, RejectionKind,
-    Revision, State, WatchError, Watcher,
+    Client, Closed, Key, KeyRange, NoValue, RefusedReason, Rejection, RejectionKind, Revision,
+    ValueChange, WatchError, WatchState, Watcher,
 };
 use driftless_proto::v1::{self, watch_response::Frame};
 use serde::Deserialize;
@@ -52,12 +52,12 @@ async fn a_value_and_its_changes() {
         (1, Revision::new(11))
     );
     call.send(world.put("/a", r#"{"rps": 2}"#)).await;
-    let Changed { revision, .. } = soon(watcher.changed()).await.unwrap();
+    let ValueChange { revision, .. } = soon(watcher.changed()).await.unwrap();
     assert_eq!(revision, Revision::new(12));
     assert_eq!(*watcher.load(), Limits { rps: 2 });
 
     let status = watcher.status();
-    assert_eq!((status.state, status.reconnects), (State::Live, 0));
+    assert_eq!((status.state, status.reconnects), (WatchState::Live, 0));
     assert_eq!(status.endpoint.as_deref(), Some("http://scripted:7400"));
     assert_eq!(status.revision, Revision::new(12));
 }
@@ -107,7 +107,8 @@ async fn a_change_tells_its_keys() {
         call
     });
     let mut watcher = watcher.unwrap();
-    let keys = |changed: &Changed| -> Vec<String> { changed.keys().map(Key::to_string).collect() };
+    let keys =
+        |changed: &ValueChange| -> Vec<String> { changed.keys().map(Key::to_string).collect() };
 
     let edit = [("/p/a", Some("2")), ("/p/b", None), ("/p/d", Some("1"))];
     call.send(world.edit(&edit)).await;
@@ -115,7 +116,7 @@ async fn a_change_tells_its_keys() {
     assert_eq!(keys(&changed), ["/p/a", "/p/b", "/p/d"]);
     assert_eq!(
         format!("{changed:?}"),
-        "Changed { revision: 14, keys: [/p/a, /p/b, /p/d] }"
+        "ValueChange { revision: 14, keys: [/p/a, /p/b, /p/d] }"
     );
 
     // One that is refused is told with the one that is not, and what nobody waited for comes
@@ -297,7 +298,7 @@ async fn a_refusal_and_its_end_are_news_of_the_status() {
         ..Default::default()
     }))
     .await;
-    assert_eq!(soon(statuses.changed()).await.state, State::Closed);
+    assert_eq!(soon(statuses.changed()).await.state, WatchState::Closed);
     drop(watcher);
     assert!(
         crate::server::poll_times(statuses.changed(), 3)
@@ -445,7 +446,10 @@ async fn a_default_is_there_when_no_server_is() {
         (3, Revision::NONE)
     );
     let status = watcher.status();
-    assert!(matches!(status.state, State::Backoff | State::Connecting));
+    assert!(matches!(
+        status.state,
+        WatchState::Backoff | WatchState::Connecting
+    ));
     assert!(
         status
             .last_error
@@ -487,7 +491,7 @@ async fn a_refusal_of_a_live_watch_is_status_and_is_retried() {
     let (mut watcher, call) = watching::<u32>(&client, &mut server, &world).await;
     call.fail(Status::permission_denied("no more")).await;
     soon(async {
-        while watcher.status().state != State::Refused {
+        while watcher.status().state != WatchState::Refused {
             tokio::task::yield_now().await;
         }
     })
@@ -528,14 +532,17 @@ async fn a_right_that_is_taken_back_closes_the_watcher() {
         assert_eq!(closed, Closed::Revoked);
     }
     assert_eq!(soon(entries.changed()).await, Err(Closed::Revoked));
-    assert_eq!(watcher.status().state, State::Closed);
-    assert_eq!(soon(entries.status_changed()).await.state, State::Closed);
+    assert_eq!(watcher.status().state, WatchState::Closed);
+    assert_eq!(
+        soon(entries.status_changed()).await.state,
+        WatchState::Closed
+    );
     assert_eq!(*watcher.load(), 1, "the service keeps what it runs on");
 
     let (again, _call) = watching::<u32>(&client, &mut server, &world).await;
     assert_eq!(
         again.status().state,
-        State::Live,
+        WatchState::Live,
         "a new watch is a new subscription"
     );
 }

@@ -24,7 +24,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use driftless_client::{Client, KeyRange, State as Subscription, Watcher};
+use driftless_client::{Client, KeyRange, WatchState, Watcher};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -204,7 +204,7 @@ async fn health(State(app): State<Arc<App>>) -> (StatusCode, Json<Health>) {
     let status = app.config.status();
     let code = match status.state {
         // No change will ever come again, which only a restart mends.
-        Subscription::Closed => StatusCode::SERVICE_UNAVAILABLE,
+        WatchState::Closed => StatusCode::SERVICE_UNAVAILABLE,
         _ => StatusCode::OK,
     };
     let health = Health {

@@ -13,7 +13,7 @@ use std::pin::Pin;
 use std::sync::Mutex;
 
 use common::{PATIENCE, Server, alone, in_time};
-use driftless_client::{Client, KeyRange, Quiescence, State, Status, Watcher};
+use driftless_client::{Client, KeyRange, Resources, Status, WatchState, Watcher};
 use futures_core::Stream;
 use leak_tests::{Baseline, at_every_poll, poll_times};
 
@@ -156,7 +156,7 @@ const CASES: &[Case] = &[
         },
     },
     Case {
-        future: "Part::changed",
+        future: "PartWatcher::changed",
         proof: |world| {
             Box::pin(waits(
                 world,
@@ -168,7 +168,7 @@ const CASES: &[Case] = &[
         },
     },
     Case {
-        future: "Updates::poll_next",
+        future: "ValueUpdates::poll_next",
         proof: |world| {
             Box::pin(waits(
                 world,
@@ -184,14 +184,14 @@ const CASES: &[Case] = &[
         },
     },
     Case {
-        future: "Quiescence::reached",
+        future: "Resources::released",
         proof: |world| {
             Box::pin(waits(
                 world,
                 busy,
-                async |quiescence| {
-                    quiescence.reached().await;
-                    quiescence.held()
+                async |resources| {
+                    resources.released().await;
+                    resources.active()
                 },
                 |_, _| drop(BUSY.lock().unwrap().take()),
                 |held, ()| held.is_empty(),
@@ -199,12 +199,12 @@ const CASES: &[Case] = &[
         },
     },
     Case {
-        future: "Quiescence::within",
+        future: "Resources::released_within",
         proof: |world| {
             Box::pin(waits(
                 world,
                 busy,
-                async |quiescence| quiescence.within(PATIENCE).await,
+                async |resources| resources.released_within(PATIENCE).await,
                 |_, _| drop(BUSY.lock().unwrap().take()),
                 |done, ()| done.is_ok(),
             ))
@@ -216,14 +216,14 @@ const CASES: &[Case] = &[
     },
 ];
 
-/// What keeps the client busy whose quiescence is waited for.
+/// Keeps the client busy while its resources are waited for.
 static BUSY: Mutex<Option<Watcher<u32>>> = Mutex::new(None);
 
 /// Makes it busy.
-async fn busy(client: &Client) -> Quiescence {
+async fn busy(client: &Client) -> Resources {
     let watcher = client.watch::<u32>("/c/a").await.unwrap();
     *BUSY.lock().unwrap() = Some(watcher);
-    client.quiescence()
+    client.resources()
 }
 
 /// A shutdown that is dropped at each poll has told everything to end all the same, and another one
@@ -239,7 +239,7 @@ async fn shuts_down(world: &World) {
             "after {polls} polls"
         );
         if polls > 0 {
-            in_time("everything ends", client.quiescence().reached()).await;
+            in_time("everything ends", client.resources().released()).await;
         }
         let again = in_time("another shutdown", client.shutdown().into_future()).await;
         assert_eq!(again, Ok(()), "after {polls} polls");
@@ -271,10 +271,10 @@ fn refused(server: &Server, _: usize) -> driftless_client::Revision {
 /// Takes what a status has to tell of the time before it is live. Whether there may be more.
 async fn settled(now: Status, changed: impl Future<Output = Status>) -> bool {
     let told = poll_times(1, changed).await.is_some();
-    if !told && now.state != State::Live {
+    if !told && now.state != WatchState::Live {
         tokio::task::yield_now().await;
     }
-    told || now.state != State::Live
+    told || now.state != WatchState::Live
 }
 
 /// Both ends, and what they hold while nobody watches.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use driftless_client::{Client, KeyRange, State, WatchError};
+use driftless_client::{Client, KeyRange, WatchError, WatchState};
 use leak_tests::{Outcome, Rounds, Stall, poll_times};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -339,7 +339,7 @@ async fn storm(rounds: Rounds) -> Outcome {
                 let back = async {
                     loop {
                         let status = watcher.status();
-                        if status.reconnects > 0 && status.state == State::Live {
+                        if status.reconnects > 0 && status.state == WatchState::Live {
                             return;
                         }
                         watcher.status_changed().await;

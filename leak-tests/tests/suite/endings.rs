@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use driftless_client::{Client, Held};
+use driftless_client::{Client, Resource};
 use driftless_proto::v1::config_client::ConfigClient;
 use driftless_proto::v1::{self, range};
 use leak_tests::{Outcome, Rounds, Stall, Witnesses, gauge, poll_times};
@@ -108,7 +108,7 @@ async fn shut_down(rounds: Rounds) -> Outcome {
                 };
                 let (ended, ()) = tokio::join!(client.shutdown().into_future(), rest);
                 ended.unwrap();
-                assert!(client.quiescence().is_reached());
+                assert!(client.resources().is_empty());
                 drop(done);
             } else {
                 let polls = usize::try_from(round / 2).unwrap() % POLLS;
@@ -129,7 +129,7 @@ async fn in_backoff(rounds: Rounds) -> Outcome {
             let moment = Duration::from_millis(round % 5);
             assert!(timeout(moment, watch.as_mut()).await.is_err());
             client.shutdown().await.unwrap();
-            assert!(client.quiescence().is_reached());
+            assert!(client.resources().is_empty());
             in_time("the watch ends", watch).await.unwrap_err();
         })
         .await
@@ -200,10 +200,12 @@ async fn not_in_sync(rounds: Rounds) -> Outcome {
 
 /// What a client holds that is a job on a thread.
 fn look_ups(client: &Client) -> Witnesses {
-    let quiescence = client.quiescence();
+    let resources = client.resources();
     let count = move || {
-        let held = quiescence.held();
-        let look_ups = held.iter().filter(|held| matches!(held, Held::Lookup(_)));
+        let held = resources.active();
+        let look_ups = held
+            .iter()
+            .filter(|held| matches!(held, Resource::Lookup(_)));
         i64::try_from(look_ups.count()).unwrap()
     };
     Witnesses::new().and(gauge("look-ups", count))
@@ -261,16 +263,16 @@ async fn look_up_hangs(rounds: Rounds) -> Outcome {
             };
             watching.spawn_on(watch, &there);
             in_time("a watch is dropped", watching.join_all()).await;
-            let looking = [Held::Lookup("localhost".to_owned())];
-            let quiescence = client.quiescence();
+            let looking = [Resource::Lookup("localhost".to_owned())];
+            let resources = client.resources();
             let only_that = async {
-                while quiescence.held() != looking {
+                while resources.active() != looking {
                     tokio::task::yield_now().await;
                 }
             };
             in_time("only the look-up is left", only_that).await;
             drop(release);
-            quiescence.within(CLIENT).await.unwrap();
+            resources.released_within(CLIENT).await.unwrap();
             in_time("the thread is free", jobs.join_all()).await;
         })
         .await;

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::time::Duration;
 
 use driftless_client::{
-    Client, Closed, Connecting, Endpoint, GetError, KeyRange, State, WatchError, Watcher,
+    Client, Closed, Connecting, Endpoint, GetError, KeyRange, WatchError, WatchState, Watcher,
 };
 use leak_tests::{Outcome, Rounds, Stall};
 use tokio::task::JoinSet;
@@ -185,7 +185,7 @@ async fn too_long(rounds: Rounds) -> Outcome {
 async fn ended(client: &Client) {
     let done = client.shutdown().within(ENDED_WITHIN).await;
     assert_eq!(done, Ok(()));
-    assert!(client.quiescence().is_reached());
+    assert!(client.resources().is_empty());
 }
 
 /// A client whose attempts to connect come to nothing, and do not fail.
@@ -221,7 +221,7 @@ async fn outlives(rounds: Rounds) -> Outcome {
                 (1, 2),
                 "in round {round}"
             );
-            assert_eq!(value.status().state, State::Closed);
+            assert_eq!(value.status().state, WatchState::Closed);
         })
         .await
 }

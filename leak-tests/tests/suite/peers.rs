@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use driftless_client::{Client, Closed, EntriesWatcher, State, Status, WatchError};
+use driftless_client::{Client, Closed, EntriesWatcher, Status, WatchError, WatchState};
 use leak_tests::{Outcome, Rounds};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -100,11 +100,11 @@ async fn die(rounds: Rounds) -> Outcome {
             };
             drop(first);
             let other = watcher_is(&mut watcher, |status| {
-                status.reconnects > 0 && status.state == State::Live
+                status.reconnects > 0 && status.state == WatchState::Live
             });
             in_time("the other server is reached", other).await;
             drop(second);
-            let away = watcher_is(&mut watcher, |status| status.state == State::Backoff);
+            let away = watcher_is(&mut watcher, |status| status.state == WatchState::Backoff);
             in_time("nobody is there", away).await;
             assert_eq!(watcher.load().len(), 2);
         })
@@ -175,7 +175,7 @@ async fn hears_nothing(rounds: Rounds) -> Outcome {
             let client = Client::connect(network.endpoint()).unwrap();
             let mut watcher = client.entries(prefix()).await.unwrap();
             let reaches = async |watcher: &mut EntriesWatcher, live: bool| {
-                while (watcher.status().state == State::Live) != live {
+                while (watcher.status().state == WatchState::Live) != live {
                     watcher.status_changed().await;
                 }
             };

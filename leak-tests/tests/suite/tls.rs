@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use driftless_client::{Client, ClientBuilder, Held};
+use driftless_client::{Client, ClientBuilder, Resource};
 use leak_tests::{Outcome, Rounds, Witnesses, gauge, poll_times};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
@@ -189,10 +189,10 @@ async fn silence(rounds: Rounds) -> Outcome {
     let files = Files::new();
     let (url, _silent) = silent("https").await;
     let client = files.trusting(&url).build().unwrap();
-    let quiescence = client.quiescence();
+    let resources = client.resources();
     let read = gauge("files", move || {
-        let held = quiescence.held();
-        let files = held.iter().filter(|held| matches!(held, Held::File(_)));
+        let held = resources.active();
+        let files = held.iter().filter(|held| matches!(held, Resource::File(_)));
         i64::try_from(files.count()).unwrap()
     });
     rounds

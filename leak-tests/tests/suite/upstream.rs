@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use driftless_client::{
-    Client, Connecting, Endpoint, EntriesWatcher, Io, KeyRange, Revision, State, Watcher,
+    Client, Connecting, Endpoint, EntriesWatcher, Io, KeyRange, Revision, WatchState, Watcher,
 };
 use leak_tests::{Outcome, Rounds, Stall};
 use tokio::net::TcpStream;
@@ -580,7 +580,7 @@ async fn successor(rounds: Rounds) -> Outcome {
                 _ => server.stop().await,
             }
             let alone = async {
-                while watcher.status().state == State::Live {
+                while watcher.status().state == WatchState::Live {
                     watcher.status_changed().await;
                 }
             };
@@ -612,7 +612,7 @@ async fn shut_down(rounds: Rounds) -> Outcome {
             let leaves = Client::connect(&url).unwrap().entries(prefix()).await;
             let mut leaves = leaves.unwrap();
             let leaving = async {
-                while leaves.status().state == State::Live {
+                while leaves.status().state == WatchState::Live {
                     leaves.status_changed().await;
                 }
                 drop(leaves);

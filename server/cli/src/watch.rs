@@ -7,7 +7,8 @@ use std::pin::pin;
 use std::time::Duration;
 
 use driftless_client::{
-    Client, Entries, EntriesChange, EntriesWatcher, KeyRange, NoValue, State, Status, WatchError,
+    Client, Entries, EntriesChange, EntriesWatcher, KeyRange, NoValue, Status, WatchError,
+    WatchState,
 };
 use tokio::task::JoinHandle;
 
@@ -134,7 +135,7 @@ async fn watch(client: &Client, show: &Show, server: &str) -> Result<(), Failure
                 if let Some(message) = connection.tell(&status, server) {
                     output::note(&message);
                 }
-                if status.state == State::Refused {
+                if status.state == WatchState::Refused {
                     refusal = Some(match status.refused {
                         Some(refused) => refused.into(),
                         None => Failure::new(Kind::Refused, "the server refuses"),
@@ -215,11 +216,11 @@ impl Connection {
     fn tell(&mut self, status: &Status, server: &str) -> Option<String> {
         let endpoint = status.endpoint.as_deref().unwrap_or(server);
         match status.state {
-            State::Live => self
+            WatchState::Live => self
                 .lost
                 .take()
                 .map(|_| format!("connected to {endpoint} again")),
-            State::Backoff => {
+            WatchState::Backoff => {
                 let why = status.last_error.as_deref().unwrap_or("the stream ended");
                 // Some say themselves whom they are about.
                 let why = why

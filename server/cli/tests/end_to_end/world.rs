@@ -2,7 +2,7 @@
 
 use std::future::Future;
 
-use driftless_client::{Client, EntriesChange, EntriesWatcher, KeyRange, Revision, State};
+use driftless_client::{Client, EntriesChange, EntriesWatcher, KeyRange, Revision, WatchState};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -108,7 +108,7 @@ pub(crate) async fn many(clients: Vec<Client>, range: &KeyRange) -> Vec<EntriesW
 
 /// Whether a watcher's stream is up and says that it holds what the server holds.
 pub(crate) fn is_live(watcher: &EntriesWatcher) -> bool {
-    watcher.status().state == State::Live
+    watcher.status().state == WatchState::Live
 }
 
 /// Waits until every watcher holds what etcd holds; nobody must be writing.

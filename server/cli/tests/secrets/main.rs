@@ -293,7 +293,7 @@ fn no_output_holds_a_value() {
         "h2::",
         "a state was refused",
         "NoFirstValue",
-        "Changed {",
+        "ValueChange {",
     ] {
         assert!(said.contains(part), "{part} was not captured");
     }

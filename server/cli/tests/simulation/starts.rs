@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use driftless_client::{Client, KeyRange, NoValue, State, WatchError};
+use driftless_client::{Client, KeyRange, NoValue, WatchError, WatchState};
 use tokio::time::timeout;
 
 use crate::checks::Pair;
@@ -64,7 +64,7 @@ fn starts(mut world: World, why: &'static str, appear: impl FnOnce(&mut World)) 
             .expect("there is a default");
         assert_eq!(*watcher.load(), Pair::default());
         let status = watcher.status();
-        assert_ne!(status.state, State::Live);
+        assert_ne!(status.state, WatchState::Live);
         assert_eq!(status.age(), None, "nothing was proven yet");
         assert!(status.last_error.is_some_and(|last| last.contains(why)));
         assert!(waiting.try_join_next().is_none(), "it waits");
@@ -73,7 +73,7 @@ fn starts(mut world: World, why: &'static str, appear: impl FnOnce(&mut World)) 
         let live = timeout(LIVE_WITHIN, watcher.changed()).await;
         live.expect("in time").expect("it goes on");
         assert_eq!(*watcher.load(), Pair { left: 7, right: 7 });
-        assert_eq!(watcher.status().state, State::Live);
+        assert_eq!(watcher.status().state, WatchState::Live);
         let entries = timeout(LIVE_WITHIN, waiting.join_next()).await;
         let entries = entries.expect("in time").expect("one waits");
         let entries = entries.expect("no panic").expect("it is served");

@@ -1,6 +1,6 @@
 //! Files that are replaced while everything runs.
 
-use driftless_client::State;
+use driftless_client::WatchState;
 
 use super::certificates::Ca;
 use super::common::wait_until;
@@ -35,7 +35,7 @@ async fn a_new_ca_and_new_certificates_are_taken_over_without_dropping_a_stream(
     watcher.changed().await.unwrap();
     assert_eq!(*watcher.load(), 2);
     let status = watcher.status();
-    assert_eq!((status.reconnects, status.state), (0, State::Live));
+    assert_eq!((status.reconnects, status.state), (0, WatchState::Live));
     // And the client's next connection, which is a new one, has the new files.
     drop(watcher);
     until("it connects anew", async || value(&client).await.is_ok()).await;

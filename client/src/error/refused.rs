@@ -1,0 +1,66 @@
+//! A server's refusal to serve a range.
+
+use std::fmt;
+
+use driftless_proto::KeyRange;
+
+/// A server's refusal to serve a range: asking again is likely to get the same answer until
+/// somebody changes something.
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+#[error("{endpoint}: {message}")]
+pub struct Refused {
+    /// Whose answer it is about.
+    pub endpoint: String,
+    /// What kind of refusal.
+    pub reason: RefusedReason,
+    /// What the server says about it, or what to do.
+    pub message: String,
+}
+
+impl fmt::Debug for Refused {
+    /// Its name, and what it says.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Refused: {self}")
+    }
+}
+
+/// What to say when a range holds more than this client takes.
+pub(crate) fn too_large(range: &KeyRange, limit: usize) -> String {
+    format!(
+        "{range} holds more than {limit} bytes; name less, or raise `range_limit` of the client's \
+         builder"
+    )
+}
+
+/// The kinds of refusals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum RefusedReason {
+    /// The range lies under no prefix that the server serves.
+    NotServed,
+    /// The request is not valid.
+    Invalid,
+    /// This client may not read the range.
+    Denied,
+    /// The server does not know who this client is.
+    Unauthenticated,
+    /// The two ends do not speak the same version, or the endpoint is no driftless server.
+    Incompatible,
+    /// The range holds more than this client's limit
+    /// ([`ClientBuilder::range_limit`](crate::ClientBuilder::range_limit)).
+    TooLarge,
+}
+
+impl fmt::Display for RefusedReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotServed => "the range is not served",
+            Self::Invalid => "the request is not valid",
+            Self::Denied => "the range may not be read",
+            Self::Unauthenticated => "the server does not know this client",
+            Self::Incompatible => "the endpoint does not speak this version",
+            Self::TooLarge => "the range is too large for this client",
+        })
+    }
+}

@@ -1,0 +1,84 @@
+//! Makes calls on a connection, each with the token that its file holds at that moment.
+
+use driftless_proto::v1::config_client::ConfigClient;
+use driftless_proto::{MAX_CHUNK_BYTES, v1};
+use tonic::{Request, Status, Streaming};
+
+use super::error::CallError;
+use super::requests::Requests;
+use super::token::TokenFile;
+use crate::net::Endpoint;
+
+/// The largest message that is accepted, in bytes: the values that one may hold, and room for their keys
+/// and the other fields.
+const MAX_MESSAGE: usize = MAX_CHUNK_BYTES + 4 * 1024 * 1024;
+
+/// The header that identifies the caller.
+const AUTHORIZATION: &str = "authorization";
+
+/// Makes calls; does not keep the connection open. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Caller {
+    requests: Requests,
+    client: ConfigClient<Requests>,
+    token: Option<TokenFile>,
+}
+
+impl Caller {
+    pub(super) fn new(endpoint: &Endpoint, requests: Requests, token: Option<TokenFile>) -> Self {
+        let client = ConfigClient::with_origin(requests.clone(), endpoint.uri().clone())
+            .max_decoding_message_size(MAX_MESSAGE);
+        Self {
+            requests,
+            client,
+            token,
+        }
+    }
+
+    /// Whether the connection accepts no more requests.
+    pub(super) fn is_closed(&self) -> bool {
+        self.requests.is_closed()
+    }
+
+    pub(super) async fn watch(
+        &self,
+        request: v1::WatchRequest,
+    ) -> Result<Streaming<v1::WatchResponse>, CallError> {
+        let request = self.authorized(request).await?;
+        let response = self.client.clone().watch(request).await;
+        self.answer(response.map(tonic::Response::into_inner))
+    }
+
+    pub(super) async fn get(
+        &self,
+        request: v1::GetRequest,
+    ) -> Result<Streaming<v1::GetResponse>, CallError> {
+        let request = self.authorized(request).await?;
+        let response = self.client.clone().get(request).await;
+        self.answer(response.map(tonic::Response::into_inner))
+    }
+
+    pub(super) async fn report(&self, request: v1::ReportRequest) -> Result<(), CallError> {
+        let request = self.authorized(request).await?;
+        let response = self.client.clone().report(request).await;
+        self.answer(response.map(drop))
+    }
+
+    /// Adds the token, read from its file now.
+    async fn authorized<M>(&self, message: M) -> Result<Request<M>, CallError> {
+        let mut request = Request::new(message);
+        if let Some(token) = &self.token {
+            let value = token.authorization().await.map_err(CallError::local)?;
+            request.metadata_mut().insert(AUTHORIZATION, value);
+        }
+        Ok(request)
+    }
+
+    fn answer<T>(&self, answer: Result<T, Status>) -> Result<T, CallError> {
+        answer.map_err(|status| {
+            let mut error = CallError::from(&status);
+            error.lost |= self.is_closed();
+            error
+        })
+    }
+}

@@ -1,0 +1,103 @@
+//! How a subscription is doing, cheap enough to ask at every health check.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use driftless_proto::Revision;
+
+use crate::error::{Refused, Rejection};
+
+/// What a subscription is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum WatchState {
+    /// It is reaching a server, or waits for its first word.
+    Connecting,
+    /// A server answers, and the answer is not complete.
+    Syncing,
+    /// What is held is what the server holds.
+    Live,
+    /// It lost its server and waits before it tries again. What is held stays readable.
+    Backoff,
+    /// A server refused to serve the range. Asked again every few seconds.
+    Refused,
+    /// It has ended for good.
+    Closed,
+}
+
+impl fmt::Display for WatchState {
+    /// One word, stable.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Connecting => "connecting",
+            Self::Syncing => "syncing",
+            Self::Live => "live",
+            Self::Backoff => "backoff",
+            Self::Refused => "refused",
+            Self::Closed => "closed",
+        })
+    }
+}
+
+/// A state that was refused by the type or by the validator of a watcher.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RejectedState {
+    /// The revision of the state.
+    pub revision: Revision,
+    /// What was wrong with it, without the value.
+    pub rejection: Rejection,
+}
+
+/// How a watcher is doing.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Status {
+    /// What its subscription is doing.
+    pub state: WatchState,
+    /// Since when.
+    pub since: Instant,
+    /// The server that it is connected to, or was last.
+    pub endpoint: Option<String>,
+    /// The revision up to which the state is known; [`Revision::NONE`] before the first.
+    pub revision: Revision,
+    /// The last thing that went wrong on the way to a server. Kept after it is over.
+    pub last_error: Option<String>,
+    /// Why the server refuses, while it does.
+    pub refused: Option<Refused>,
+    /// The state that this watcher refused, as long as no newer one was accepted. Always `None` for
+    /// an untyped watcher, which takes everything.
+    pub last_rejection: Option<RejectedState>,
+    /// The watched key does not exist, and the watcher shows its default, or the last value before
+    /// the key was deleted. Always false for an untyped watcher.
+    pub missing: bool,
+    /// How many streams were begun after the first.
+    pub reconnects: u64,
+    /// How often the state was found to differ from the server's, and was fetched anew.
+    pub diverged: u64,
+    pub(crate) proven: Option<tokio::time::Instant>,
+}
+
+impl Status {
+    pub(crate) fn new(now: Instant) -> Self {
+        Self {
+            state: WatchState::Connecting,
+            since: now,
+            endpoint: None,
+            revision: Revision::NONE,
+            last_error: None,
+            refused: None,
+            last_rejection: None,
+            missing: false,
+            reconnects: 0,
+            diverged: 0,
+            proven: None,
+        }
+    }
+
+    /// How old the state may be: the time since its last proof of being etcd's. It grows while the
+    /// server, or the server's etcd, cannot be reached. `None` before the first proof.
+    pub fn age(&self) -> Option<Duration> {
+        self.proven.map(|proven| proven.elapsed())
+    }
+}
