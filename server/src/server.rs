@@ -21,7 +21,7 @@ use crate::delta::JobPool;
 use crate::fanout::fanout;
 use crate::ingest::{self, Limits};
 use crate::metrics::Metrics;
-use crate::service::{Connections, Intervals, Served, Service, listen};
+use crate::service::{Connections, Intervals, Patience, Served, Service, listen};
 use crate::session::Registry;
 use crate::settings::Settings;
 use crate::source::etcd::{EtcdConfig, EtcdConfigError, EtcdSource};
@@ -254,7 +254,8 @@ impl Engine {
         };
         let service = Service::new(served, intervals, settings.stall_timeout(), metrics.clone());
         let connections = Connections::new(service.clone(), settings.max_connections());
-        let connections = connections.patient(settings.patience());
+        let patience = settings.client_timeouts().map(Patience::of);
+        let connections = connections.patient(patience.unwrap_or_default());
         let mut engine = Self {
             service,
             metrics,

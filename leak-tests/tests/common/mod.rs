@@ -176,7 +176,7 @@ impl Server {
         Self::of(scripted(), |settings| {
             let settings = settings.progress_interval(IMPATIENT_PING);
             let settings = settings.ping_interval(IMPATIENT_PING);
-            settings.patience(IMPATIENT_PATIENCE)
+            settings.client_timeouts(IMPATIENT_PATIENCE)
         })
         .await
     }

@@ -111,7 +111,7 @@ async fn strict(files: &Files) -> (Etcd, Running) {
         .tls_cert(files.path("cert.pem"))
         .tls_key(files.path("key.pem"))
         .tls_client_ca(files.path("ca.pem"))
-        .patience(PATIENCE);
+        .client_timeouts(PATIENCE);
     let server = Running::start(settings).await;
     (etcd, server)
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::pin::pin;
 
+use clap::{Arg, ArgAction};
 use driftless_server::settings::{DEFAULT_ADMIN, Setting};
 use driftless_server::{ServeError, Server, Settings, SettingsError};
 use tokio_util::sync::CancellationToken;
@@ -15,9 +16,9 @@ use crate::signals::StopSignals;
 /// Watch etcd prefixes and push what changes to clients
 ///
 /// Each setting can be given as a flag, as an environment variable (DRIFTLESS_LOG_BYTES for
-/// --log-bytes; lists separated by commas) and in a TOML file (log_bytes). Flags beat the
-/// environment, which beats the file, which beats the default. It keeps trying while etcd cannot be
-/// reached, also at the start. SIGTERM and Ctrl-C end it within 10 s; a second one at once.
+/// --log-bytes; lists separated by commas) and in a TOML file (log_bytes). Flags override the
+/// environment, which overrides the file. While etcd cannot be reached, at the start too, the server
+/// keeps trying. SIGTERM and Ctrl-C end it within 10 s; a second one ends it at once.
 #[derive(Debug, clap::Args)]
 #[command(
     allow_negative_numbers = true,
@@ -38,69 +39,53 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE", env = "DRIFTLESS_CONFIG")]
     config: Option<PathBuf>,
 
-    /// URLs of the members of one etcd cluster
-    #[arg(long, value_name = "URL", num_args = 1..)]
-    etcd: Vec<String>,
+    #[command(flatten)]
+    flags: SettingFlags,
+}
 
-    /// Prefixes to serve, none inside another
-    #[arg(long, value_name = "PREFIX", num_args = 1..)]
-    prefix: Vec<String>,
+/// One flag for each setting, with the help that its declaration has.
+#[derive(Debug)]
+struct SettingFlags(Vec<(Setting, Vec<String>)>);
 
-    /// Where to serve gRPC; port 0 takes a free one [default: 127.0.0.1:7400]
-    #[arg(long, value_name = "ADDRESS")]
-    listen: Option<String>,
+impl clap::Args for SettingFlags {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        command.args(Setting::ALL.map(flag))
+    }
 
-    /// Where to serve /healthz, /readyz and /metrics, or "off" [default: 127.0.0.1:7401]
-    #[arg(long, value_name = "ADDRESS")]
-    admin: Option<String>,
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
 
-    /// Serve gRPC over TLS only, with this certificate (PEM); read anew when it changes [default: no TLS]
-    #[arg(long, value_name = "FILE")]
-    tls_cert: Option<String>,
+impl clap::FromArgMatches for SettingFlags {
+    fn from_arg_matches(matches: &clap::ArgMatches) -> Result<Self, clap::Error> {
+        let given = Setting::ALL.map(|setting| {
+            let texts = matches.get_many(setting.name());
+            (setting, texts.into_iter().flatten().cloned().collect())
+        });
+        Ok(Self(given.into()))
+    }
 
-    /// The certificate's key (PEM)
-    #[arg(long, value_name = "FILE")]
-    tls_key: Option<String>,
+    fn update_from_arg_matches(&mut self, matches: &clap::ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
 
-    /// Let in only clients with a certificate of a CA in this file (PEM) [default: anybody]
-    #[arg(long, value_name = "FILE")]
-    tls_client_ca: Option<String>,
-
-    /// Change it on all servers after etcd was restored from a backup [default: empty]
-    #[arg(long, value_name = "TEXT")]
-    generation: Option<String>,
-
-    /// Memory for recent changes, for clients that were away [default: 64MiB]
-    #[arg(long, value_name = "BYTES")]
-    log_bytes: Option<String>,
-
-    /// How often an idle stream says that it is alive [default: 10s]
-    #[arg(long, value_name = "TIME")]
-    progress_interval: Option<String>,
-
-    /// How often a connection is checked [default: 20s]
-    #[arg(long, value_name = "TIME")]
-    ping_interval: Option<String>,
-
-    /// How often clients report what became of what they got [default: 10s]
-    #[arg(long, value_name = "TIME")]
-    report_interval: Option<String>,
-
-    /// How often the state is compared with what etcd holds, on average; or "off" [default: 10m]
-    #[arg(long, value_name = "TIME")]
-    audit_interval: Option<String>,
-
-    /// How long a client may leave unread what it asked for [default: 2m]
-    #[arg(long, value_name = "TIME")]
-    stall_timeout: Option<String>,
-
-    /// How long a shutdown waits for streams to end [default: 8s]
-    #[arg(long, value_name = "TIME")]
-    drain_timeout: Option<String>,
-
-    /// Connections at a time; more wait [default: 65536]
-    #[arg(long, value_name = "NUMBER")]
-    max_connections: Option<String>,
+fn flag(setting: Setting) -> Arg {
+    let mut help = setting.summary();
+    if let Some(default) = setting.default_text() {
+        help.push_str(&format!(" [default: {default}]"));
+    }
+    let arg = Arg::new(setting.name())
+        .long(setting.name().replace('_', "-"))
+        .value_name(setting.placeholder())
+        .help(help);
+    if setting.is_list() {
+        arg.action(ArgAction::Append).num_args(1..)
+    } else {
+        arg.action(ArgAction::Set)
+    }
 }
 
 impl Args {
@@ -109,25 +94,11 @@ impl Args {
         if let Some(path) = &self.config {
             builder = builder.file(path)?;
         }
-        builder
-            .environment(std::env::vars_os())?
-            .flag(Setting::Etcd, self.etcd)?
-            .flag(Setting::Prefix, self.prefix)?
-            .flag(Setting::Listen, self.listen)?
-            .flag(Setting::Admin, self.admin)?
-            .flag(Setting::TlsCert, self.tls_cert)?
-            .flag(Setting::TlsKey, self.tls_key)?
-            .flag(Setting::TlsClientCa, self.tls_client_ca)?
-            .flag(Setting::Generation, self.generation)?
-            .flag(Setting::LogBytes, self.log_bytes)?
-            .flag(Setting::ProgressInterval, self.progress_interval)?
-            .flag(Setting::PingInterval, self.ping_interval)?
-            .flag(Setting::ReportInterval, self.report_interval)?
-            .flag(Setting::AuditInterval, self.audit_interval)?
-            .flag(Setting::StallTimeout, self.stall_timeout)?
-            .flag(Setting::DrainTimeout, self.drain_timeout)?
-            .flag(Setting::MaxConnections, self.max_connections)?
-            .build()
+        builder = builder.environment(std::env::vars_os())?;
+        for (setting, texts) in self.flags.0 {
+            builder = builder.flag(setting, texts)?;
+        }
+        builder.build()
     }
 }
 

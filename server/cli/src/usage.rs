@@ -1,5 +1,4 @@
-//! What is said about a command line that cannot be read: one line, like everything else that goes
-//! wrong, with the nearest of what there is.
+//! Turns an error of the command line's parser into one line, with the nearest valid word.
 
 use std::error::Error as _;
 
@@ -9,7 +8,7 @@ use clap::error::{ContextKind, ContextValue, Error, ErrorKind};
 use crate::Cli;
 use crate::exit::{Failure, Kind};
 
-/// The failure that an error of the parser is; prints help and ends where that was asked for.
+/// The failure for an error of the parser. Prints help and exits when that was asked for.
 pub(crate) fn failure(error: &Error) -> Failure {
     if matches!(
         error.kind(),
@@ -25,7 +24,7 @@ pub(crate) fn failure(error: &Error) -> Failure {
 fn message(error: &Error, subcommand: Option<&str>) -> String {
     let said = |kind| error.get(kind).map_or_else(Vec::new, texts);
     let first = |kind| said(kind).into_iter().next().unwrap_or_default();
-    // Those that resemble it come with the nearest last.
+    // The parser lists similar words, the nearest last.
     let nearest = |kind| said(kind).pop().map(|near| format!("did you mean {near}?"));
     let place = subcommand.map_or_else(String::new, |name| format!("{name}: "));
     let command = ["driftless"].into_iter().chain(subcommand);
@@ -38,25 +37,24 @@ fn message(error: &Error, subcommand: Option<&str>) -> String {
         ErrorKind::InvalidSubcommand => {
             let advice = nearest(ContextKind::SuggestedSubcommand);
             format!(
-                "there is no command {}; {}",
+                "unknown command {}; {}",
                 first(ContextKind::InvalidSubcommand),
-                advice.unwrap_or_else(|| "driftless --help lists them".to_owned())
+                advice.unwrap_or_else(|| "see driftless --help".to_owned())
             )
         }
         ErrorKind::UnknownArgument if argument.starts_with('-') => format!(
-            "{place}there is no flag {argument}; {}",
-            nearest(ContextKind::SuggestedArg)
-                .unwrap_or_else(|| format!("{command} --help lists them"))
+            "{place}unknown flag {argument}; {}",
+            nearest(ContextKind::SuggestedArg).unwrap_or_else(|| format!("see {command} --help"))
         ),
         ErrorKind::UnknownArgument => {
-            format!("{place}{argument:?} is one argument too many; write {usage}")
+            format!("{place}unexpected argument {argument:?}; usage: {usage}")
         }
         ErrorKind::MissingRequiredArgument => format!(
-            "{place}missing {}; write {usage}",
+            "{place}missing {}; usage: {usage}",
             said(ContextKind::InvalidArg).join(" and ")
         ),
         ErrorKind::InvalidValue if value.is_empty() => {
-            format!("{flag}: its value is missing; write {argument}")
+            format!("{flag}: missing value; write {argument}")
         }
         ErrorKind::InvalidValue => format!(
             "{flag}: {value:?} is not one of {}{}",
@@ -66,12 +64,15 @@ fn message(error: &Error, subcommand: Option<&str>) -> String {
         ),
         ErrorKind::ValueValidation => match error.source() {
             Some(problem) => format!("{flag}: {problem}"),
-            None => format!("{flag}: {value:?} is not a value of it"),
+            None => format!("{flag}: {value:?} is not a valid value"),
         },
         ErrorKind::ArgumentConflict => match &said(ContextKind::PriorArg)[..] {
             [prior] if *prior == argument => format!("{place}{flag} is given twice"),
-            [prior] => format!("{place}{flag} cannot be given with {}", bare(prior)),
-            priors => format!("{place}{flag} cannot be given with {}", priors.join(", ")),
+            [prior] => format!("{place}{flag} cannot be combined with {}", bare(prior)),
+            priors => format!(
+                "{place}{flag} cannot be combined with {}",
+                priors.join(", ")
+            ),
         },
         _ => {
             let text = error.to_string();
@@ -81,7 +82,7 @@ fn message(error: &Error, subcommand: Option<&str>) -> String {
     }
 }
 
-/// How the command is written.
+/// The usage line of the command.
 fn usage(subcommand: Option<&str>) -> String {
     let mut cli = Cli::command();
     cli.build();
@@ -92,12 +93,12 @@ fn usage(subcommand: Option<&str>) -> String {
     usage.to_string().trim_start_matches("Usage: ").to_owned()
 }
 
-/// `--color <WHEN>` without what it takes.
+/// The flag of `--color <WHEN>`, without its value.
 fn bare(flag: &str) -> &str {
     flag.split([' ', '=']).next().unwrap_or_default()
 }
 
-/// The subcommand that was named, if one was.
+/// The subcommand on the command line, if there is one.
 fn subcommand() -> Option<String> {
     let cli = Cli::command();
     std::env::args_os()

@@ -7,6 +7,7 @@ mod common;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use common::{EtcdProcess, Process, ServerProcess, driftless, find_on_path};
 use driftless_server::settings::Setting;
@@ -257,23 +258,68 @@ fn the_settings_file_of_the_servers_readme_is_taken() {
 }
 
 #[test]
-fn every_setting_is_in_the_servers_readme_and_in_help() {
-    let page = read("server/README.md");
+fn settings_table_of_the_servers_readme_matches_the_code() {
+    let rows = Setting::ALL.map(Setting::readme_row);
+    check_table(
+        "Settings",
+        "| in the file | flag | variable | default | what it does |\n| --- | --- | --- | --- | --- |",
+        &rows,
+    );
+}
+
+#[test]
+fn help_lists_every_setting_with_its_default() {
     let help = common::run(driftless().args(["serve", "--help"])).stdout;
+    let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
     for setting in Setting::ALL {
-        let row = format!(
-            "| `{}` | `{}` | `{}` |",
-            setting.name(),
-            setting.flag(),
-            setting.variable()
-        );
-        assert!(page.contains(&row), "no row starts with {row}");
+        let mut expected = format!("{} <{}>", setting.flag(), setting.placeholder());
+        if setting.is_list() {
+            expected.push_str("...");
+        }
+        expected.push_str(&format!(" {}", setting.summary()));
+        if let Some(default) = setting.default_text() {
+            expected.push_str(&format!(" [default: {default}]"));
+        }
+        assert!(help.contains(&expected), "--help lacks: {expected}");
+    }
+}
+
+/// Set to write the tables of the server's README anew.
+const REGENERATE: &str = "DRIFTLESS_REGENERATE";
+
+/// Compares the table of a section of the server's README with these rows; writes it when asked to.
+#[track_caller]
+fn check_table(section: &str, header: &str, rows: &[String]) {
+    /// Tests of one process run side by side.
+    static PAGE: Mutex<()> = Mutex::new(());
+    let _page = PAGE.lock().unwrap_or_else(PoisonError::into_inner);
+    let page = read("server/README.md");
+    let (above, rest) = page
+        .split_once(&format!("## {section}\n"))
+        .unwrap_or_else(|| panic!("no section {section:?}"));
+    let start = page.len() - rest.len() + rest.find("\n|").expect("the section has a table") + 1;
+    assert!(start > above.len());
+    let end = page[start..]
+        .find("\n\n")
+        .map_or(page.len(), |end| start + end);
+    let expected = format!("{header}\n{}", rows.join("\n"));
+    if std::env::var_os(REGENERATE).is_some() {
+        let page = format!("{}{expected}{}", &page[..start], &page[end..]);
+        fs::write(root().join("server/README.md"), page).unwrap();
+        return;
+    }
+    let written: Vec<_> = page[start..end].lines().collect();
+    for row in expected.lines() {
         assert!(
-            help.contains(&setting.flag()),
-            "--help lacks {}",
-            setting.flag()
+            written.contains(&row),
+            "server/README.md, {section}: {REGENERATE}=1 writes the missing row:\n{row}"
         );
     }
+    assert_eq!(
+        page[start..end].trim_end(),
+        expected,
+        "server/README.md, {section}: too many rows or another order; {REGENERATE}=1 writes it anew"
+    );
 }
 
 #[test]

@@ -89,7 +89,7 @@ fn wrong_settings_are_refused_with_their_place_and_what_to_do() {
     for (message, expected) in [
         (
             serve(&["--prefix", "/a/"]),
-            "no etcd to watch: give --etcd, or set DRIFTLESS_ETCD",
+            "no etcd to watch: give --etcd, set DRIFTLESS_ETCD",
         ),
         (serve(&etcd), "no prefix to serve: give --prefix"),
         (
@@ -112,15 +112,15 @@ fn wrong_settings_are_refused_with_their_place_and_what_to_do() {
         (both(&["--listen", "127.0.0.1:70000"]), "is not an address"),
         (
             both(&["--admin", "127.0.0.1:7400"]),
-            "--admin: 127.0.0.1:7400 is where gRPC is served",
+            "--admin: 127.0.0.1:7400 is the address of gRPC",
         ),
         (
             both(&["--drain-timeout", "8"]),
-            "--drain-timeout: \"8\" is not a span of time",
+            "--drain-timeout: \"8\" is not a duration",
         ),
         (
             both(&["--log-bytes", "1KiB"]),
-            "--log-bytes: 1024 bytes cannot hold",
+            "--log-bytes: 1KiB is below the minimum of 1MiB",
         ),
         (
             both(&["--config", "/nowhere/driftless.toml"]),
@@ -150,16 +150,16 @@ fn wrong_settings_in_a_file_or_the_environment_are_refused_there() {
     let path = path.to_str().expect("it is UTF-8");
     let message = refused(&["serve", "--config", path]);
     let expected = format!(
-        "driftless: {path}, line 3: there is no setting \"prefixs\"; did you mean \"prefix\"?\n"
+        "driftless: {path}, line 3: unknown setting \"prefixs\"; did you mean \"prefix\"?\n"
     );
     assert_eq!(message, expected);
 
     let finished = run(driftless().arg("serve").env("DRIFTLESS_PREFFIX", "/a/"));
     assert_eq!(finished.status.code(), Some(2));
     assert!(
-        finished.stderr.contains(
-            "there is no setting \"DRIFTLESS_PREFFIX\"; did you mean \"DRIFTLESS_PREFIX\"?"
-        ),
+        finished
+            .stderr
+            .contains("unknown setting \"DRIFTLESS_PREFFIX\"; did you mean \"DRIFTLESS_PREFIX\"?"),
         "{finished:?}"
     );
 }
@@ -235,5 +235,5 @@ fn wrong_targets_are_refused_before_anything_is_dialled() {
         assert!(refused(&[command, "/a", "--server", "nonsense"]).contains("nonsense"));
         assert!(refused(&[command]).contains("<KEY>"));
     }
-    assert!(refused(&["get", "/a", "--timeout", "5"]).contains("is not a span of time"));
+    assert!(refused(&["get", "/a", "--timeout", "5"]).contains("is not a duration"));
 }

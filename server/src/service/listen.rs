@@ -67,7 +67,6 @@ impl Default for Patience {
 
 impl Patience {
     /// The same time for everything.
-    #[cfg(feature = "test-util")]
     pub(crate) const fn of(within: Duration) -> Self {
         Self {
             first_call: within,

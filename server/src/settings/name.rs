@@ -1,14 +1,12 @@
-//! The names of settings, the places that they are given in, and what is said when one is wrong.
+//! The names of settings in each place that they can be given in, and what is shown about them.
 
-use std::fmt;
-use std::path::PathBuf;
+use super::declare::{Bound, Fallback};
+use super::table::Setting;
 
-use driftless_proto::Key;
-
-/// What the variables that hold settings start with.
+/// The prefix of the environment variables that hold settings.
 pub const ENVIRONMENT_PREFIX: &str = "DRIFTLESS_";
 
-/// Variables with that start which mean something else: what the command line tools read.
+/// Variables with this prefix that are not settings: the command line tools read them.
 const OTHER_VARIABLES: [&str; 8] = [
     "DRIFTLESS_CONFIG",
     "DRIFTLESS_LOG",
@@ -20,85 +18,10 @@ const OTHER_VARIABLES: [&str; 8] = [
     "DRIFTLESS_TOKEN_FILE",
 ];
 
-/// The name of a setting.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Setting {
-    /// [`SettingsBuilder::etcd`](super::SettingsBuilder::etcd); a list.
-    Etcd,
-    /// [`SettingsBuilder::prefix`](super::SettingsBuilder::prefix); a list.
-    Prefix,
-    /// [`SettingsBuilder::listen`](super::SettingsBuilder::listen).
-    Listen,
-    /// [`SettingsBuilder::admin`](super::SettingsBuilder::admin); `off` for none.
-    Admin,
-    /// [`SettingsBuilder::tls_cert`](super::SettingsBuilder::tls_cert).
-    TlsCert,
-    /// [`SettingsBuilder::tls_key`](super::SettingsBuilder::tls_key).
-    TlsKey,
-    /// [`SettingsBuilder::tls_client_ca`](super::SettingsBuilder::tls_client_ca).
-    TlsClientCa,
-    /// [`SettingsBuilder::generation`](super::SettingsBuilder::generation).
-    Generation,
-    /// [`SettingsBuilder::log_bytes`](super::SettingsBuilder::log_bytes).
-    LogBytes,
-    /// [`SettingsBuilder::progress_interval`](super::SettingsBuilder::progress_interval).
-    ProgressInterval,
-    /// [`SettingsBuilder::ping_interval`](super::SettingsBuilder::ping_interval).
-    PingInterval,
-    /// [`SettingsBuilder::report_interval`](super::SettingsBuilder::report_interval).
-    ReportInterval,
-    /// [`SettingsBuilder::audit_interval`](super::SettingsBuilder::audit_interval).
-    AuditInterval,
-    /// [`SettingsBuilder::stall_timeout`](super::SettingsBuilder::stall_timeout).
-    StallTimeout,
-    /// [`SettingsBuilder::drain_timeout`](super::SettingsBuilder::drain_timeout).
-    DrainTimeout,
-    /// [`SettingsBuilder::max_connections`](super::SettingsBuilder::max_connections).
-    MaxConnections,
-}
-
 impl Setting {
-    /// All of them.
-    pub const ALL: [Self; 16] = [
-        Self::Etcd,
-        Self::Prefix,
-        Self::Listen,
-        Self::Admin,
-        Self::TlsCert,
-        Self::TlsKey,
-        Self::TlsClientCa,
-        Self::Generation,
-        Self::LogBytes,
-        Self::ProgressInterval,
-        Self::PingInterval,
-        Self::ReportInterval,
-        Self::AuditInterval,
-        Self::StallTimeout,
-        Self::DrainTimeout,
-        Self::MaxConnections,
-    ];
-
     /// As a file spells it.
     pub const fn name(self) -> &'static str {
-        match self {
-            Self::Etcd => "etcd",
-            Self::Prefix => "prefix",
-            Self::Listen => "listen",
-            Self::Admin => "admin",
-            Self::TlsCert => "tls_cert",
-            Self::TlsKey => "tls_key",
-            Self::TlsClientCa => "tls_client_ca",
-            Self::Generation => "generation",
-            Self::LogBytes => "log_bytes",
-            Self::ProgressInterval => "progress_interval",
-            Self::PingInterval => "ping_interval",
-            Self::ReportInterval => "report_interval",
-            Self::AuditInterval => "audit_interval",
-            Self::StallTimeout => "stall_timeout",
-            Self::DrainTimeout => "drain_timeout",
-            Self::MaxConnections => "max_connections",
-        }
+        self.declaration().name
     }
 
     /// The environment variable.
@@ -111,175 +34,107 @@ impl Setting {
         format!("--{}", self.name().replace('_', "-"))
     }
 
-    pub(super) const fn is_list(self) -> bool {
-        matches!(self, Self::Etcd | Self::Prefix)
+    /// The ways to give it, for a message.
+    pub(super) fn how_to_give(self) -> String {
+        format!(
+            "give {}, set {}, or write {} in the settings file",
+            self.flag(),
+            self.variable(),
+            self.name()
+        )
     }
-}
 
-/// Where a setting was given.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Origin {
-    /// A method of [`SettingsBuilder`](super::SettingsBuilder), its defaults included.
-    Code,
-    /// A settings file.
-    File {
-        /// Its path, as it was given.
-        path: PathBuf,
-        /// The line, from 1.
-        line: usize,
-    },
-    /// An environment variable.
-    Environment,
-    /// A flag.
-    Flag,
-}
+    /// Whether it takes several values.
+    pub const fn is_list(self) -> bool {
+        self.declaration().is_list
+    }
 
-/// A setting and where it was given; shown the way that place spells it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Given {
-    /// Which setting.
-    pub setting: Setting,
-    /// Where.
-    pub origin: Origin,
-}
+    /// What it takes, as `--help` shows it, such as `TIME`.
+    pub const fn placeholder(self) -> &'static str {
+        self.declaration().placeholder
+    }
 
-impl fmt::Display for Given {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.origin {
-            Origin::Code => f.write_str(self.setting.name()),
-            Origin::File { path, line } => {
-                write!(
-                    f,
-                    "{}, line {line}: {}",
-                    path.display(),
-                    self.setting.name()
-                )
+    /// What it does, in one line, without Markdown.
+    pub fn summary(self) -> String {
+        let summary = self.paragraphs().next().unwrap_or_default();
+        summary.trim_end_matches('.').replace('`', "")
+    }
+
+    /// The default of `driftless serve`, as a flag would give it or in words. `None`: it is
+    /// required.
+    pub fn default_text(self) -> Option<&'static str> {
+        let declaration = self.declaration();
+        match declaration.default {
+            Fallback::Required(_) => None,
+            Fallback::Value(text) | Fallback::Unset(text) => {
+                Some(declaration.command_default.unwrap_or(text))
             }
-            Origin::Environment => f.write_str(&self.setting.variable()),
-            Origin::Flag => f.write_str(&self.setting.flag()),
         }
+    }
+
+    /// Its row in the table of `server/README.md`.
+    pub fn readme_row(self) -> String {
+        let declaration = self.declaration();
+        let default = match (declaration.command_default, declaration.default) {
+            (Some(value), _) | (None, Fallback::Value(value)) => format!("`{value}`"),
+            (None, Fallback::Required(_)) => "required".to_owned(),
+            (None, Fallback::Unset(meaning)) => meaning.to_owned(),
+        };
+        let bounds = match (declaration.min, declaration.max) {
+            (None, None) => String::new(),
+            (Some(Bound { value: min, .. }), None) => format!(" At least `{min}`."),
+            (None, Some(Bound { value: max, .. })) => format!(" At most `{max}`."),
+            (Some(min), Some(max)) => format!(" From `{}` to `{}`.", min.value, max.value),
+        };
+        format!(
+            "| `{}` | `{}` | `{}` | {default} | {}{bounds} |",
+            self.name(),
+            self.flag(),
+            self.variable(),
+            self.paragraphs().collect::<Vec<_>>().join(" ")
+        )
+    }
+
+    /// Its documentation, a line for each paragraph.
+    fn paragraphs(self) -> impl Iterator<Item = String> {
+        let lines = self.declaration().docs;
+        let paragraphs = lines.split(|line| line.trim().is_empty());
+        paragraphs.map(|lines| {
+            let lines: Vec<_> = lines.iter().map(|line| line.trim()).collect();
+            lines.join(" ")
+        })
     }
 }
 
-/// Why settings were refused. Trying again without a change does not help.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum SettingsError {
-    /// Something that looks like a setting is none.
-    #[error("{place}: there is no setting {name:?}; {}", advice(name, nearest.as_deref()))]
-    Unknown {
-        /// The file and line, or "environment".
-        place: String,
-        /// What was given.
-        name: String,
-        /// The known one that it resembles, spelled for the place.
-        nearest: Option<String>,
-    },
-    /// A setting has a value that it cannot have.
-    #[error("{given}: {problem}")]
-    Invalid {
-        /// Which one, and where.
-        given: Given,
-        /// What is wrong, and what to do.
-        problem: String,
-    },
-    /// A setting without a default was not given.
-    #[error(
-        "{what}: give {flag}, or set {variable}, or write {name} into the settings file",
-        flag = setting.flag(), variable = setting.variable(), name = setting.name(),
-    )]
-    Missing {
-        /// Which one.
-        setting: Setting,
-        /// What it is needed for.
-        what: &'static str,
-    },
-    /// A served prefix is listed twice.
-    #[error("{given}: the prefix {prefix} is listed twice; remove one of them")]
-    PrefixTwice {
-        /// Where.
-        given: Given,
-        /// The prefix, escaped.
-        prefix: Key,
-    },
-    /// A served prefix lies inside another, so its keys would be watched and held twice.
-    #[error(
-        "{given}: the prefix {inner} lies inside {outer}, which serves its keys already; remove one of them"
-    )]
-    PrefixInside {
-        /// Where.
-        given: Given,
-        /// The longer one.
-        inner: Key,
-        /// The one that it lies in.
-        outer: Key,
-    },
-    /// The settings file cannot be read.
-    #[error("cannot read the settings file {}: {source}", path.display())]
-    Unreadable {
-        /// Its path, as it was given.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// The settings file is not TOML.
-    #[error(
-        "{}, line {line}: not valid TOML: {problem}; write settings like listen = \"127.0.0.1:7400\"",
-        path.display()
-    )]
-    Syntax {
-        /// Its path, as it was given.
-        path: PathBuf,
-        /// The line, from 1.
-        line: usize,
-        /// What the parser did not like, without the text itself.
-        problem: String,
-    },
-}
-
-fn advice(name: &str, nearest: Option<&str>) -> String {
-    match nearest {
-        Some(nearest) => format!("did you mean {nearest:?}?"),
-        None => {
-            let known = if name.starts_with(ENVIRONMENT_PREFIX) {
-                known_variables()
-            } else {
-                Setting::ALL.map(|known| known.name().to_owned()).to_vec()
-            };
-            format!("the known ones are {}", known.join(", "))
-        }
-    }
-}
-
-/// All variables that mean something, the tools' included.
+/// All variables that something reads, the tools' included.
 pub(super) fn known_variables() -> Vec<String> {
     let others = OTHER_VARIABLES.into_iter().map(str::to_owned);
     let settings = Setting::ALL.into_iter().map(Setting::variable);
     settings.chain(others).collect()
 }
 
-pub(super) fn known<S: AsRef<str>>(name: &str, spell: impl Fn(Setting) -> S) -> Option<Setting> {
+/// The setting that `spell` spells like this.
+pub(super) fn find<S: AsRef<str>>(name: &str, spell: impl Fn(Setting) -> S) -> Option<Setting> {
     Setting::ALL
         .into_iter()
         .find(|setting| spell(*setting).as_ref() == name)
 }
 
-/// The one of `known` that resembles `name` most, if one does.
+/// The one of `known` that resembles `name` most, if any does.
 pub(super) fn nearest(name: &str, known: impl IntoIterator<Item = String>) -> Option<String> {
     let lower = name.to_lowercase();
     known
         .into_iter()
         .map(|known| (edits(&lower, &known.to_lowercase()), known))
         .min_by_key(|(edits, _)| *edits)
-        // More than a third of it different is another word.
+        // With more than a third of it different, it is another word.
         .filter(|(edits, known)| {
             *edits * 3 <= known.trim_start_matches(ENVIRONMENT_PREFIX).len().max(3)
         })
         .map(|(_, known)| known)
 }
 
-/// How many bytes have to be inserted, removed or replaced to get from one to the other.
+/// The edit distance: how many bytes to insert, remove or replace to get from one to the other.
 fn edits(from: &str, to: &str) -> usize {
     let mut row: Vec<usize> = (0..=to.len()).collect();
     for (i, a) in from.bytes().enumerate() {
@@ -296,16 +151,16 @@ fn edits(from: &str, to: &str) -> usize {
     row[to.len()]
 }
 
-/// Whether a variable is no business of a server's.
+/// True for a variable that holds no setting.
 pub(super) fn is_foreign(name: &str) -> bool {
     !name.starts_with(ENVIRONMENT_PREFIX)
         || OTHER_VARIABLES.contains(&name)
         || is_service_link(name)
 }
 
-/// Whether Kubernetes makes such a variable for a service called `driftless`, or `driftless-…`:
-/// `…_SERVICE_HOST`, `…_SERVICE_PORT…`, `…_PORT`, `…_PORT_7400_TCP…`. Refusing to start over those
-/// would be refusing to run there.
+/// True for a variable that Kubernetes makes for a service called `driftless` or `driftless-…`:
+/// `…_SERVICE_HOST`, `…_SERVICE_PORT…`, `…_PORT`, `…_PORT_7400_TCP…`. A server that refused these
+/// could not run there.
 fn is_service_link(name: &str) -> bool {
     if name.ends_with("_SERVICE_HOST") || name.contains("_SERVICE_PORT") {
         return true;
