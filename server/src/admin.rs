@@ -23,7 +23,8 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::metrics::Metrics;
-use crate::service::{Accepting, Service};
+use crate::net::Listener;
+use crate::service::Service;
 
 /// How many connections there may be at a time: more than there are probes and scrapers. The next ones
 /// wait in the listener's backlog.
@@ -58,11 +59,11 @@ pub(crate) fn router(service: Service, metrics: Metrics) -> Router {
 /// Not through `axum::serve`, which leaves its connections to themselves and lets them be silent for
 /// as long as they like.
 pub(crate) async fn serve(listener: TcpListener, app: Router) {
-    let mut accepting = Accepting::new(listener);
+    let mut listener = Listener::new(listener);
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
-            (stream, _) = accepting.next(), if connections.len() < CONNECTIONS => {
+            (stream, _) = listener.next(), if connections.len() < CONNECTIONS => {
                 connections.spawn(connection(stream, app.clone()));
             }
             Some(_) = connections.join_next() => {}
@@ -363,7 +364,7 @@ mod tests {
     async fn there_are_so_many_connections_and_they_go_with_the_server() {
         let service = service().0;
         let app = router(service, Metrics::new());
-        let listener = crate::service::listen(([127, 0, 0, 1], 0).into()).unwrap();
+        let listener = crate::net::listen(([127, 0, 0, 1], 0).into()).unwrap();
         let address = listener.local_addr().unwrap();
         let mut serving = JoinSet::new();
         serving.spawn(serve(listener, app));

@@ -21,6 +21,7 @@ pub mod encode;
 pub mod fanout;
 pub mod ingest;
 pub mod metrics;
+mod net;
 pub mod server;
 pub mod service;
 pub mod session;
@@ -29,8 +30,7 @@ pub mod source;
 pub mod store;
 #[cfg(test)]
 mod testing;
-mod tls;
 
+pub use net::TlsError;
 pub use server::{Engine, ServeError, Server, StartError};
 pub use settings::{Settings, SettingsBuilder, SettingsError};
-pub use tls::TlsError;

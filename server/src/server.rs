@@ -7,6 +7,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use driftless_proto::KeyRange;
@@ -21,12 +22,12 @@ use crate::delta::JobPool;
 use crate::fanout::fanout;
 use crate::ingest::{self, Limits};
 use crate::metrics::Metrics;
-use crate::service::{Connections, Intervals, Patience, Served, Service, listen};
+use crate::net::{self, NamedFile, Reloader, Tls, TlsError, listen};
+use crate::service::{Connections, Intervals, Served, Service, Timeouts};
 use crate::session::Registry;
-use crate::settings::Settings;
+use crate::settings::{self, Setting, Settings};
 use crate::source::etcd::{EtcdConfig, EtcdConfigError, EtcdSource};
 use crate::source::{Source, SourceHandle};
-use crate::tls::{self, Reloader, Tls, TlsError};
 
 /// Why a server does not start.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +60,21 @@ fn advice(error: &io::Error) -> &'static str {
         }
         io::ErrorKind::PermissionDenied => "choose a port above 1023",
         _ => "choose another address",
+    }
+}
+
+/// The files as [`net`] takes them, which knows no settings.
+pub(crate) fn tls_files(files: &settings::TlsFiles) -> net::TlsFiles {
+    let named = |setting: Setting, path: &Path| NamedFile {
+        setting: setting.name(),
+        path: path.to_owned(),
+    };
+    net::TlsFiles {
+        cert: named(Setting::TlsCert, files.cert()),
+        key: named(Setting::TlsKey, files.key()),
+        client_ca: files
+            .client_ca()
+            .map(|path| named(Setting::TlsClientCa, path)),
     }
 }
 
@@ -114,7 +130,7 @@ impl Server {
             })
         };
         let tls = match settings.tls() {
-            Some(files) => Some(tls::load(files.clone()).await?),
+            Some(files) => Some(net::load_tls(tls_files(files)).await?),
             None => None,
         };
         let (local, listener) = bind("listen", settings.listen())?;
@@ -254,8 +270,8 @@ impl Engine {
         };
         let service = Service::new(served, intervals, settings.stall_timeout(), metrics.clone());
         let connections = Connections::new(service.clone(), settings.max_connections());
-        let patience = settings.client_timeouts().map(Patience::of);
-        let connections = connections.patient(patience.unwrap_or_default());
+        let timeouts = settings.client_timeouts().map(Timeouts::all);
+        let connections = connections.with_timeouts(timeouts.unwrap_or_default());
         let mut engine = Self {
             service,
             metrics,

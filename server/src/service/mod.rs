@@ -5,11 +5,10 @@
 //! connections go through [`Service`].
 
 mod body;
-mod coalesce;
+mod connections;
 mod driver;
 mod get;
 mod grpc;
-mod listen;
 mod report;
 mod resume;
 #[cfg(test)]
@@ -39,8 +38,8 @@ use crate::fanout::{Fanout, Unavailable};
 use crate::ingest;
 use crate::metrics::Metrics;
 use crate::session::{Connection, Registry, SlowConsumers};
-pub(crate) use listen::{Accepting, Patience};
-pub use listen::{Connections, listen};
+pub use connections::Connections;
+pub(crate) use connections::Timeouts;
 
 /// One served prefix.
 #[derive(Clone, Debug)]

@@ -24,6 +24,7 @@ use tonic_reflection::pb::v1 as reflection;
 use v1::watch_response::Frame;
 
 use super::*;
+use crate::net::listen;
 use crate::source::scripted::{Op, Script, ScriptedEtcd, ScriptedSource};
 use crate::source::{REQUEST_TIMEOUT, SourceHandle, Update};
 use crate::store::{History, State};
@@ -1559,7 +1560,7 @@ async fn a_line_of_a_large_value_travels_as_a_patch_to_those_who_know_them() {
 }
 
 /// A certificate of its own making, as a server would have it.
-async fn tls() -> (tempfile::TempDir, crate::tls::Tls) {
+async fn tls() -> (tempfile::TempDir, crate::net::Tls) {
     let key = rcgen::KeyPair::generate().unwrap();
     let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
     let dir = tempfile::tempdir().unwrap();
@@ -1573,8 +1574,8 @@ async fn tls() -> (tempfile::TempDir, crate::tls::Tls) {
         .tls_key(path("k.pem"))
         .build()
         .unwrap();
-    let files = settings.tls().unwrap().clone();
-    let (tls, _) = crate::tls::load(files).await.unwrap();
+    let files = crate::server::tls_files(settings.tls().unwrap());
+    let (tls, _) = crate::net::load_tls(files).await.unwrap();
     (dir, tls)
 }
 

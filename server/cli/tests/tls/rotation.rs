@@ -40,7 +40,7 @@ async fn a_new_ca_and_new_certificates_are_taken_over_without_dropping_a_stream(
     drop(watcher);
     until("it connects anew", async || value(&client).await.is_ok()).await;
     let log = server.stop().stderr;
-    let read = "the certificate was read anew; new connections get it";
+    let read = "the certificate was reloaded; new connections get it";
     assert_eq!(log.matches(read).count(), 1, "{log}");
     assert!(log.contains("not_after=2060-01-01T00:00:00Z"), "{log}");
     assert!(!log.contains("ERROR"), "{log}");
@@ -48,7 +48,7 @@ async fn a_new_ca_and_new_certificates_are_taken_over_without_dropping_a_stream(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_certificate_that_cannot_be_used_replaces_nothing_and_is_said_once() {
-    const BAD: &str = "the files of TLS cannot be used as they are; the last good ones stay in use";
+    const BAD: &str = "the TLS files cannot be used; the last good ones stay in use";
     let (etcd, ca) = (etcd(), Ca::new("ca"));
     let files = Folder::with(&ca, &ca.server());
     let server = strict_server(&etcd, &files);
@@ -68,7 +68,7 @@ async fn a_certificate_that_cannot_be_used_replaces_nothing_and_is_said_once() {
     let client = known(&server.url(), &mine).build().unwrap();
     assert_eq!(value(&client).await.unwrap(), "1");
     files.write("cert.pem", &next.cert);
-    let read = "the certificate was read anew; new connections get it";
+    let read = "the certificate was reloaded; new connections get it";
     wait_until("the rest of it is there", || log().contains(read));
     let client = known(&server.url(), &mine).build().unwrap();
     assert_eq!(value(&client).await.unwrap(), "1");

@@ -1,16 +1,22 @@
 //! The files, what is made of them when they change, and clients that do not agree on TLS.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use rcgen::{CertificateParams, Issuer, KeyPair};
-use tokio::io::duplex;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+use tokio::time::sleep;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::pki_types::ServerName;
 
+use tokio_rustls::rustls::crypto::ring;
+
+use super::files::{H2, MAX_FILE, roots};
 use super::*;
-use crate::Settings;
 
 /// More than any handshake takes here.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 struct Ca {
     pem: String,
@@ -63,26 +69,25 @@ impl Files {
         self.write("key.pem", key);
     }
 
-    fn settings(&self, with_client_ca: bool) -> TlsFiles {
-        let path = |name| self.dir.path().join(name);
-        let mut builder = Settings::builder()
-            .etcd("http://127.0.0.1:1")
-            .prefix("/c/")
-            .tls_cert(path("cert.pem"))
-            .tls_key(path("key.pem"));
-        if with_client_ca {
-            builder = builder.tls_client_ca(path("client_ca.pem"));
+    fn named(&self, with_client_ca: bool) -> TlsFiles {
+        let named = |setting, name| NamedFile {
+            setting,
+            path: self.dir.path().join(name),
+        };
+        TlsFiles {
+            cert: named("tls_cert", "cert.pem"),
+            key: named("tls_key", "key.pem"),
+            client_ca: with_client_ca.then(|| named("tls_client_ca", "client_ca.pem")),
         }
-        builder.build().unwrap().tls().unwrap().clone()
     }
 
     async fn load(&self) -> (Tls, Reloader) {
-        load(self.settings(false)).await.unwrap()
+        load_tls(self.named(false)).await.unwrap()
     }
 
     /// The problem, with the setting and without the folder.
     async fn problem(&self, with_client_ca: bool) -> String {
-        let error = load(self.settings(with_client_ca)).await.unwrap_err();
+        let error = load_tls(self.named(with_client_ca)).await.unwrap_err();
         let folder = format!("{}/", self.dir.path().display());
         error.to_string().replace(&folder, "")
     }
@@ -99,7 +104,7 @@ impl Files {
         let (client, server) = duplex(64 * 1024);
         let connect = TlsConnector::from(Arc::new(config));
         let connect = connect.connect(ServerName::try_from("localhost").unwrap(), client);
-        let (shown, served) = tokio::join!(connect, tls.accept(server, PATIENCE));
+        let (shown, served) = tokio::join!(connect, tls.accept(server, TIMEOUT));
         served.unwrap();
         let (_, session) = shown.unwrap().into_inner();
         session.peer_certificates().unwrap()[0].to_vec()
@@ -107,10 +112,10 @@ impl Files {
 }
 
 #[tokio::test]
-async fn files_that_cannot_be_used_are_named_with_what_they_take() {
+async fn errors_name_the_file_and_what_it_must_hold() {
     let files = Files::new();
     files.write("client_ca.pem", &files.ca.pem);
-    assert!(load(files.settings(true)).await.is_ok());
+    assert!(load_tls(files.named(true)).await.is_ok());
     let (cert, key) = files.ca.issue(2040);
     let (_, other) = files.ca.issue(2040);
     for (name, text, expected) in [
@@ -169,37 +174,37 @@ async fn files_that_cannot_be_used_are_named_with_what_they_take() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn new_connections_get_what_the_files_say_now_and_broken_ones_change_nothing() {
+async fn reloads_use_good_files_and_ignore_broken_ones() {
     let files = Files::new();
     let (tls, mut reloader) = files.load().await;
     let first = files.shown_by(&tls).await;
     // The same again is no news.
-    assert!(reloader.look().await.unwrap().is_none());
+    assert!(reloader.read().await.unwrap().is_none());
 
     files.issue(2041);
-    let found = reloader.look().await;
+    let found = reloader.read().await;
     assert!(matches!(found, Ok(Some(_))));
-    reloader.take(found);
+    reloader.apply(found);
     let second = files.shown_by(&tls).await;
     assert_ne!(first, second);
 
     for broken in ["", "nonsense"] {
         files.write("key.pem", broken);
-        let found = reloader.look().await;
+        let found = reloader.read().await;
         assert!(found.is_err());
-        reloader.take(found);
+        reloader.apply(found);
         assert!(reloader.problem.is_some());
         assert_eq!(files.shown_by(&tls).await, second);
     }
     files.issue(2042);
-    let found = reloader.look().await;
-    reloader.take(found);
+    let found = reloader.read().await;
+    reloader.apply(found);
     assert!(reloader.problem.is_none());
     assert_ne!(files.shown_by(&tls).await, second);
 }
 
 #[tokio::test(start_paused = true)]
-async fn files_that_are_swapped_by_a_link_are_noticed_by_the_task() {
+async fn files_swapped_by_a_symlink_are_reloaded() {
     let files = Files::new();
     let dir = files.dir.path();
     // As Kubernetes does it: the names stay, and what they lead to is another folder.
@@ -233,22 +238,22 @@ async fn files_that_are_swapped_by_a_link_are_noticed_by_the_task() {
 }
 
 #[tokio::test]
-async fn that_a_certificate_has_expired_is_said_once() {
+async fn an_expired_certificate_is_reported_once() {
     let files = Files::new();
     files.issue(2001);
     let (_, mut reloader) = files.load().await;
-    assert!(!reloader.expiry_told);
+    assert!(!reloader.expiry_reported);
     reloader.warn_of_expiry();
-    assert!(reloader.expiry_told);
+    assert!(reloader.expiry_reported);
     files.issue(2040);
-    let found = reloader.look().await;
-    reloader.take(found);
+    let found = reloader.read().await;
+    reloader.apply(found);
     reloader.warn_of_expiry();
-    assert!(!reloader.expiry_told);
+    assert!(!reloader.expiry_reported);
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_no_tls_is_told_so_and_let_go_soon() {
+async fn peers_without_tls_get_an_alert_and_are_closed_soon() {
     let files = Files::new();
     let (tls, _) = files.load().await;
     let start = tokio::time::Instant::now();
@@ -258,7 +263,7 @@ async fn what_is_no_tls_is_told_so_and_let_go_soon() {
         .await
         .unwrap();
     let mut heard = Vec::new();
-    let (refused, ()) = tokio::join!(tls.accept(server, PATIENCE), async {
+    let (refused, ()) = tokio::join!(tls.accept(server, TIMEOUT), async {
         client.read_to_end(&mut heard).await.unwrap();
         drop(client);
     });
@@ -267,6 +272,6 @@ async fn what_is_no_tls_is_told_so_and_let_go_soon() {
     // One that stays does not hold it up for long.
     let (mut client, server) = duplex(64 * 1024);
     client.write_all(b"GET / HTTP/1.0\r\n\r\n").await.unwrap();
-    tls.accept(server, PATIENCE).await.unwrap_err();
+    tls.accept(server, TIMEOUT).await.unwrap_err();
     assert!(start.elapsed() <= Duration::from_secs(2));
 }

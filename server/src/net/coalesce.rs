@@ -15,7 +15,7 @@ const COALESCED_BYTES: usize = 1024;
 
 /// The socket.
 #[derive(Debug)]
-pub(super) struct Coalesce<S>(pub(super) S);
+pub(crate) struct Coalesce<S>(pub(crate) S);
 
 impl<S: AsyncRead + Unpin> AsyncRead for Coalesce<S> {
     fn poll_read(

@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,29 +13,18 @@ use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
-use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::body::Body;
 
 use super::Service;
-use super::coalesce::Coalesce;
 use super::driver::{ConnectionDriver, StreamExecutor, Transport};
 use crate::auth::CertificateChain;
 use crate::metrics::Metrics;
+use crate::net::{Coalesce, Listener, Tls, peer_certificates};
 use crate::session::{Connection, ConnectionGuard};
-use crate::tls::{self, Tls};
-
-/// How many connections may wait to be accepted. A thousand clients that return at the same moment
-/// overflow the usual 128 (measured), and each that is dropped comes back a second later at the
-/// earliest. The kernel lowers it to `net.core.somaxconn`.
-const BACKLOG: u32 = 4096;
-
-/// How long to leave the listener alone when a connection could not be accepted for lack of
-/// descriptors or memory: asking again at once would only burn a core.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long a connection may take to make its first call. It costs a descriptor meanwhile.
 const FIRST_CALL_WITHIN: Duration = Duration::from_secs(30);
@@ -44,18 +32,18 @@ const FIRST_CALL_WITHIN: Duration = Duration::from_secs(30);
 /// How long a ping may go unanswered.
 const PING_ANSWER_WITHIN: Duration = Duration::from_secs(20);
 
-/// How long a client may take to agree on TLS. It holds a place among the connections meanwhile.
+/// How long a TLS handshake may take. The client holds a place among the connections meanwhile.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 
-/// How long a client that does nothing is waited for.
+/// How long to wait for a client that does nothing.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Patience {
+pub(crate) struct Timeouts {
     first_call: Duration,
     ping_answer: Duration,
     handshake: Duration,
 }
 
-impl Default for Patience {
+impl Default for Timeouts {
     fn default() -> Self {
         Self {
             first_call: FIRST_CALL_WITHIN,
@@ -65,9 +53,9 @@ impl Default for Patience {
     }
 }
 
-impl Patience {
+impl Timeouts {
     /// The same time for everything.
-    pub(crate) const fn of(within: Duration) -> Self {
+    pub(crate) const fn all(within: Duration) -> Self {
         Self {
             first_call: within,
             ping_answer: within,
@@ -86,64 +74,6 @@ const SEND_BUFFER: usize = 64 * 1024;
 /// Largest headers of a request, in bytes: a token of 16 KiB, and what else there is.
 const MAX_HEADERS: u32 = 20 * 1024;
 
-/// Binds a listener that can be bound again at once after a restart, with a deep backlog.
-///
-/// # Errors
-/// When the address is in use or not one of this machine.
-pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() {
-        TcpSocket::new_v4()
-    } else {
-        TcpSocket::new_v6()
-    }?;
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
-}
-
-/// A listener that outlives bad luck.
-#[derive(Debug)]
-pub(crate) struct Accepting {
-    listener: TcpListener,
-    /// Said once for as long as it lasts, and not ten times a second.
-    failing: bool,
-}
-
-impl Accepting {
-    pub(crate) const fn new(listener: TcpListener) -> Self {
-        Self {
-            listener,
-            failing: false,
-        }
-    }
-
-    /// The next connection, and whose it is.
-    ///
-    /// # Cancel safety
-    /// Cancel-safe: no connection is lost.
-    pub(crate) async fn next(&mut self) -> (TcpStream, SocketAddr) {
-        loop {
-            match self.listener.accept().await {
-                Ok((stream, peer)) => {
-                    if std::mem::take(&mut self.failing) {
-                        tracing::info!("connections are accepted again");
-                    }
-                    // Small messages must not wait for each other.
-                    let _ = stream.set_nodelay(true);
-                    return (stream, peer);
-                }
-                Err(error) if is_of_one_connection(&error) => {}
-                Err(error) => {
-                    if !std::mem::replace(&mut self.failing, true) {
-                        tracing::warn!(%error, "connections cannot be accepted; trying on");
-                    }
-                    sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
-    }
-}
-
 /// All connections of one server. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Connections {
@@ -151,7 +81,7 @@ pub struct Connections {
     metrics: Metrics,
     tls: Option<Tls>,
     ping: Duration,
-    patience: Patience,
+    timeouts: Timeouts,
     places: Arc<Semaphore>,
     /// One a connection.
     tasks: TaskTracker,
@@ -169,7 +99,7 @@ impl Connections {
             metrics,
             tls: None,
             ping,
-            patience: Patience::default(),
+            timeouts: Timeouts::default(),
             places: Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS))),
             tasks: TaskTracker::new(),
             drain: CancellationToken::new(),
@@ -181,9 +111,9 @@ impl Connections {
         self.tls = Some(tls);
     }
 
-    /// The same, with this patience. Default: that of the constants.
-    pub(crate) const fn patient(mut self, patience: Patience) -> Self {
-        self.patience = patience;
+    /// The same, with these timeouts.
+    pub(crate) const fn with_timeouts(mut self, timeouts: Timeouts) -> Self {
+        self.timeouts = timeouts;
         self
     }
 
@@ -202,10 +132,10 @@ impl Connections {
     }
 
     async fn accept_all(&self, listener: TcpListener) {
-        let mut accepting = Accepting::new(listener);
+        let mut listener = Listener::new(listener);
         // The semaphore is never closed.
         while let Ok(place) = Arc::clone(&self.places).acquire_owned().await {
-            let (stream, peer) = accepting.next().await;
+            let (stream, peer) = listener.next().await;
             self.serve_holding(Coalesce(stream), Some(peer), place);
         }
     }
@@ -251,11 +181,11 @@ impl Connections {
     ) {
         let handshake = tokio::select! {
             () = self.drain.cancelled() => return,
-            handshake = tls.accept(io, self.patience.handshake) => handshake,
+            handshake = tls.accept(io, self.timeouts.handshake) => handshake,
         };
         match handshake {
             Ok(io) => {
-                if let Some(chain) = CertificateChain::new(tls::peer_certificates(&io)) {
+                if let Some(chain) = CertificateChain::new(peer_certificates(&io)) {
                     session.connection().set_certificates(chain);
                 }
                 self.drive(io, session).await;
@@ -287,7 +217,7 @@ impl Connections {
         builder
             .timer(TokioTimer::new())
             .keep_alive_interval(self.ping)
-            .keep_alive_timeout(self.patience.ping_answer)
+            .keep_alive_timeout(self.timeouts.ping_answer)
             .max_concurrent_streams(MAX_STREAMS)
             .max_send_buf_size(SEND_BUFFER)
             .max_header_list_size(MAX_HEADERS)
@@ -295,7 +225,7 @@ impl Connections {
             // of headers.
             .auto_date_header(false);
         let connection = builder.serve_connection(TokioIo::new(io), service);
-        let within = self.patience.first_call;
+        let within = self.timeouts.first_call;
         ConnectionDriver::new(connection, executor, control, called, within)
     }
 
@@ -329,15 +259,6 @@ impl Connections {
     pub(crate) fn cut_off(&self) {
         self.service.sessions().close_connections();
     }
-}
-
-/// Whether an error of `accept` is about the connection and not about us.
-fn is_of_one_connection(error: &io::Error) -> bool {
-    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
-    matches!(
-        error.kind(),
-        ConnectionAborted | ConnectionRefused | ConnectionReset
-    )
 }
 
 impl<I: AsyncRead + AsyncWrite + Unpin + 'static> Transport
