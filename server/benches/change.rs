@@ -12,7 +12,9 @@ use std::time::Duration;
 use criterion::{Criterion, criterion_group, criterion_main};
 use driftless_proto::apply::Edit;
 use driftless_proto::{Entry, Epoch, Key, KeyRange, Revision};
-use driftless_server::fanout::{ChangeLog, Fanout, Publisher, Subscriber, View, fanout};
+use driftless_server::fanout::{
+    ChangeLog, Fanout, Limits, Publisher, RangeView, Subscriber, fanout,
+};
 use driftless_server::metrics::Metrics;
 use driftless_server::store::{Batch, History, State, Writer};
 use tokio::time::Instant;
@@ -46,6 +48,15 @@ fn prefix(prefix: &str) -> KeyRange {
     KeyRange::prefix(prefix).expect("is one")
 }
 
+/// Both ends of the prefix, with nothing published.
+fn ends() -> (Publisher, Fanout) {
+    let limits = Limits {
+        log_bytes: LOG_BYTES,
+        progress_interval: Duration::from_secs(10),
+    };
+    fanout(prefix("/config/"), limits, Metrics::new(), Instant::now())
+}
+
 /// A prefix of so many keys, and its next revision.
 struct Prefix {
     writer: Writer,
@@ -66,8 +77,8 @@ impl Prefix {
             entries: entries.collect(),
             history: History::Continues,
         });
-        let (publisher, fanout) = fanout(prefix("/config/"), Metrics::new(), Instant::now());
-        publisher.publish_anew(writer.snapshot().clone(), LOG_BYTES);
+        let (publisher, fanout) = ends();
+        publisher.publish_anew(writer.snapshot().clone());
         Self {
             writer,
             publisher,
@@ -93,7 +104,8 @@ impl Prefix {
 
     fn publish(&mut self, batch: Batch) {
         let snapshot = self.writer.snapshot().clone();
-        if self.publisher.publish(snapshot, batch) {
+        self.publisher.publish(snapshot, batch);
+        if self.publisher.holds_back() {
             self.publisher.flush();
         }
     }
@@ -120,7 +132,7 @@ fn poll<F: Future>(work: F) -> F::Output {
     }
 }
 
-fn view(subscriber: &Subscriber) -> View {
+fn view(subscriber: &Subscriber) -> RangeView {
     poll(subscriber.view()).expect("there is a state")
 }
 
@@ -130,7 +142,7 @@ fn keys(c: &mut Criterion) {
         for (name, read) in [("apply", false), ("apply, read", true)] {
             let mut on = Prefix::new(keys);
             // What the publisher holds is let go of.
-            (on.publisher, on.fanout) = fanout(prefix("/config/"), Metrics::new(), Instant::now());
+            (on.publisher, on.fanout) = ends();
             c.bench_function(&format!("{name}/{keys} keys"), |b| {
                 b.iter_custom(|count| {
                     let mut spent = Duration::ZERO;
@@ -187,8 +199,8 @@ fn scopes(c: &mut Criterion) {
         });
         c.bench_function(&format!("progress/{scopes} scopes"), |b| {
             b.iter(|| {
-                let mut walk = on.publisher.walk();
-                while on.publisher.progress(&mut walk) {}
+                let mut scopes = on.publisher.scopes();
+                while on.publisher.progress(&mut scopes) {}
             });
         });
     }

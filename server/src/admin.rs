@@ -217,7 +217,7 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
-    use crate::fanout::{Publisher, fanout};
+    use crate::fanout::{Limits, Publisher, fanout};
     use crate::ingest;
     use crate::service::{Intervals, Served};
     use crate::source::SourceHandle;
@@ -227,7 +227,11 @@ mod tests {
     fn service() -> (Service, Publisher) {
         let metrics = Metrics::new();
         let prefix = KeyRange::prefix("/c/").unwrap();
-        let (publisher, fanout) = fanout(prefix, metrics.clone(), Instant::now());
+        let limits = Limits {
+            log_bytes: 1024 * 1024,
+            progress_interval: Duration::from_secs(3600),
+        };
+        let (publisher, fanout) = fanout(prefix, limits, metrics.clone(), Instant::now());
         let (handle, _) = SourceHandle::channel();
         let hour = Duration::from_secs(3600);
         let intervals = Intervals {
@@ -266,7 +270,7 @@ mod tests {
             entries: Vec::new(),
             history: History::Continues,
         });
-        publisher.publish_anew(writer.snapshot().clone(), 1024);
+        publisher.publish_anew(writer.snapshot().clone());
         let text = "/c/*: in sync at revision 7\n".to_owned();
         assert_eq!(readiness(&service).await, (StatusCode::OK, text));
         tokio::time::advance(Duration::from_secs(90)).await;

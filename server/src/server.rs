@@ -19,8 +19,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin;
 use crate::delta::JobPool;
-use crate::fanout::fanout;
-use crate::ingest::{self, Limits};
+use crate::fanout::{self, fanout};
+use crate::ingest;
 use crate::metrics::Metrics;
 use crate::net::{self, NamedFile, Reloader, Tls, TlsError, listen};
 use crate::service::{Connections, Intervals, Served, Service, Timeouts};
@@ -242,9 +242,11 @@ impl Engine {
         let sources: Vec<_> = sources.into_iter().collect();
         // One budget for the server; each prefix has an equal share of it.
         let log_bytes = settings.log_bytes() / sources.len().max(1);
-        let limits = Limits {
+        let fanout_limits = fanout::Limits {
             log_bytes,
             progress_interval: settings.progress_interval(),
+        };
+        let limits = ingest::Limits {
             audit_interval: settings.audit_interval(),
             jobs: JobPool::new(metrics.clone()),
         };
@@ -252,7 +254,8 @@ impl Engine {
         let mut served = Vec::new();
         let mut tasks = JoinSet::new();
         for (prefix, source, handle) in sources {
-            let (publisher, fanout) = fanout(prefix.clone(), metrics.clone(), origin);
+            let (publisher, fanout) =
+                fanout(prefix.clone(), fanout_limits, metrics.clone(), origin);
             served.push(Served {
                 fanout,
                 ingest: ingest::Handle::new(handle.clone()),

@@ -156,29 +156,33 @@ impl ChangeLog {
         })
     }
 
+    /// A log of what changed before another one begins, as etcd reported it at `contact_ms`.
+    pub fn of_past(past: PastBatches, contact_ms: u64) -> Self {
+        let mut log = Self::new(past.floor(), usize::MAX);
+        if !past.is_complete() {
+            log.asks = 0;
+        }
+        for batch in past.into_batches() {
+            log.push(Arc::new(EncodedBatch::new(batch, contact_ms)));
+        }
+        log
+    }
+
     /// Puts in front what changed before, up to `up_to`, and drops the oldest until the budget is
-    /// kept. Returns what was dropped; `None`, and no change, when the two do not meet. `contact_ms`
-    /// is when etcd said so.
+    /// kept. Returns what was dropped; `None`, and no change, when the two do not meet.
     pub fn reach_back(
         &mut self,
-        past: PastBatches,
+        mut earlier: Self,
         up_to: Revision,
-        contact_ms: u64,
     ) -> Option<Vec<Arc<EncodedBatch>>> {
         if self.floor != up_to {
             return None;
         }
-        self.floor = past.floor();
-        if !past.is_complete() {
-            self.asks = 0;
-        }
-        let past = past.into_batches();
-        let mut batches: Vector<_> = past
-            .map(|batch| Arc::new(EncodedBatch::new(batch, contact_ms)))
-            .collect();
-        self.bytes += batches.iter().map(|batch| batch.bytes()).sum::<usize>();
-        batches.append(std::mem::take(&mut self.batches));
-        self.batches = batches;
+        self.floor = earlier.floor;
+        self.bytes += earlier.bytes;
+        self.asks = self.asks.min(earlier.asks);
+        earlier.batches.append(std::mem::take(&mut self.batches));
+        self.batches = earlier.batches;
         Some(self.keep_budget())
     }
 

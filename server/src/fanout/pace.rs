@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How long changes to a scope that changes often are held back, so that they travel together: 20
+/// How long changes to a scope that changes often are held back, so that they are sent together: 20
 /// ms, once a burst of 64 is used up.
 ///
 /// Fifty messages a second to each of thousands of streams cost far less than a thousand.
 pub const PACE: Duration = Duration::from_millis(20);
 
-/// How many changes may go out one by one before [`PACE`] applies: what a person, a deployment or a
-/// script of a few dozen puts does is never held back.
+/// How many changes may be sent one by one before [`PACE`] applies. Edits by a person, a deployment or
+/// a script of a few dozen puts are never held back.
 pub(super) const BURST: u32 = 64;
 
 /// A bucket of [`BURST`] tokens that fills by one every [`PACE`].
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_burst_is_free_and_then_one_a_pace() {
+    fn burst_is_free_then_one_token_per_pace() {
         let start = Instant::now();
         let mut pace = Pace::new(start);
         assert!((0..BURST).all(|_| pace.allows(start)));
@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_than_a_burst_is_saved_up() {
+    fn bucket_holds_at_most_a_burst() {
         let start = Instant::now();
         let mut pace = Pace::new(start);
         assert!(

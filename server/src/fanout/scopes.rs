@@ -1,4 +1,4 @@
-//! All the scopes of a prefix, found by what a change touches and not by trying each.
+//! All scopes of a prefix, found by the keys that a change touches and not by trying each scope.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -8,12 +8,12 @@ use driftless_proto::KeyRange;
 use super::scope::Scope;
 use crate::store::Batch;
 
-/// Which ranges are watched. Finding those that contain a key costs one look-up for each *length*
+/// The scopes of all watched ranges. Finding those that hold a key costs one look-up for each *length*
 /// that a watched prefix has, however many prefixes and keys are watched.
 #[derive(Debug, Default)]
 pub(super) struct Scopes {
     by_range: HashMap<KeyRange, Watched>,
-    /// The same ones, in the order in which they came.
+    /// The same scopes, in the order in which they were made.
     by_id: BTreeMap<u64, Arc<Scope>>,
     /// How many watched prefixes there are of each length.
     lengths: BTreeMap<usize, usize>,
@@ -25,24 +25,24 @@ struct Watched {
     subscribers: usize,
 }
 
-/// Where a walk through the scopes of a prefix is. It holds none of them, and visits none that come
-/// while it is under way.
+/// A place in a round through the scopes of a prefix. It holds none of them, and visits none that are
+/// made while the round is under way.
 #[derive(Debug)]
 #[must_use = "the scopes that were not visited yet wait for it"]
-pub struct Walk {
+pub struct ScopeCursor {
     next: u64,
     end: u64,
 }
 
-impl Walk {
-    /// Whether all were visited.
+impl ScopeCursor {
+    /// Whether all scopes were visited.
     pub(super) const fn is_over(&self) -> bool {
         self.next >= self.end
     }
 }
 
 impl Scopes {
-    /// One more subscriber of `range`.
+    /// Adds a subscriber of `range`. The first one makes the scope.
     pub(super) fn join(
         &mut self,
         range: KeyRange,
@@ -67,7 +67,7 @@ impl Scopes {
         scope
     }
 
-    /// One subscriber of `scope` less; with the last one it goes. Returns it then, to be dropped
+    /// Removes a subscriber of `scope`. Removes and returns the scope with the last one, to be dropped
     /// outside any lock.
     pub(super) fn leave(&mut self, scope: &Arc<Scope>) -> Option<Arc<Scope>> {
         let watched = self.by_range.get_mut(scope.range())?;
@@ -94,14 +94,14 @@ impl Scopes {
             .map(|watched| watched.scope)
     }
 
-    /// Whether this scope is the one of its range, and not one that was ended.
+    /// Whether this is the current scope of its range, and not one that was ended.
     pub(super) fn holds(&self, scope: &Arc<Scope>) -> bool {
         self.by_range
             .get(scope.range())
             .is_some_and(|watched| Arc::ptr_eq(&watched.scope, scope))
     }
 
-    /// Removes all of them.
+    /// Removes all scopes.
     pub(super) fn take(&mut self) -> Vec<Arc<Scope>> {
         let all = std::mem::take(self);
         all.by_range
@@ -115,21 +115,22 @@ impl Scopes {
         self.by_range.is_empty() && self.by_id.is_empty() && self.lengths.is_empty()
     }
 
-    /// A walk through those that there are now.
-    pub(super) fn walk(&self) -> Walk {
-        Walk {
+    /// A cursor over the scopes that there are now.
+    pub(super) fn cursor(&self) -> ScopeCursor {
+        ScopeCursor {
             next: 0,
             end: self.by_id.last_key_value().map_or(0, |(id, _)| id + 1),
         }
     }
 
-    /// The next `count` of a walk, less those that went meanwhile; fewer are the last.
-    pub(super) fn next_of(&self, walk: &mut Walk, count: usize) -> Vec<Arc<Scope>> {
-        let rest = self.by_id.range(walk.next..walk.end).take(count);
+    /// The next `count` scopes, less those that were dropped meanwhile. If there are fewer, they are
+    /// the last.
+    pub(super) fn next_of(&self, cursor: &mut ScopeCursor, count: usize) -> Vec<Arc<Scope>> {
+        let rest = self.by_id.range(cursor.next..cursor.end).take(count);
         let scopes: Vec<_> = rest.map(|(_, scope)| Arc::clone(scope)).collect();
-        walk.next = match scopes.last() {
+        cursor.next = match scopes.last() {
             Some(last) if scopes.len() == count => last.id() + 1,
-            _ => walk.end,
+            _ => cursor.end,
         };
         scopes
     }

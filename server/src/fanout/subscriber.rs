@@ -1,4 +1,4 @@
-//! What one stream holds of its range: a place in a scope, given back when it is dropped.
+//! One stream's subscription: a slot in the scope of its range.
 
 use std::sync::Arc;
 use std::task::Context;
@@ -6,8 +6,10 @@ use std::task::Context;
 use driftless_proto::digest::Digest;
 use driftless_proto::{KeyRange, Revision};
 
-use super::scope::{Next, Scope};
-use super::{Shared, View};
+use super::handle::RangeView;
+use super::next::Next;
+use super::scope::Scope;
+use super::shared::Shared;
 use crate::encode::{SyncKind, SyncResponse};
 use crate::metrics::Metrics;
 
@@ -29,8 +31,8 @@ impl Subscriber {
         }
     }
 
-    /// The stream's client applies patches: a large value of which little changed travels as one,
-    /// and is held back until it is computed.
+    /// The stream's client applies patches: a large value of which little changed is sent as a patch,
+    /// and held back until that is computed.
     pub fn take_patches(&self) {
         self.scope.take_patches(self.slot);
     }
@@ -50,42 +52,42 @@ impl Subscriber {
         (self.shared.clock_ms(), self.shared.contact_ms())
     }
 
-    /// The range as it is now: a snapshot, the log and the digest, all of one moment. `None` when the
-    /// history that the subscription belongs to has ended; [`Subscriber::next`] says so too.
+    /// The range as it is now: a snapshot, the log and the digest, all of one moment. `None` if the
+    /// history that the subscription belongs to has ended; [`Subscriber::next`] reports it too.
     ///
     /// The first caller of a range adds up its digest.
     ///
     /// # Cancel safety
-    /// Cancel-safe: the next caller starts anew.
-    pub async fn view(&self) -> Option<View> {
+    /// Cancel-safe: the next caller starts again.
+    pub async fn view(&self) -> Option<RangeView> {
         let base = self.scope.base().await;
         self.view_with(base)
     }
 
-    /// As [`Subscriber::view`], at once. `None` also when nobody has awaited a view of the range.
-    pub fn view_now(&self) -> Option<View> {
+    /// As [`Subscriber::view`], at once. `None` also if nobody has awaited a view of the range.
+    pub fn view_now(&self) -> Option<RangeView> {
         self.view_with(self.scope.known_base()?)
     }
 
-    fn view_with(&self, base: Digest) -> Option<View> {
+    fn view_with(&self, base: Digest) -> Option<RangeView> {
         let published = self.shared.published.lock();
         let state = published
             .state
             .as_ref()
             .filter(|_| published.scopes.holds(&self.scope))?;
         let digest = base + self.scope.since_base();
-        Some(View {
+        Some(RangeView {
             root: state.snapshot.clone(),
             log: state.log.clone(),
             digest,
         })
     }
 
-    /// The range's digest at an earlier revision. `None` when it is not known (any more).
+    /// The range's digest at an earlier revision. `None` if it is not known (any more).
     ///
-    /// Costs nothing when the scope remembers, and what changed in the prefix since when only the
-    /// log does; then changes since are made ready for replay as well, where that pays.
-    pub fn digest_at(&self, revision: Revision, view: &View) -> Option<Digest> {
+    /// Costs nothing if the scope remembers, and what changed in the prefix since if only the log
+    /// does; then changes since are made ready for replay as well, where that pays.
+    pub fn digest_at(&self, revision: Revision, view: &RangeView) -> Option<Digest> {
         if let Some(digest) = self.scope.digest_at(revision) {
             return Some(digest);
         }
@@ -95,15 +97,20 @@ impl Subscriber {
         Some(view.digest - past.delta)
     }
 
-    /// What leads a client that holds the state at `held` to the view, or to a revision shortly before
-    /// it from which on the changes can be sent one by one. Shared with others who ask for the same.
-    pub fn answer(&self, kind: SyncKind, held: Revision, view: View) -> Arc<SyncResponse> {
+    /// The sync response that leads a client at revision `held` to the view, or to a revision shortly
+    /// before it after which changes can be sent one by one. Shared with others who ask for the same.
+    pub fn sync_response(
+        &self,
+        kind: SyncKind,
+        held: Revision,
+        view: RangeView,
+    ) -> Arc<SyncResponse> {
         self.scope
-            .answer(kind, held, || self.own_answer(kind, view))
+            .sync_response(kind, held, || self.own_sync_response(kind, view))
     }
 
-    /// What leads a client to just this view.
-    pub fn own_answer(&self, kind: SyncKind, view: View) -> SyncResponse {
+    /// A sync response that leads a client to just this view, and is not shared.
+    pub fn own_sync_response(&self, kind: SyncKind, view: RangeView) -> SyncResponse {
         let (_, contact_ms) = self.clock();
         let cache = Arc::clone(&self.shared.chunk_cache);
         let range = self.range().clone();
@@ -120,8 +127,8 @@ impl Subscriber {
         self.scope.progress_number()
     }
 
-    /// What to send next to a stream that is at `cursor` and has seen the progress `progress`. With
-    /// nothing to send, its waker is kept and will be called.
+    /// What to send next to a stream that is at `cursor` and was sent the progress with number
+    /// `progress`. With nothing to send, its waker is kept and will be called.
     pub fn next(&self, cursor: Revision, progress: u64, cx: &Context<'_>) -> Next {
         self.scope.next(self.slot, cursor, progress, cx)
     }
@@ -129,14 +136,14 @@ impl Subscriber {
 
 #[cfg(test)]
 impl Subscriber {
-    /// How many streams have a slot in the scope.
-    pub(super) fn waiting(&self) -> usize {
-        self.scope.slots()
+    /// How many streams the scope has.
+    pub(super) fn scope_streams(&self) -> usize {
+        self.scope.streams()
     }
 
     /// How many changes the scope remembers.
-    pub(super) fn scope_heads(&self) -> usize {
-        self.scope.heads()
+    pub(super) fn scope_changes(&self) -> usize {
+        self.scope.changes()
     }
 }
 

@@ -3,21 +3,26 @@
 mod deltas;
 
 use std::pin::pin;
-use std::sync::atomic::AtomicUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use driftless_proto::Entry;
+use driftless_proto::digest::Digest;
 use driftless_proto::v1::{change::Change, watch_response::Frame};
+use driftless_proto::{Entry, KeyRange, Revision};
 use proptest::prelude::*;
+use tokio::sync::watch;
+use tokio::time::Instant;
 
-use super::answers::{IDLE_FOR, SHARED_FOR};
 use super::pace::BURST;
+use super::responses::{IDLE_FOR, SHARED_FOR};
 use super::*;
 use crate::delta::JobPool;
 use crate::encode::{Chunk, SyncKind, SyncReader, SyncResponse};
-use crate::ingest::{self, Limits};
+use crate::ingest;
+use crate::metrics::Metrics;
 use crate::source::scripted::{Op, Script, ScriptedEtcd, ScriptedSource};
 use crate::source::{SourceHandle, Update};
 use crate::store::{History, Replaced, State, Writer};
@@ -33,15 +38,23 @@ impl Wake for Woken {
     }
 }
 
+/// Both ends of the prefix `/c/`.
+fn ends(log_bytes: usize, progress_interval: Duration) -> (Publisher, Fanout) {
+    let limits = Limits {
+        log_bytes,
+        progress_interval,
+    };
+    fanout(prefix("/c/"), limits, Metrics::new(), Instant::now())
+}
+
 /// An etcd, and the publishing side of its prefix `/c/`, without the loop between them.
 struct Prefix {
     etcd: ScriptedEtcd,
     writer: Writer,
     publisher: Publisher,
     fanout: Fanout,
-    budget: usize,
     /// What streams wait for.
-    unsettled: Vec<Unsettled>,
+    pending: Vec<PendingDelta>,
 }
 
 fn state_of(etcd: &ScriptedEtcd, history: History) -> State {
@@ -55,17 +68,17 @@ fn state_of(etcd: &ScriptedEtcd, history: History) -> State {
 
 impl Prefix {
     fn with(etcd: ScriptedEtcd, budget: usize) -> Self {
-        let (publisher, fanout) = fanout(prefix("/c/"), Metrics::new(), Instant::now());
+        let hour = Duration::from_secs(3600);
+        let (publisher, fanout) = ends(budget, hour);
         let writer = Writer::new(state_of(&etcd, History::Continues));
         publisher.contact();
-        publisher.publish_anew(writer.snapshot().clone(), budget);
+        publisher.publish_anew(writer.snapshot().clone());
         Self {
             etcd,
             writer,
             publisher,
             fanout,
-            budget,
-            unsettled: Vec::new(),
+            pending: Vec::new(),
         }
     }
 
@@ -90,20 +103,19 @@ impl Prefix {
         }
         self.publisher.contact();
         let batch = self.writer.apply(at, edits).expect("newer");
-        let held = self
-            .publisher
+        self.publisher
             .publish(self.writer.snapshot().clone(), batch);
-        self.unsettled.extend(self.publisher.unsettled());
-        held
+        self.pending.extend(self.publisher.take_pending());
+        self.publisher.has_paced()
     }
 
     /// Does the work for one of those that wait, or gives it up.
-    fn settle(&mut self, which: usize, work: bool) {
-        if which >= self.unsettled.len() {
+    fn resolve(&mut self, which: usize, work: bool) {
+        if which >= self.pending.len() {
             return;
         }
-        let mut unsettled = self.unsettled.remove(which);
-        let (pairs, encoder) = unsettled.take_work();
+        let mut pending = self.pending.remove(which);
+        let (pairs, encoder) = pending.take_work();
         let metrics = self.fanout.metrics().clone();
         let encode = |pair, ops| encoder.encode(pair, ops, &metrics);
         let pool = JobPool::new(metrics.clone());
@@ -111,12 +123,12 @@ impl Prefix {
             true => pool.run(&pairs, encode, &Default::default()),
             false => Vec::new(),
         };
-        self.publisher.settle(unsettled, patches);
+        self.publisher.resolve(pending, patches);
     }
 
-    fn settle_all(&mut self) {
-        while !self.unsettled.is_empty() {
-            self.settle(0, true);
+    fn resolve_all(&mut self) {
+        while !self.pending.is_empty() {
+            self.resolve(0, true);
         }
     }
 
@@ -129,7 +141,7 @@ impl Prefix {
         match self.writer.replace(state_of(&self.etcd, history)) {
             Replaced::Anew => {
                 let now = self.writer.snapshot().clone();
-                self.publisher.publish_anew(now, self.budget);
+                self.publisher.publish_anew(now);
             }
             Replaced::Continued(batch) => {
                 let now = self.writer.snapshot().clone();
@@ -141,8 +153,8 @@ impl Prefix {
 
     /// Everybody's, in one go.
     fn progress(&self) {
-        let mut walk = self.publisher.walk();
-        while self.publisher.progress(&mut walk) {}
+        let mut scopes = self.publisher.scopes();
+        while self.publisher.progress(&mut scopes) {}
     }
 
     async fn subscribe(&self, range: KeyRange) -> Subscriber {
@@ -228,7 +240,7 @@ impl Stream {
                 true => have,
                 false => Revision::NONE,
             };
-            let answer = stream.subscriber.answer(kind, held, view);
+            let answer = stream.subscriber.sync_response(kind, held, view);
             stream.read(answer);
         }
         stream
@@ -267,7 +279,7 @@ impl Stream {
                 self.hear(frames(frame.alone()));
                 self.cursor = to;
             }
-            Next::Joined { bytes, to } => {
+            Next::Coalesced { bytes, to } => {
                 assert!(bytes.len() >= 256);
                 let joined = frames([&bytes]);
                 assert!(joined.len() > 1);
@@ -290,7 +302,7 @@ impl Stream {
                     true => SyncKind::Diff { since: self.cursor },
                     false => SyncKind::Snapshot { reset: false },
                 };
-                let answer = self.subscriber.answer(kind, self.cursor, view);
+                let answer = self.subscriber.sync_response(kind, self.cursor, view);
                 assert!(answer.revision() > self.cursor, "or it would spin");
                 self.read(answer);
             }
@@ -396,7 +408,7 @@ async fn after_a_burst_changes_are_held_back_and_joined() {
     assert_eq!(stream.woken(), woken);
     prefix_c.publisher.flush();
     assert_eq!(stream.woken(), woken + 1);
-    assert!(matches!(stream.next(), Next::Joined { .. }));
+    assert!(matches!(stream.next(), Next::Coalesced { .. }));
     stream.drain();
     assert_eq!(stream.heard(), ["diff"; 5]);
     assert_eq!(
@@ -411,16 +423,11 @@ async fn a_flood_leads_to_one_message_a_pace_and_not_two() {
     let mut prefix_c = Prefix::new();
     let mut stream = Stream::cold(&prefix_c, prefix("/c/")).await;
     stream.drain();
-    let mut flush_at: Option<Instant> = None;
     for n in 0..2000 {
-        let holds = prefix_c.put("/c/a", &n.to_string());
-        if holds && flush_at.is_none() {
-            flush_at = Some(Instant::now() + PACE);
-        }
+        prefix_c.put("/c/a", &n.to_string());
         tokio::time::advance(Duration::from_millis(1)).await;
-        if flush_at.is_some_and(|at| at <= Instant::now()) {
-            flush_at = None;
-            prefix_c.publisher.flush();
+        if prefix_c.publisher.due() <= Instant::now() {
+            prefix_c.publisher.tick();
         }
         stream.drain();
     }
@@ -436,12 +443,10 @@ async fn ingesting(
     etcd: &ScriptedEtcd,
     progress_interval: Duration,
 ) -> (Fanout, Script, tokio::task::JoinSet<()>) {
-    let (publisher, fanout) = fanout(prefix("/c/"), Metrics::new(), Instant::now());
+    let (publisher, fanout) = ends(1024 * 1024, progress_interval);
     let (handle, requests) = SourceHandle::channel();
     let (script, source) = ScriptedSource::new(requests);
-    let limits = Limits {
-        log_bytes: 1024 * 1024,
-        progress_interval,
+    let limits = ingest::Limits {
         audit_interval: None,
         jobs: JobPool::new(fanout.metrics().clone()),
     };
@@ -477,7 +482,7 @@ async fn what_is_held_back_goes_out_within_a_pace() {
     let caught_up = std::future::poll_fn(|cx| {
         loop {
             match subscriber.next(cursor, 0, cx) {
-                Next::Frame { to, .. } | Next::Joined { to, .. } => cursor = to,
+                Next::Frame { to, .. } | Next::Coalesced { to, .. } => cursor = to,
                 Next::Nothing => return Poll::Pending,
                 other => panic!("{other:?}"),
             }
@@ -577,7 +582,7 @@ async fn a_stream_that_is_behind_gets_one_diff() {
         prefix_c.etcd.state(&prefix("/c/"))
     );
     assert_eq!(prefix_c.fanout.metrics().changes_encoded.get(), 0);
-    assert!(stream.subscriber.scope_heads() <= 1024);
+    assert!(stream.subscriber.scope_changes() <= 1024);
 }
 
 /// It was copied for each stream, as if others had been joined to it.
@@ -673,10 +678,10 @@ async fn dropped_streams_leave_nothing_behind() {
         prefix_c.put("/c/a", "1");
         streams.iter_mut().for_each(Stream::drain);
         assert_eq!(prefix_c.frames_kept(), 2, "one a range");
-        let waiting = streams[0].subscriber.waiting();
+        let waiting = streams[0].subscriber.scope_streams();
         assert_eq!(waiting, 3);
         streams.remove(0);
-        assert_eq!(streams[1].subscriber.waiting(), 2);
+        assert_eq!(streams[1].subscriber.scope_streams(), 2);
         // One that never waited, and one that was never polled.
         drop(prefix_c.fanout.subscribe(prefix("/c/b")));
         drop(Stream::cold(&prefix_c, prefix("/c/")).await);
@@ -698,7 +703,7 @@ async fn an_answer_that_nobody_asks_for_any_more_goes_however_rare_progress_is()
     let room = fanout.0.chunk_cache.room();
     let ask = || {
         let view = stream.view_now().unwrap();
-        stream.answer(SyncKind::Snapshot { reset: false }, Revision::NONE, view)
+        stream.sync_response(SyncKind::Snapshot { reset: false }, Revision::NONE, view)
     };
     stream.view().await.unwrap();
     let answer = ask();
@@ -714,7 +719,7 @@ async fn an_answer_that_nobody_asks_for_any_more_goes_however_rare_progress_is()
         tokio::time::sleep(IDLE_FOR - Duration::from_secs(1)).await;
         assert!(std::ptr::eq(Arc::as_ptr(&ask()), kept.as_ptr()));
     }
-    tokio::time::sleep(IDLE_FOR + TIDY_EVERY + Duration::from_millis(1)).await;
+    tokio::time::sleep(IDLE_FOR + EVICT_EVERY + Duration::from_millis(1)).await;
     assert!(kept.upgrade().is_none());
     assert_eq!(fanout.0.chunk_cache.room(), room);
     assert_eq!(stream.progress_number(), 0, "that hour is not over");
@@ -730,7 +735,7 @@ async fn an_answer_that_is_asked_for_again_and_again_gives_way_to_a_newer_one() 
     stream.view().await.unwrap();
     let ask = || {
         let view = stream.view_now().unwrap();
-        stream.answer(SyncKind::Snapshot { reset: false }, Revision::NONE, view)
+        stream.sync_response(SyncKind::Snapshot { reset: false }, Revision::NONE, view)
     };
     let first = Arc::downgrade(&ask());
     // So often that it is never idle.
@@ -757,7 +762,7 @@ async fn a_range_keeps_so_many_answers_at_most() {
         fanout.reached(Revision::new(revision)).await;
         let since = Revision::new(revision - 1);
         let view = stream.view_now().unwrap();
-        let answer = stream.answer(SyncKind::Diff { since }, Revision::NONE, view);
+        let answer = stream.sync_response(SyncKind::Diff { since }, Revision::NONE, view);
         answers.push(Arc::downgrade(&answer));
     }
     let kept = answers.iter().filter(|answer| answer.upgrade().is_some());
@@ -1051,7 +1056,7 @@ async fn streams_of_many_threads_stay_true() {
                 0 => prefix_c.put(key, &large(&round.to_string())),
                 _ => prefix_c.put(key, &round.to_string()),
             };
-            prefix_c.settle(round % 2, round % 7 != 0);
+            prefix_c.resolve(round % 2, round % 7 != 0);
             if held && round % 5 == 0 {
                 prefix_c.publisher.flush();
             }
@@ -1066,14 +1071,14 @@ async fn streams_of_many_threads_stay_true() {
             tokio::task::yield_now().await;
         }
         prefix_c.publisher.flush();
-        prefix_c.settle_all();
+        prefix_c.resolve_all();
         done.send_replace(true);
         // Whoever waits is woken by this, and sees that it is over.
         prefix_c.progress();
         prefix_c
     };
     let all = async { tokio::join!(publish, readers.join_all()) };
-    let (prefix_c, replicas) = tokio::time::timeout(Duration::from_secs(60), all)
+    let (mut prefix_c, replicas) = tokio::time::timeout(Duration::from_secs(60), all)
         .await
         .expect("no wake-up is missed");
     for (range, entries) in replicas {
@@ -1109,7 +1114,7 @@ enum Event {
     /// A new stream of a range, of a client that was there so many revisions ago.
     Join(usize, Option<u8>, bool),
     /// One of the batches that streams wait for need not be waited for any longer.
-    Settle(usize, bool),
+    Resolve(usize, bool),
     /// A stream's connection has room for one thing.
     Step(usize),
     /// It has room for everything.
@@ -1148,7 +1153,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         5 => (0..ranges().len(), proptest::option::of(0u8..30), any::<bool>())
             .prop_map(|(range, back, patches)| Event::Join(range, back, patches)),
         8 => (0usize..3, proptest::bool::weighted(0.8))
-            .prop_map(|(which, work)| Event::Settle(which, work)),
+            .prop_map(|(which, work)| Event::Resolve(which, work)),
         6 => stream.clone().prop_map(Event::Step),
         2 => stream.clone().prop_map(Event::Drain),
         2 => stream.prop_map(Event::Leave),
@@ -1196,7 +1201,7 @@ async fn scenario(events: Vec<Event>) {
             Event::Progress => prefix_c.progress(),
             Event::Flush => prefix_c.publisher.flush(),
             Event::Wait(millis) => tokio::time::advance(Duration::from_millis(millis)).await,
-            Event::Settle(which, work) => prefix_c.settle(which, work),
+            Event::Resolve(which, work) => prefix_c.resolve(which, work),
             Event::Join(range, back, patches) => {
                 let range = ranges().swap_remove(range);
                 let etcd = &prefix_c.etcd;
@@ -1229,7 +1234,7 @@ async fn scenario(events: Vec<Event>) {
             .for_each(|stream| stream.check(&prefix_c.etcd));
     }
     prefix_c.publisher.flush();
-    prefix_c.settle_all();
+    prefix_c.resolve_all();
     for stream in &mut streams {
         stream.drain();
         stream.check(&prefix_c.etcd);

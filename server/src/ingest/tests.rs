@@ -7,7 +7,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::*;
-use crate::fanout::{Fanout, fanout};
+use crate::fanout::{self, Fanout, fanout};
 use crate::metrics::Metrics;
 use crate::source::{SourceRequest, SourceRequests};
 use crate::store::{History, Span, State};
@@ -34,6 +34,15 @@ fn state() -> Update {
     })
 }
 
+/// Both ends of the prefix `/c/`.
+fn prefix_c() -> (Publisher, Fanout) {
+    let limits = fanout::Limits {
+        log_bytes: 1024 * 1024,
+        progress_interval: Duration::from_secs(10),
+    };
+    fanout(prefix("/c/"), limits, Metrics::new(), Instant::now())
+}
+
 /// The loop of a prefix at revision 5,000, which audits once a second.
 struct Loop {
     say: mpsc::Sender<Update>,
@@ -44,12 +53,10 @@ struct Loop {
 
 impl Loop {
     async fn start() -> Self {
-        let (publisher, fanout) = fanout(prefix("/c/"), Metrics::new(), Instant::now());
+        let (publisher, fanout) = prefix_c();
         let (handle, requests) = SourceHandle::channel();
         let (say, said) = mpsc::channel(16);
         let limits = Limits {
-            log_bytes: 1024 * 1024,
-            progress_interval: Duration::from_secs(10),
             audit_interval: Some(Duration::from_secs(1)),
             jobs: JobPool::new(fanout.metrics().clone()),
         };
@@ -137,12 +144,11 @@ const PAST: Revision = Revision::new(4_600);
 
 /// A prefix at revision 5,000 of which etcd says what was before.
 fn hearing() -> Ingest {
-    let (publisher, _) = fanout(prefix("/c/"), Metrics::new(), Instant::now());
+    let (publisher, _) = prefix_c();
     let (handle, _) = SourceHandle::channel();
     let mut ingest = Ingest {
         publisher,
         source: handle,
-        log_bytes: 1024 * 1024,
         writer: None,
         lost: false,
         back: Back::Idle,

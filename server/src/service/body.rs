@@ -103,9 +103,9 @@ impl WatchBody {
             }
             kind => kind,
         };
-        let answer = subscriber.answer(kind, due.held, view);
-        self.move_to(answer.revision());
-        self.sending.begin(SyncReader::new(answer));
+        let response = subscriber.sync_response(kind, due.held, view);
+        self.move_to(response.revision());
+        self.sending.begin(SyncReader::new(response));
     }
 
     fn refuse(&mut self, refused: Refused) {
@@ -181,7 +181,7 @@ impl Body for WatchBody {
                     this.sending.segments.extend(frame.alone().iter().cloned());
                     this.move_to(to);
                 }
-                Next::Joined { bytes, to } => {
+                Next::Coalesced { bytes, to } => {
                     this.sending.segments.push_back(bytes);
                     this.move_to(to);
                 }

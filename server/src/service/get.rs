@@ -46,7 +46,7 @@ impl Service {
             permit.map_err(|refused| grpc::no_permit(refused, &self.0.metrics))?;
             stream.set_cursor(view.root.revision());
             // Of its own: what is asked for is the state now.
-            let answer = subscriber.own_answer(SyncKind::Snapshot { reset: false }, view);
+            let answer = subscriber.own_sync_response(SyncKind::Snapshot { reset: false }, view);
             return Ok(grpc::streaming(Body::new(GetBody::new(
                 SyncReader::new(Arc::new(answer)),
                 stream,

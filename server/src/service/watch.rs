@@ -15,7 +15,7 @@ use super::report::check_outcome;
 use super::resume::{Answer, Has, Have, answer};
 use super::{ATTEMPTS, Served, Service, check_client, grpc, history_changed, unavailable};
 use crate::encode::{self, SyncKind};
-use crate::fanout::{Subscriber, View};
+use crate::fanout::{RangeView, Subscriber};
 use crate::ingest::REQUEST_TIMEOUT;
 use crate::session::{CallKind, Connection, NewStream, StreamGuard, WatchId};
 
@@ -164,7 +164,7 @@ fn have(have: v1::Have) -> Result<Have, Status> {
 /// How a stream starts: from where, in which state.
 struct Start {
     from: From,
-    view: View,
+    view: RangeView,
     /// The revision that an answer may not fall behind.
     held: Revision,
 }
@@ -181,7 +181,7 @@ enum From {
 async fn start(
     served: &Served,
     subscriber: &Subscriber,
-    mut view: View,
+    mut view: RangeView,
     have: Option<&Have>,
 ) -> Result<Option<Start>, Status> {
     if let Some(have) = have
@@ -242,7 +242,7 @@ async fn start(
 }
 
 /// Whether what the client has is of the time before the log begins, and not what there is still.
-fn is_before_the_log(have: &Have, view: &View, subscriber: &Subscriber) -> bool {
+fn is_before_the_log(have: &Have, view: &RangeView, subscriber: &Subscriber) -> bool {
     have.epoch == *view.root.epoch()
         && have.revision < view.log.floor()
         && have.digest != view.digest

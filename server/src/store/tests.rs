@@ -231,7 +231,7 @@ impl World {
                 None => first = settling.settle(&mut self.writer).unwrap(),
             }
         };
-        let Some(_dropped) = self.log.reach_back(past, span.up_to, 0) else {
+        let Some(_dropped) = self.log.reach_back(ChangeLog::of_past(past, 0), span.up_to) else {
             assert!(self.log.floor() > span.up_to, "it dropped what came first");
             return;
         };
@@ -571,11 +571,11 @@ fn a_log_asks_for_the_past_a_few_times_and_not_for_more_than_it_may() {
     assert_eq!(near, span(999_000, 1_000_000));
     let far = log.ask_back(revision(950_000), &snapshot).unwrap();
     assert_eq!(far, span(950_000, 1_000_000));
-    let earlier = || PastBatches::new(far.after, BUDGET);
-    assert!(log.reach_back(earlier(), far.up_to, 0).is_some());
+    let earlier = || ChangeLog::new(far.after, BUDGET);
+    assert!(log.reach_back(earlier(), far.up_to).is_some());
     assert_eq!(log.floor(), far.after);
     assert!(
-        log.reach_back(earlier(), far.up_to, 0).is_none(),
+        log.reach_back(earlier(), far.up_to).is_none(),
         "it has moved"
     );
     // The last time, as far as it may.

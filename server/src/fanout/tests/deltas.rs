@@ -24,7 +24,7 @@ async fn a_change_is_encoded_once_a_variant_however_many_share_it() {
     streams.iter_mut().for_each(Stream::drain);
     let metrics = prefix_c.fanout.metrics().clone();
     prefix_c.put("/c/a", &large("2"));
-    prefix_c.settle_all();
+    prefix_c.resolve_all();
     let mut lengths = Vec::new();
     for stream in &mut streams {
         let next = stream.next();
@@ -46,7 +46,7 @@ async fn a_change_is_encoded_once_a_variant_however_many_share_it() {
 
     // Where no patch pays, the variants are one.
     prefix_c.put("/c/a", &"another value altogether\n".repeat(200));
-    prefix_c.settle_all();
+    prefix_c.resolve_all();
     streams.iter_mut().for_each(Stream::drain);
     assert_eq!(metrics.changes_encoded.get(), 3);
     assert_eq!(metrics.frames_encoded.get(), 2 * 3 + 3);
@@ -56,7 +56,7 @@ async fn a_change_is_encoded_once_a_variant_however_many_share_it() {
     // Nor is one made when nobody wants it.
     streams.retain(|stream| stream.patches.is_none());
     prefix_c.put("/c/a", &"another value all together\n".repeat(200));
-    assert!(prefix_c.unsettled.is_empty());
+    assert!(prefix_c.pending.is_empty());
     streams.iter_mut().for_each(Stream::drain);
     assert!(streams.iter().all(|stream| {
         stream.check(&prefix_c.etcd);
@@ -86,7 +86,7 @@ async fn only_those_who_take_patches_wait_and_those_who_share_their_range() {
     // What comes later waits behind it, and is small.
     prefix_c.put("/c/a", "3");
     prefix_c.put("/c/b", "3");
-    assert_eq!(prefix_c.unsettled.len(), 1);
+    assert_eq!(prefix_c.pending.len(), 1);
     assert_eq!((patched.woken(), beside.woken()), (0, 0));
     plain.drain();
     other.drain();
@@ -114,7 +114,7 @@ async fn only_those_who_take_patches_wait_and_those_who_share_their_range() {
     let woken = (patched.woken(), beside.woken());
     patched.drain();
     beside.drain();
-    prefix_c.settle(0, true);
+    prefix_c.resolve(0, true);
     assert_eq!(
         (patched.woken(), beside.woken()),
         (woken.0 + 1, woken.1 + 1)
@@ -137,11 +137,11 @@ async fn changes_keep_their_order_whichever_delta_is_found_first() {
     prefix_c.put("/c/a", &large("2"));
     prefix_c.put("/c/a", &large("3"));
     let woken = stream.woken();
-    prefix_c.settle(1, true);
+    prefix_c.resolve(1, true);
     assert_eq!(stream.woken(), woken);
     assert!(stream.drain_is_quiet());
     // Given up: this one travels whole, and the next as a patch of it.
-    prefix_c.settle(0, false);
+    prefix_c.resolve(0, false);
     assert_eq!(stream.woken(), woken + 1);
     stream.drain();
     stream.check(&prefix_c.etcd);
@@ -161,7 +161,7 @@ async fn who_missed_a_change_gets_no_patch_of_what_it_does_not_have() {
     );
     for n in 1..400 {
         prefix_c.put("/c/a", &large(&n.to_string()));
-        prefix_c.settle_all();
+        prefix_c.resolve_all();
     }
     prefix_c.publisher.flush();
     assert!(matches!(behind.next(), Next::Behind));
@@ -172,10 +172,10 @@ async fn who_missed_a_change_gets_no_patch_of_what_it_does_not_have() {
     prefix_c.etcd.put("/c/a", large("unheard"));
     prefix_c.etcd.put("/c/b", large("unheard"));
     prefix_c.relist(History::Continues);
-    assert!(prefix_c.publisher.unsettled().is_empty());
+    assert!(prefix_c.publisher.take_pending().is_empty());
     behind.drain();
     prefix_c.put("/c/a", &large("heard"));
-    prefix_c.settle_all();
+    prefix_c.resolve_all();
     prefix_c.publisher.flush();
     behind.drain();
     behind.check(&prefix_c.etcd);
@@ -183,7 +183,7 @@ async fn who_missed_a_change_gets_no_patch_of_what_it_does_not_have() {
     // Nor is a value that was there before the key was deleted.
     prefix_c.txn(vec![Op::delete("/c/a")]);
     prefix_c.put("/c/a", &large("anew"));
-    assert!(prefix_c.unsettled.is_empty());
+    assert!(prefix_c.pending.is_empty());
     // One that was away too long for single changes.
     let epoch = prefix_c.etcd.epoch();
     let replica = Replica::holding(prefix("/c/"), &epoch, held.0, held.1);
@@ -209,7 +209,7 @@ async fn patches_are_replayed_from_the_log_and_its_budget_counts_them() {
     for n in 1..5 {
         prefix_c.put("/c/a", &large(&n.to_string()));
         let before = log_bytes.get();
-        prefix_c.settle_all();
+        prefix_c.resolve_all();
         assert!((50..600).contains(&(log_bytes.get() - before)));
     }
     for patches in [true, false] {
@@ -236,7 +236,7 @@ async fn patches_push_out_what_the_log_has_no_room_for() {
     let mut stream = Stream::patched(&prefix_c, prefix("/c/")).await;
     for n in 1..50 {
         prefix_c.put("/c/a", &large(&"more ".repeat(n % 40 * 10)));
-        prefix_c.settle_all();
+        prefix_c.resolve_all();
         let bytes = prefix_c.fanout.metrics().log_bytes.get();
         assert!(bytes <= budget as i64);
         if n % 3 == 0 {
@@ -258,9 +258,9 @@ async fn what_waits_is_bounded() {
     for n in 1..=300 {
         prefix_c.put("/c/a", &large(&n.to_string()));
     }
-    assert_eq!(prefix_c.unsettled.len(), 256);
+    assert_eq!(prefix_c.pending.len(), 256);
     assert_eq!(metrics.deltas_late.get(), 300 - 256);
-    prefix_c.settle_all();
+    prefix_c.resolve_all();
     prefix_c.publisher.flush();
     stream.drain();
     stream.check(&prefix_c.etcd);
@@ -277,18 +277,18 @@ async fn what_waits_is_bounded() {
             .map(|key| Op::put(format!("/c/{key}"), huge(1)))
             .collect(),
     );
-    assert_eq!(prefix_c.unsettled[0].batch.changes.len(), 8);
-    let (pairs, _) = prefix_c.unsettled[0].take_work();
+    assert_eq!(prefix_c.pending[0].batch.changes.len(), 8);
+    let (pairs, _) = prefix_c.pending[0].take_work();
     assert_eq!(pairs.len(), 5, "32 MiB");
     assert_eq!(metrics.deltas_late.get(), 300 - 256 + 1);
-    prefix_c.settle_all();
+    prefix_c.resolve_all();
     prefix_c.txn(
         (0..8)
             .map(|key| Op::put(format!("/c/{key}"), huge(2)))
             .collect(),
     );
-    assert_eq!(prefix_c.unsettled.len(), 1, "there is room again");
-    prefix_c.settle_all();
+    assert_eq!(prefix_c.pending.len(), 1, "there is room again");
+    prefix_c.resolve_all();
 }
 
 /// Neither those of which nobody wants a delta, nor the others once the work is done.
@@ -301,15 +301,15 @@ async fn old_values_are_kept_for_the_work_and_no_others() {
     let mut stream = Stream::patched(&prefix_c, prefix("/c/b")).await;
     stream.drain();
     prefix_c.txn(all("2"));
-    let keys: Vec<_> = prefix_c.unsettled[0].wanted_keys().collect();
+    let keys: Vec<_> = prefix_c.pending[0].keys().collect();
     assert_eq!(keys, ["/c/b"]);
-    let (pairs, _) = prefix_c.unsettled[0].take_work();
+    let (pairs, _) = prefix_c.pending[0].take_work();
     assert_eq!(pairs.len(), 1);
     drop(pairs);
-    let (left, _) = prefix_c.unsettled[0].take_work();
+    let (left, _) = prefix_c.pending[0].take_work();
     assert!(left.is_empty(), "they went with the work");
     // Without them nothing is found.
-    prefix_c.settle_all();
+    prefix_c.resolve_all();
     stream.drain();
     stream.check(&prefix_c.etcd);
     assert_eq!(stream.patches, Some(0));
@@ -321,10 +321,10 @@ async fn a_range_goes_with_its_last_stream_though_a_delta_is_computed_for_it() {
     prefix_c.put("/c/a", &large("1"));
     let stream = Stream::patched(&prefix_c, prefix("/c/")).await;
     prefix_c.put("/c/a", &large("2"));
-    assert_eq!(prefix_c.unsettled.len(), 1);
+    assert_eq!(prefix_c.pending.len(), 1);
     drop(stream);
     assert_eq!(prefix_c.fanout.metrics().scopes.get(), 0);
-    prefix_c.settle_all();
+    prefix_c.resolve_all();
 }
 
 /// Ingest as it is, with a gate before its jobs.
@@ -337,13 +337,11 @@ struct Running {
 
 impl Running {
     async fn start(etcd: ScriptedEtcd) -> Self {
-        let (publisher, fanout) = fanout(prefix("/c/"), Metrics::new(), Instant::now());
+        let (publisher, fanout) = ends(64 << 20, Duration::from_secs(10));
         let (handle, requests) = SourceHandle::channel();
         let source: ScriptedEtcdSource = etcd.source(prefix("/c/"), requests);
         let pool = JobPool::new(fanout.metrics().clone());
-        let limits = Limits {
-            log_bytes: 64 << 20,
-            progress_interval: Duration::from_secs(10),
+        let limits = ingest::Limits {
             audit_interval: None,
             jobs: pool.clone(),
         };

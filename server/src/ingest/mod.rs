@@ -5,7 +5,6 @@
 //! of its own compute them, and only the streams whose range they are in are kept waiting.
 
 mod audit;
-mod round;
 #[cfg(test)]
 mod tests;
 
@@ -17,9 +16,8 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 
 use self::audit::{Audit, Step};
-use self::round::Round;
 use crate::delta::{JobPool, Jobs};
-use crate::fanout::{PACE, Publisher, TIDY_EVERY};
+use crate::fanout::Publisher;
 pub use crate::source::REQUEST_TIMEOUT;
 use crate::source::{Source, SourceHandle, Update};
 use crate::store::{BackfillEvent, Earlier, Misfit, Replaced, Settling, Writer};
@@ -31,10 +29,6 @@ const GATHER: Duration = Duration::from_millis(200);
 /// What ingest needs to know.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Bytes that the prefix's change log may hold.
-    pub log_bytes: usize,
-    /// How often streams get a progress.
-    pub progress_interval: Duration,
     /// How often the state is compared with etcd's, on average; `None` for never.
     pub audit_interval: Option<Duration>,
     /// What the jobs of all prefixes share.
@@ -72,15 +66,11 @@ pub async fn run(
     let mut ingest = Ingest {
         publisher,
         source: handle,
-        log_bytes: limits.log_bytes,
         writer: None,
         lost: false,
         back: Back::Idle,
         audit: Audit::new(limits.audit_interval),
     };
-    let mut progress = Round::every(limits.progress_interval);
-    let mut tidying = Round::every(TIDY_EVERY);
-    let mut flush_at: Option<Instant> = None;
     let mut jobs = Jobs::new(limits.jobs);
     loop {
         // The source's future is not cancel-safe, so it is polled to its end while the timers run.
@@ -89,32 +79,35 @@ pub async fn run(
         let update = loop {
             tokio::select! {
                 update = &mut next => break update,
-                () = progress.due() => progress.visit(&ingest.publisher, Publisher::progress),
-                () = tidying.due() => tidying.visit(&ingest.publisher, Publisher::tidy),
-                () = sleep_until(flush_at.unwrap_or_else(Instant::now)), if flush_at.is_some() => {
-                    flush_at = None;
-                    ingest.publisher.flush();
-                }
+                () = until(ingest.publisher.due()) => ingest.publisher.tick(),
                 Ok(_) = wanted.wait_for(Option::is_some), if ingest.may_ask_back() => {
                     ingest.back = Back::Gathering(Instant::now() + GATHER);
                 }
                 () = ingest.back.due() => ingest.go_back(),
                 () = ingest.audit.due() => ingest.audit(),
-                (unsettled, patches) = jobs.next() => {
-                    ingest.publisher.settle(unsettled, patches);
-                }
+                (pending, patches) = jobs.next() => ingest.publisher.resolve(pending, patches),
             }
         };
-        if ingest.take(update) && flush_at.is_none() {
-            flush_at = Some(Instant::now() + PACE);
-        }
-        for mut unsettled in ingest.publisher.unsettled() {
-            let (pairs, encoder) = unsettled.take_work();
+        ingest.take(update);
+        for mut pending in ingest.publisher.take_pending() {
+            let (pairs, encoder) = pending.take_work();
             let metrics = ingest.publisher.metrics().clone();
-            jobs.start(unsettled, pairs, move |pair, ops| {
+            jobs.start(pending, pairs, move |pair, ops| {
                 encoder.encode(pair, ops, &metrics)
             });
         }
+    }
+}
+
+/// Waits until `due`. Yields at least once, so that other tasks get their turn.
+///
+/// # Cancel safety
+/// Cancel-safe.
+async fn until(due: Instant) {
+    if due <= Instant::now() {
+        yield_now().await;
+    } else {
+        sleep_until(due).await;
     }
 }
 
@@ -122,7 +115,6 @@ pub async fn run(
 struct Ingest {
     publisher: Publisher,
     source: SourceHandle,
-    log_bytes: usize,
     /// `None` before the first state.
     writer: Option<Writer>,
     /// Whether etcd is.
@@ -160,15 +152,15 @@ impl Back {
 }
 
 impl Ingest {
-    /// Takes one update. Returns whether the publisher holds changes back.
-    fn take(&mut self, update: Update) -> bool {
+    /// Takes one update.
+    fn take(&mut self, update: Update) {
         match &update {
             Update::Lost { reason } => {
                 self.lost = true;
                 self.publisher.lost(reason.clone());
                 self.ask_back_again();
                 self.audit.interrupt();
-                return false;
+                return;
             }
             Update::State(_) => {
                 self.ask_back_again();
@@ -181,22 +173,19 @@ impl Ingest {
         self.publisher.contact();
         match (update, &mut self.writer) {
             (Update::State(state), Some(writer)) => match writer.replace(state) {
-                Replaced::Anew => self
-                    .publisher
-                    .publish_anew(writer.snapshot().clone(), self.log_bytes),
+                Replaced::Anew => self.publisher.publish_anew(writer.snapshot().clone()),
                 Replaced::Continued(batch) => {
-                    return self.publisher.publish(writer.snapshot().clone(), batch);
+                    self.publisher.publish(writer.snapshot().clone(), batch);
                 }
                 Replaced::Unchanged => self.publisher.advance(writer.snapshot().clone()),
             },
             (Update::State(state), None) => {
                 let writer = self.writer.insert(Writer::new(state));
-                self.publisher
-                    .publish_anew(writer.snapshot().clone(), self.log_bytes);
+                self.publisher.publish_anew(writer.snapshot().clone());
             }
             (Update::Changes { revision, changes }, Some(writer)) => {
                 match writer.apply(revision, changes) {
-                    Some(batch) => return self.publisher.publish(writer.snapshot().clone(), batch),
+                    Some(batch) => self.publisher.publish(writer.snapshot().clone(), batch),
                     None => self.publisher.advance(writer.snapshot().clone()),
                 }
             }
@@ -218,7 +207,6 @@ impl Ingest {
                 _,
             ) => {}
         }
-        false
     }
 
     /// Whether etcd can be asked what changed before the log begins.

@@ -1,0 +1,151 @@
+//! The subscribing end of a prefix.
+
+use std::sync::Arc;
+
+use driftless_proto::digest::Digest;
+use driftless_proto::{KeyRange, Revision};
+
+use super::change_log::ChangeLog;
+use super::scope::Scope;
+use super::shared::{Ending, Published, Shared};
+use super::subscriber::Subscriber;
+use crate::metrics::Metrics;
+use crate::store::Snapshot;
+
+/// A range's state at one moment.
+#[derive(Debug)]
+pub struct RangeView {
+    /// The prefix's keyspace.
+    pub root: Snapshot,
+    /// What changed lately in the prefix.
+    pub log: ChangeLog,
+    /// The range's digest at the root's revision.
+    pub digest: Digest,
+}
+
+/// Why a range cannot be subscribed to just now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unavailable {
+    /// Nothing has come from etcd yet.
+    NotSynced,
+    /// The server shuts down.
+    Draining,
+}
+
+/// The subscribing end of a prefix. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Fanout(pub(super) Arc<Shared>);
+
+impl Fanout {
+    pub(super) const fn new(shared: Arc<Shared>) -> Self {
+        Self(shared)
+    }
+
+    /// The served prefix.
+    pub fn prefix(&self) -> &KeyRange {
+        &self.0.prefix
+    }
+
+    /// The server's counters.
+    pub fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
+    /// The published revision; [`Revision::NONE`] before the first state.
+    pub fn revision(&self) -> Revision {
+        *self.0.revision.borrow()
+    }
+
+    /// Whether there is a state. An empty etcd has revision 1, so any state has a revision.
+    pub fn is_synced(&self) -> bool {
+        self.revision() > Revision::NONE
+    }
+
+    /// Waits until there is a state.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe.
+    pub async fn synced(&self) {
+        self.reached(Revision::new(1)).await;
+    }
+
+    /// Waits until `revision` is published.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe.
+    pub async fn reached(&self, revision: Revision) {
+        // The sender lives in what `self` holds, so this cannot fail.
+        let _ = self
+            .0
+            .revision
+            .subscribe()
+            .wait_for(|published| *published >= revision)
+            .await;
+    }
+
+    /// Waits until the log reaches back to `revision`, or it turns out that it cannot. At once where
+    /// that is clear already. Whoever waits at the same time shares one look at etcd's past.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe.
+    pub async fn reach_back(&self, revision: Revision) {
+        let mut settled = self.0.settled.subscribe();
+        loop {
+            let may_reach = {
+                let published = self.0.published.lock();
+                let state = published.state.as_ref();
+                state.is_some_and(|state| state.log.may_reach(revision))
+            };
+            if !may_reach {
+                return;
+            }
+            self.0.want(revision);
+            if settled.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Why etcd cannot be reached; `None` while it can.
+    pub fn lost(&self) -> Option<String> {
+        self.0.lost.borrow().clone()
+    }
+
+    /// The server's clock and its last proof of contact with etcd, in milliseconds on that clock.
+    pub fn clock(&self) -> (u64, u64) {
+        (self.0.clock_ms(), self.0.contact_ms())
+    }
+
+    /// Subscribes to a range within the prefix. The first subscriber of a range makes its scope.
+    ///
+    /// # Errors
+    /// If there is no state yet, or the server shuts down.
+    pub fn subscribe(&self, range: KeyRange) -> Result<Subscriber, Unavailable> {
+        let mut published = self.0.published.lock();
+        if published.draining {
+            return Err(Unavailable::Draining);
+        }
+        let Published {
+            state: Some(state),
+            scopes,
+            ..
+        } = &mut *published
+        else {
+            return Err(Unavailable::NotSynced);
+        };
+        let scope = scopes.join(range, |range| {
+            Scope::new(range, state.snapshot.clone(), &self.0.metrics)
+        });
+        drop(published);
+        Ok(Subscriber::new(Arc::clone(&self.0), scope))
+    }
+
+    /// Ends every stream with a goodbye and refuses new ones.
+    pub fn drain(&self) {
+        let mut published = self.0.published.lock();
+        published.draining = true;
+        let ended = published.end(Ending::Drain);
+        drop(published);
+        ended.iter().for_each(|scope| scope.wake());
+    }
+}

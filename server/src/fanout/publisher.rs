@@ -1,0 +1,310 @@
+//! The publishing end of a prefix.
+
+use std::sync::{Arc, Weak};
+
+use driftless_proto::{KeyRange, Revision};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::change_log::ChangeLog;
+use super::pending::{PendingDelta, WantedDeltas, pays};
+use super::schedule::Schedule;
+use super::scope::{Pushed, Scope};
+use super::scopes::ScopeCursor;
+use super::shared::{Ending, Limits, Published, PublishedState, Shared};
+use crate::encode::{EncodedBatch, EncodedPatch};
+use crate::metrics::Metrics;
+use crate::store::{Batch, PastBatches, Snapshot, Span};
+
+/// How many scopes of a round are visited before changes, and those who wait for the prefix's lock,
+/// get their turn: some 20 µs.
+const SLICE: usize = 256;
+
+/// The publishing end of a prefix. There is one, and the ingest task owns it.
+#[derive(Debug)]
+pub struct Publisher {
+    shared: Arc<Shared>,
+    limits: Limits,
+    schedule: Schedule,
+}
+
+impl Publisher {
+    pub(super) fn new(shared: Arc<Shared>, limits: Limits) -> Self {
+        Self {
+            shared,
+            limits,
+            schedule: Schedule::new(Instant::now(), limits.progress_interval),
+        }
+    }
+
+    /// The served prefix.
+    pub fn prefix(&self) -> &KeyRange {
+        &self.shared.prefix
+    }
+
+    /// The server's counters.
+    pub fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
+    }
+
+    /// etcd answered just now.
+    pub fn contact(&self) {
+        self.shared.contact();
+    }
+
+    /// etcd cannot be reached. What was published stays valid; its age is reported with it.
+    pub fn lost(&self, reason: String) {
+        self.shared.lost.send_replace(Some(reason));
+    }
+
+    /// When the publisher's own work is due: releasing changes that were held back, progress, or the
+    /// eviction of sync responses. Now or in the past while there is work left.
+    pub fn due(&self) -> Instant {
+        self.schedule.due(Instant::now())
+    }
+
+    /// Does a slice of the work that is due. To be called when [`Publisher::due`] is over; between two
+    /// calls changes may be published, and other tasks should get their turn.
+    pub fn tick(&mut self) {
+        let now = Instant::now();
+        if self.schedule.flush_due(now) {
+            self.flush();
+        }
+        let begin = || self.shared.published.lock().scopes.cursor();
+        if let Some(mut cursor) = self.schedule.progress.take(now, begin)
+            && self.progress(&mut cursor)
+        {
+            self.schedule.progress.resume(cursor);
+        }
+        let begin = || self.shared.published.lock().scopes.cursor();
+        if let Some(mut cursor) = self.schedule.eviction.take(now, begin)
+            && self.evict_expired(&mut cursor)
+        {
+            self.schedule.eviction.resume(cursor);
+        }
+    }
+
+    /// Publishes the first state, or one of another history: what was published before means nothing
+    /// any more, and the streams that build on it are ended.
+    pub fn publish_anew(&self, snapshot: Snapshot) {
+        let revision = snapshot.revision();
+        let mut published = self.shared.published.lock();
+        let log = ChangeLog::new(revision, self.limits.log_bytes);
+        let old = published.state.replace(PublishedState { snapshot, log });
+        let ended = published.end(Ending::History);
+        drop(published);
+        ended.iter().for_each(|scope| scope.wake());
+        if let Some(old) = old {
+            self.shared
+                .metrics
+                .log_bytes
+                .dec_by(i64::try_from(old.log.bytes()).unwrap_or(i64::MAX));
+        }
+        self.shared.revision.send_replace(revision);
+        self.shared.settle();
+    }
+
+    /// Tells when somebody would like the log to reach back further.
+    pub fn wanted(&self) -> watch::Receiver<Option<Revision>> {
+        self.shared.wanted.subscribe()
+    }
+
+    /// Somebody would like the log to reach back to `revision`.
+    pub fn want(&self, revision: Revision) {
+        self.shared.want(revision);
+    }
+
+    /// What to ask the source for, so that the log comes to reach back as far as is wanted, and how
+    /// many bytes of batches there is room for. `None` when it cannot; nobody waits for it then.
+    pub fn ask_back(&self) -> Option<(Span, usize)> {
+        let wanted = self.shared.wanted.send_replace(None)?;
+        let mut published = self.shared.published.lock();
+        let state = published.state.as_mut();
+        let asked = state.and_then(|state| {
+            let span = state.log.ask_back(wanted, &state.snapshot)?;
+            Some((span, state.log.room()))
+        });
+        drop(published);
+        if asked.is_none() {
+            self.shared.settle();
+        }
+        asked
+    }
+
+    /// What changed before, up to `up_to`, is put in front of the log. Returns whether it still fits
+    /// there. `snapshot` knows of the deletes.
+    pub fn reach_back(&self, snapshot: Snapshot, past: PastBatches, up_to: Revision) -> bool {
+        let earlier = ChangeLog::of_past(past, self.shared.contact_ms());
+        let mut published = self.shared.published.lock();
+        let Some(state) = &mut published.state else {
+            return false;
+        };
+        let before = state.log.bytes();
+        let (fits, dropped) = match state.log.reach_back(earlier, up_to) {
+            Some(dropped) => (true, dropped),
+            None => (false, Vec::new()),
+        };
+        let grown = state.log.bytes() as i64 - before as i64;
+        let old = std::mem::replace(&mut state.snapshot, snapshot);
+        drop(published);
+        self.shared.metrics.log_bytes.inc_by(grown);
+        self.shared.settle();
+        drop((old, dropped));
+        fits
+    }
+
+    /// What changed before cannot be had.
+    pub fn give_up_back(&self) {
+        if let Some(state) = &mut self.shared.published.lock().state {
+            state.log.give_up_back();
+        }
+        self.shared.settle();
+    }
+
+    /// Publishes a batch and the state that it led to. Wakes the streams whose range it touches, and
+    /// no others. Where a stream takes patches, [`Publisher::take_pending`] returns work.
+    pub fn publish(&mut self, snapshot: Snapshot, mut batch: Batch) {
+        let revision = snapshot.revision();
+        let metrics = &self.shared.metrics;
+        metrics.changes.inc_by(batch.changes.len() as u64);
+        // Old values are dropped unless a delta is wanted: they are kept no longer than its
+        // computation takes.
+        let mut replaced = std::mem::take(&mut batch.replaced);
+        replaced.retain(|replaced| pays(&batch, replaced));
+        let batch = Arc::new(EncodedBatch::new(batch, self.shared.contact_ms()));
+        let now = Instant::now();
+        let mut wake = Vec::new();
+        let mut published = self.shared.published.lock();
+        let Published {
+            state: Some(state),
+            scopes,
+            paced,
+            pending,
+            ..
+        } = &mut *published
+        else {
+            return;
+        };
+        let too_much = pending.drop_excess(&batch, &mut replaced);
+        let mut wanted = WantedDeltas::new(&batch, &replaced);
+        let before = state.log.bytes();
+        let old = std::mem::replace(&mut state.snapshot, snapshot);
+        let dropped = state.log.push(Arc::clone(&batch));
+        let grown = state.log.bytes() as i64 - before as i64;
+        let mut late = false;
+        for scope in scopes.touched_by(&batch) {
+            late |= too_much && scope.takes_patches();
+            match scope.push(&batch, wanted.by(scope), now) {
+                Pushed::Wake => wake.push(Arc::clone(scope)),
+                Pushed::HoldBack => paced.push(Arc::clone(scope)),
+                Pushed::Wait => {}
+            }
+        }
+        if !paced.is_empty() {
+            self.schedule.hold_back(now);
+        }
+        if let Some((which, scopes)) = wanted.finish() {
+            let mut which = which.into_iter();
+            replaced.retain(|_| which.next() == Some(true));
+            pending.add(Arc::clone(&batch), std::mem::take(&mut replaced), scopes);
+        }
+        drop(published);
+        metrics.deltas_late.inc_by(late.into());
+        metrics.log_bytes.inc_by(grown);
+        self.shared.revision.send_replace(revision);
+        wake.iter().for_each(|scope| scope.wake());
+        // May be large, so it is freed outside the lock.
+        drop((old, dropped, replaced));
+    }
+
+    /// The batches published since the last call whose deltas streams wait for. Each must be given to
+    /// [`Publisher::resolve`] soon, whatever is found.
+    pub fn take_pending(&self) -> Vec<PendingDelta> {
+        self.shared.published.lock().pending.take_new()
+    }
+
+    /// Adds the patches that were found for the batch. Nobody waits for the others any longer.
+    pub fn resolve(&self, resolved: PendingDelta, patches: Vec<EncodedPatch>) {
+        let scopes = resolved.scopes.iter().filter_map(Weak::upgrade);
+        let mut scopes: Vec<Arc<Scope>> = scopes.collect();
+        let batch = &resolved.batch;
+        let mut published = self.shared.published.lock();
+        published.pending.remove(&resolved);
+        let mut grown = 0;
+        let mut dropped = Vec::new();
+        if let Some(state) = &mut published.state {
+            let before = state.log.bytes();
+            dropped = state.log.add_patches(batch, patches);
+            grown = state.log.bytes() as i64 - before as i64;
+        }
+        let wake: Vec<_> = scopes
+            .extract_if(.., |scope| scope.resolve(batch.to))
+            .collect();
+        drop(published);
+        self.shared.metrics.log_bytes.inc_by(grown);
+        wake.iter().for_each(|scope| scope.wake());
+        drop((dropped, scopes));
+    }
+
+    /// Publishes that nothing changed up to the snapshot's revision. Wakes nobody: streams learn of it
+    /// with their next progress.
+    pub fn advance(&self, snapshot: Snapshot) {
+        let revision = snapshot.revision();
+        let mut published = self.shared.published.lock();
+        let old = published
+            .state
+            .as_mut()
+            .map(|state| std::mem::replace(&mut state.snapshot, snapshot));
+        drop(published);
+        drop(old);
+        self.shared.revision.send_replace(revision);
+    }
+
+    /// Whether changes are held back until a flush.
+    pub const fn holds_back(&self) -> bool {
+        self.schedule.holds_back()
+    }
+
+    /// Releases the changes that were held back. [`Publisher::tick`] does so when it is due.
+    pub fn flush(&mut self) {
+        self.schedule.flushed();
+        let paced = std::mem::take(&mut self.shared.published.lock().paced);
+        let now = Instant::now();
+        paced.iter().for_each(|scope| scope.flush(now));
+    }
+
+    /// A cursor over the scopes that there are now.
+    pub fn scopes(&self) -> ScopeCursor {
+        self.shared.published.lock().scopes.cursor()
+    }
+
+    /// Tells the next few scopes of a progress, and returns whether there are more.
+    /// [`Publisher::tick`] does so when it is due.
+    pub fn progress(&self, cursor: &mut ScopeCursor) -> bool {
+        let contact_ms = self.shared.contact_ms();
+        let published = self.shared.published.lock();
+        // Of this moment: a batch may have come between two slices.
+        let Some(state) = &published.state else {
+            return false;
+        };
+        let revision = state.snapshot.revision();
+        let some = published.scopes.next_of(cursor, SLICE);
+        some.iter()
+            .for_each(|scope| scope.progress(revision, contact_ms));
+        drop(published);
+        some.iter().for_each(|scope| scope.wake());
+        !cursor.is_over()
+    }
+
+    /// Drops the expired sync responses of the next few scopes, and returns whether there are more.
+    fn evict_expired(&self, cursor: &mut ScopeCursor) -> bool {
+        let some = self.shared.published.lock().scopes.next_of(cursor, SLICE);
+        some.iter().for_each(|scope| scope.evict_expired());
+        !cursor.is_over()
+    }
+
+    #[cfg(test)]
+    pub(super) fn has_paced(&self) -> bool {
+        !self.shared.published.lock().paced.is_empty()
+    }
+}
