@@ -37,12 +37,21 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     ("source", &["store", "net", "settings", "metrics"]),
     ("backfill", &["store", "metrics"]),
-    ("ops", &["session", "net", "settings", "metrics"]),
+    ("ops", &["service", "session", "net", "settings", "metrics"]),
     // leaves
     ("auth", &[]),
     ("metrics", &[]),
     ("net", &[]),
     ("settings", &[]),
+];
+
+/// Arrows of files that are yet to be moved into their rooms.
+const TO_BE_MOVED: &[(&str, &str)] = &[
+    ("admin", "metrics"),
+    ("admin", "service"),
+    ("service", "tls"),
+    ("settings", "service"),
+    ("tls", "settings"),
 ];
 
 /// What puts the rooms together, and may use them all.
@@ -236,6 +245,7 @@ fn violations(arrows: impl IntoIterator<Item = Arrow>) -> Vec<String> {
     let allowed = allowed();
     let is_allowed = |arrow: &Arrow| {
         COMPOSERS.contains(&arrow.from.as_str())
+            || TO_BE_MOVED.contains(&(&arrow.from, &arrow.to))
             || allowed
                 .get(arrow.from.as_str())
                 .is_some_and(|uses| uses.contains(arrow.to.as_str()))
