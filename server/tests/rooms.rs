@@ -46,13 +46,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
 ];
 
 /// Arrows of files that are yet to be moved into their rooms.
-const TO_BE_MOVED: &[(&str, &str)] = &[
-    ("admin", "metrics"),
-    ("admin", "service"),
-    ("service", "tls"),
-    ("settings", "service"),
-    ("tls", "settings"),
-];
+const TO_BE_MOVED: &[(&str, &str)] =
+    &[("admin", "metrics"), ("admin", "net"), ("admin", "service")];
 
 /// What puts the rooms together, and may use them all.
 const COMPOSERS: &[&str] = &["lib", "server", "engine"];
