@@ -6,8 +6,9 @@ mod common;
 
 use std::pin::Pin;
 
-use common::{Server, alone, in_time};
+use common::{Server, alone};
 use driftless_client::{Client, KeyRange};
+use driftless_test_support::in_time;
 use leak_tests::{Stall, at_every_operation};
 
 /// Something that a service does with a client, to its end.

@@ -2,11 +2,6 @@
 //! compaction, silence and restores, and it leaves no watch behind at etcd.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
-#[path = "common/etcd.rs"]
-mod etcd;
-#[path = "common/proxy.rs"]
-mod proxy;
-
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -17,13 +12,11 @@ use driftless_server::metrics::Metrics;
 use driftless_server::source::etcd::{EtcdConfig, EtcdSource};
 use driftless_server::source::{Source, SourceHandle, Update};
 use driftless_server::store::{BackfillEvent, History, PastTransaction, Span, State};
+use driftless_test_support::{Etcd, PATIENCE, Proxy, eventually, free_port};
 use etcd_client::{Client, GetOptions, Txn, TxnOp};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
-
-use etcd::{DEADLINE, Etcd, eventually, free_port};
-use proxy::Proxy;
 
 /// Short, so that silence is detected soon, but long enough for a busy etcd.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
@@ -65,7 +58,7 @@ impl Subject {
 
     /// Applies the next update and checks the rules for updates.
     async fn next(&mut self) -> Update {
-        let update = tokio::time::timeout(DEADLINE, self.source.next()).await;
+        let update = tokio::time::timeout(PATIENCE, self.source.next()).await;
         let update = update.expect("an update in time");
         match &update {
             Update::State(state) => {
@@ -127,7 +120,7 @@ impl Subject {
     async fn change(&mut self) -> Update {
         let start = Instant::now();
         loop {
-            assert!(start.elapsed() < DEADLINE, "no change within {DEADLINE:?}");
+            assert!(start.elapsed() < PATIENCE, "no change within {PATIENCE:?}");
             match self.next().await {
                 Update::Progress { .. } | Update::Contact => {}
                 update => return update,
@@ -161,8 +154,8 @@ impl Subject {
         let start = Instant::now();
         while !is_so(self) {
             assert!(
-                start.elapsed() < DEADLINE,
-                "not within {DEADLINE:?}: {what}"
+                start.elapsed() < PATIENCE,
+                "not within {PATIENCE:?}: {what}"
             );
             self.next().await;
         }
@@ -246,7 +239,7 @@ async fn list_holds_the_prefix_at_one_revision() {
     }
     put(&mut client, "/b/outside", "x").await;
     let last = put(&mut client, "/c0", "just behind the prefix").await;
-    let mut subject = Subject::new(&[etcd.endpoint()]);
+    let mut subject = Subject::new(&[etcd.url()]);
     let state = subject.state().await;
     assert_eq!(state.revision, last);
     assert_eq!(state.history, History::Continues);
@@ -259,7 +252,7 @@ async fn list_holds_the_prefix_at_one_revision() {
 async fn each_transaction_is_one_update() {
     let etcd = Etcd::started().await;
     let mut client = etcd.client().await;
-    let mut subject = Subject::new(&[etcd.endpoint()]);
+    let mut subject = Subject::new(&[etcd.url()]);
     assert!(subject.state().await.entries.is_empty());
 
     put(&mut client, "/c/a", "1").await;
@@ -293,8 +286,8 @@ async fn each_transaction_is_one_update() {
 
 #[tokio::test]
 async fn source_waits_until_etcd_starts() {
-    let mut etcd = Etcd::prepared();
-    let mut subject = Subject::new(&[etcd.endpoint()]);
+    let mut etcd = Etcd::new();
+    let mut subject = Subject::new(&[etcd.url()]);
     let reason = subject.lost().await;
     assert!(reason.starts_with("http://127.0.0.1:"), "{reason}");
     let handle = subject.handle.clone();
@@ -313,7 +306,7 @@ async fn source_waits_until_etcd_starts() {
 async fn next_endpoint_is_tried_after_a_dead_one() {
     let etcd = Etcd::started().await;
     let dead = format!("http://127.0.0.1:{}", free_port());
-    let mut subject = Subject::new(&[dead, etcd.endpoint()]);
+    let mut subject = Subject::new(&[dead, etcd.url()]);
     subject.lost().await;
     subject.state().await;
 }
@@ -324,7 +317,7 @@ async fn next_endpoint_is_tried_after_a_silent_one() {
     // The backlog accepts connections; nobody answers.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let silent_at = format!("http://{}", silent.local_addr().unwrap());
-    let mut subject = Subject::new(&[silent_at, etcd.endpoint()]);
+    let mut subject = Subject::new(&[silent_at, etcd.url()]);
     // HTTP/2 pings alone would take fifteen seconds.
     let lost = tokio::time::timeout(Duration::from_secs(10), subject.lost());
     lost.await.unwrap();
@@ -336,7 +329,7 @@ async fn etcd_restart_needs_no_list() {
     let mut etcd = Etcd::started().await;
     let mut client = etcd.client().await;
     put(&mut client, "/c/a", "1").await;
-    let mut subject = Subject::new(&[etcd.endpoint()]);
+    let mut subject = Subject::new(&[etcd.url()]);
     subject.state().await;
     etcd.kill();
     subject.lost().await;
@@ -363,7 +356,7 @@ async fn compaction_while_disconnected_leads_to_a_list() {
     put(&mut client, "/c/a", "1").await;
     put(&mut client, "/c/b", "1").await;
     let proxy = Proxy::to(etcd.port()).await;
-    let mut subject = Subject::new(&[proxy.endpoint()]);
+    let mut subject = Subject::new(&[proxy.url()]);
     subject.state().await;
     proxy.cut();
     subject.lost().await;
@@ -390,7 +383,7 @@ async fn delete_at_the_compacted_revision_is_reported() {
     put(&mut client, "/c/a", "1").await;
     let proxy = Proxy::to(etcd.port()).await;
     // Without progress, which would reveal it too.
-    let mut subject = Subject::with_interval(&[proxy.endpoint()], DEADLINE * 2);
+    let mut subject = Subject::with_interval(&[proxy.url()], PATIENCE * 2);
     subject.state().await;
     proxy.cut();
     subject.lost().await;
@@ -404,7 +397,7 @@ async fn delete_at_the_compacted_revision_is_reported() {
 #[tokio::test]
 async fn stopped_etcd_is_lost() {
     let etcd = Etcd::started().await;
-    let mut subject = Subject::new(&[etcd.endpoint()]);
+    let mut subject = Subject::new(&[etcd.url()]);
     subject.state().await;
     etcd.pause();
     let start = Instant::now();
@@ -432,7 +425,7 @@ async fn stopped_etcd_is_lost() {
 async fn stopped_server_does_not_count_as_silent_etcd() {
     let etcd = Etcd::started().await;
     let mut client = etcd.client().await;
-    let mut subject = Subject::new(&[etcd.endpoint()]);
+    let mut subject = Subject::new(&[etcd.url()]);
     subject.state().await;
     for value in ["1", "2", "3"] {
         // It stops the whole test: there is one thread.
@@ -456,13 +449,13 @@ async fn older_backup_is_another_history() {
     let mut client = etcd.client().await;
     put(&mut client, "/c/a", "2").await;
     let known = put(&mut client, "/c/b", "2").await;
-    let mut subject = Subject::new(&[etcd.endpoint()]);
+    let mut subject = Subject::new(&[etcd.url()]);
     let before = subject.state().await;
     assert_eq!(before.revision, known);
 
     etcd.kill();
     subject.lost().await;
-    etcd.replace_data(&backup.path().join("data"));
+    etcd.restore(backup.path());
     etcd.start().await;
     let after = subject.state().await;
     assert_eq!(after.history, History::Replaced);
@@ -490,12 +483,12 @@ async fn backup_past_the_known_revision_is_another_history() {
     let mut client = etcd.client().await;
     put(&mut client, "/c/a", "2").await;
     let proxy = Proxy::to(etcd.port()).await;
-    let mut subject = Subject::new(&[proxy.endpoint()]);
+    let mut subject = Subject::new(&[proxy.url()]);
     let before = subject.state().await;
     proxy.cut();
     subject.lost().await;
     etcd.kill();
-    etcd.replace_data(&backup.path().join("data"));
+    etcd.restore(backup.path());
     etcd.start().await;
     let mut client = etcd.client().await;
     // The same key at the same revision and version, and then well past it.
@@ -515,7 +508,7 @@ async fn other_cluster_has_another_epoch() {
     let (first, second) = (Etcd::started().await, Etcd::started().await);
     put(&mut second.client().await, "/c/b", "2").await;
     let proxy = Proxy::to(first.port()).await;
-    let mut subject = Subject::new(&[proxy.endpoint(), second.endpoint()]);
+    let mut subject = Subject::new(&[proxy.url(), second.url()]);
     let before = subject.state().await;
     proxy.cut();
     subject.lost().await;
@@ -533,7 +526,7 @@ async fn large_values_are_listed_and_watched() {
     for n in 0..50 {
         put(&mut client, format!("/c/{n:02}"), value(n)).await;
     }
-    let mut subject = Subject::new(&[etcd.endpoint()]);
+    let mut subject = Subject::new(&[etcd.url()]);
     assert_eq!(subject.state().await.entries.len(), 50);
     for n in 50..60 {
         put(&mut client, format!("/c/{n:02}"), value(n)).await;
@@ -550,7 +543,7 @@ async fn fragmented_transaction_is_one_update() {
     let etcd = Etcd::started().await;
     let mut client = etcd.client().await;
     let proxy = Proxy::to(etcd.port()).await;
-    let mut subject = Subject::new(&[proxy.endpoint()]);
+    let mut subject = Subject::new(&[proxy.url()]);
     subject.state().await;
     proxy.cut();
     subject.lost().await;
@@ -576,7 +569,7 @@ async fn oversized_keys_are_left_out() {
     let long = |end: &str| format!("/c/{}{end}", "k".repeat(1024 * 1024));
     put(&mut client, long("a"), "x").await;
     put(&mut client, "/c/z", "1").await;
-    let mut subject = Subject::new(&[etcd.endpoint()]);
+    let mut subject = Subject::new(&[etcd.url()]);
     assert_eq!(subject.state().await.entries.len(), 1);
     put(&mut client, long("b"), "x").await;
     let ops = vec![
@@ -599,7 +592,7 @@ async fn oversized_keys_are_left_out() {
 async fn revision_request_advances_an_idle_prefix() {
     let etcd = Etcd::started().await;
     let mut client = etcd.client().await;
-    let mut subject = Subject::new(&[etcd.endpoint()]);
+    let mut subject = Subject::new(&[etcd.url()]);
     subject.state().await;
     for _ in 0..20 {
         put(&mut client, "/c/a", "x").await;
@@ -620,7 +613,7 @@ async fn revision_request_advances_an_idle_prefix() {
 async fn idle_prefix_advances_by_progress() {
     let etcd = Etcd::started().await;
     let mut client = etcd.client().await;
-    let mut subject = Subject::new(&[etcd.endpoint()]);
+    let mut subject = Subject::new(&[etcd.url()]);
     subject.state().await;
     let outside = put(&mut client, "/outside", "x").await;
     subject
@@ -634,7 +627,7 @@ async fn dropped_source_leaves_no_watch_at_etcd() {
     let etcd = Etcd::started().await;
     assert_eq!(etcd.watches().await, (0, 0));
     for _ in 0..10 {
-        let mut subject = Subject::new(&[etcd.endpoint()]);
+        let mut subject = Subject::new(&[etcd.url()]);
         subject.state().await;
         subject
             .during(eventually("one watch", async || {
@@ -653,7 +646,7 @@ async fn source_dropped_at_any_await_leaves_no_watch() {
     put(&mut etcd.client().await, "/c/a", "1").await;
     let mut watched = 0;
     for polls in 0.. {
-        let mut subject = Subject::new(&[etcd.endpoint()]);
+        let mut subject = Subject::new(&[etcd.url()]);
         let mut polled = 0;
         let updates = async {
             loop {
@@ -684,7 +677,7 @@ async fn reconnects_leave_no_watch_behind() {
     let etcd = Etcd::started().await;
     let mut client = etcd.client().await;
     let proxy = Proxy::to(etcd.port()).await;
-    let mut subject = Subject::new(&[proxy.endpoint()]);
+    let mut subject = Subject::new(&[proxy.url()]);
     subject.state().await;
     for n in 0..5 {
         proxy.cut();
@@ -755,7 +748,7 @@ async fn backfill_reports_past_changes_with_previous_entries() {
     for _ in 0..20 {
         put(&mut client, "/outside", "x").await;
     }
-    let mut subject = Subject::new(&[etcd.endpoint()]);
+    let mut subject = Subject::new(&[etcd.url()]);
     let state = subject.state().await;
     let up_to = state.revision;
     for after in [1, 2, up_to.get() / 2, up_to.get() - 10] {
@@ -812,7 +805,7 @@ async fn backfill_begins_at_the_compacted_revision() {
     put(&mut client, "/c/c", "1").await;
     let physical = || Some(etcd_client::CompactionOptions::new().with_physical());
     client.compact(compacted.get(), physical()).await.unwrap();
-    let mut subject = Subject::new(&[etcd.endpoint()]);
+    let mut subject = Subject::new(&[etcd.url()]);
     let state = subject.state().await;
     let span = |after, state: &State| Span {
         after: Revision::new(after),
@@ -853,7 +846,7 @@ async fn backfill_above_its_byte_limit_fails() {
     let mut subject = Subject::with(EtcdConfig {
         progress_interval: PROGRESS_INTERVAL,
         backfill_bytes: MAX_BYTES,
-        ..EtcdConfig::new([etcd.endpoint()])
+        ..EtcdConfig::new([etcd.url()])
     });
     let state = subject.state().await;
     let span = |after| Span {
@@ -884,7 +877,7 @@ async fn audit_returns_the_digest_at_a_revision() {
         let puts = (0..100).map(|n| TxnOp::put(format!("/c/{batch}/{n:02}"), "value", None));
         txn(&mut client, puts.collect()).await;
     }
-    let mut subject = Subject::new(&[etcd.endpoint()]);
+    let mut subject = Subject::new(&[etcd.url()]);
     let state = subject.state().await;
     let audit = async |subject: &mut Subject, at: Revision| {
         assert!(subject.handle.audit(at));
@@ -941,7 +934,7 @@ async fn state_equals_etcd_after_random_faults() {
     let mut random = StdRng::seed_from_u64(seed);
     let mut etcd = Etcd::started().await;
     let proxy = Proxy::to(etcd.port()).await;
-    let mut subject = Subject::new(&[proxy.endpoint()]);
+    let mut subject = Subject::new(&[proxy.url()]);
     subject.state().await;
     for round in 0..12 {
         let breaking = async {

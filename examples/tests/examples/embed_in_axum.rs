@@ -10,15 +10,13 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use rustix::process::Signal;
 use tokio::net::TcpStream;
-use tokio::process::Command;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::etcd::{DEADLINE, eventually};
-use crate::page::{CANARY, Row, check, judge};
-use crate::program::Program;
 use crate::world::World;
+use driftless_test_support::wrong_inputs::{CANARY, Row, check_output, check_table};
+use driftless_test_support::{PATIENCE, Process, eventually, guarded};
 
 /// How many clients ask at the same time, each over a connection of its own.
 const CLIENTS: usize = 8;
@@ -32,7 +30,7 @@ const MOST_REQUESTS: usize = 200_000;
 /// The service under test, and the world that it is in.
 struct Web {
     world: World,
-    program: Program,
+    program: Process,
     address: String,
 }
 
@@ -40,9 +38,9 @@ impl Web {
     async fn start() -> Self {
         let world = World::holding(&[]).await;
         let bin = env!("CARGO_BIN_EXE_embed_in_axum");
-        let mut command = Command::new(bin);
-        let mut program = Program::start(command.args([&world.url(), "127.0.0.1:0"]));
-        let line = program.out.line().await;
+        let mut command = guarded(bin);
+        let mut program = Process::spawn(command.args([&world.url(), "127.0.0.1:0"]));
+        let line = program.out.line();
         let address = line.strip_prefix("listening on http://").unwrap();
         Self {
             world,
@@ -86,7 +84,7 @@ impl Http {
             let body = body.collect().await.unwrap().to_bytes();
             Response::from_parts(head, String::from_utf8(body.into()).unwrap())
         };
-        timeout(DEADLINE, answer).await.expect("it answers in time")
+        timeout(PATIENCE, answer).await.expect("it answers in time")
     }
 
     async fn health(&mut self) -> serde_json::Value {
@@ -135,7 +133,7 @@ fn answered_from(response: &Response<String>) -> usize {
 async fn edit(world: &World, n: usize) {
     let greeting = greeting(n);
     let greeting = greeting.each_ref().map(|(key, value)| (*key, &**value));
-    world.put_all(&greeting).await;
+    world.put_all(&greeting);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -143,7 +141,7 @@ async fn edits_under_load_are_seen_whole_and_in_order_and_fail_no_request() {
     let web = Web::start().await;
     let mut client = web.client().await;
     assert_eq!(client.get("/").await.body(), "Hello", "the defaults");
-    web.world.put("/config/web/limit/burst", "1000000").await;
+    web.world.put("/config/web/limit/burst", "1000000");
     edit(&web.world, 0).await;
     client
         .until_health("the first edit", |health| health["revision"] == 3)
@@ -172,7 +170,7 @@ async fn edits_under_load_are_seen_whole_and_in_order_and_fail_no_request() {
                 }
                 if edited.load(Ordering::Relaxed) {
                     let end: &Instant = end.get_or_insert_with(Instant::now);
-                    assert!(end.elapsed() < DEADLINE, "the last edit does not come");
+                    assert!(end.elapsed() < PATIENCE, "the last edit does not come");
                 }
             }
             (last, seen)
@@ -223,7 +221,7 @@ async fn the_rate_limit_is_real_and_changes_live() {
         ("/config/web/limit/rps", "1"),
         ("/config/web/limit/burst", "5"),
     ];
-    web.world.put_all(&tight).await;
+    web.world.put_all(&tight);
     client
         .until_health("the limit", |health| health["revision"] == 2)
         .await;
@@ -233,26 +231,26 @@ async fn the_rate_limit_is_real_and_changes_live() {
     assert!((5..=5 + filled).contains(&served), "{served} were served");
 
     // What makes no sense changes nothing, and is told.
-    web.world.put("/config/web/limit/rps", "0").await;
+    web.world.put("/config/web/limit/rps", "0");
     client
         .until_health("the refusal", |health| health["rejected"].is_string())
         .await;
     assert_eq!(client.health().await["revision"], 2);
     let burst = "/config/web/limit/burst";
-    web.world.put(burst, "canary-5113").await;
+    web.world.put(burst, "canary-5113");
     eventually("the log names the key", || async {
-        web.program.said().contains(burst)
+        web.program.printed().contains(burst)
     })
     .await;
 
-    web.world.put("/config/web/limit/rps", "1000000").await;
-    web.world.put("/config/web/limit/burst", "1000").await;
+    web.world.put("/config/web/limit/rps", "1000000");
+    web.world.put("/config/web/limit/burst", "1000");
     client
         .until_health("no limit to speak of", |health| health["revision"] == 6)
         .await;
     assert_eq!(client.health().await["rejected"], serde_json::Value::Null);
     assert_eq!(rush(&mut client).await, RUSH);
-    let said = web.program.said();
+    let said = web.program.printed();
     assert!(!said.contains("canary"), "{said}");
 }
 
@@ -260,7 +258,7 @@ async fn the_rate_limit_is_real_and_changes_live() {
 async fn it_serves_without_a_server_and_stops_when_asked() {
     let mut web = Web::start().await;
     let mut client = web.client().await;
-    web.world.put("/config/web/greeting/text", "Hola").await;
+    web.world.put("/config/web/greeting/text", "Hola");
     client
         .until_health("the edit", |health| health["revision"] == 2)
         .await;
@@ -270,7 +268,7 @@ async fn it_serves_without_a_server_and_stops_when_asked() {
         .until_health("the loss", |health| health["subscription"] != "Live")
         .await;
     assert_eq!(client.get("/").await.body(), "Hola");
-    web.world.put("/config/web/greeting/text", "Salut").await;
+    web.world.put("/config/web/greeting/text", "Salut");
     web.world.start_server().await;
     client
         .until_health("the edit", |health| health["revision"] == 3)
@@ -282,7 +280,7 @@ async fn it_serves_without_a_server_and_stops_when_asked() {
     // With this connection open and idle.
     let start = Instant::now();
     web.program.signal(Signal::TERM);
-    assert!(web.program.end().await.success(), "{}", web.program.said());
+    assert!(web.program.end().success(), "{}", web.program.printed());
     let took = start.elapsed();
     assert!(took < Duration::from_secs(10), "{took:?} for nothing");
 }
@@ -317,13 +315,13 @@ async fn what_is_refused_is_on_the_page_of_wrong_inputs() {
         ),
     ] {
         let key = format!("/config/web/{key}");
-        world.put(&key, value).await;
+        world.put(&key, value);
         revision += 1;
         let mut says = Vec::new();
         // The next line of the log is that of the next refusal: what is not new has none.
         if log {
             let line = loop {
-                let line = program.err.line().await;
+                let line = program.err.line();
                 if line.contains("refused; ") {
                     break line;
                 }
@@ -346,10 +344,10 @@ async fn what_is_refused_is_on_the_page_of_wrong_inputs() {
         let command = format!("etcdctl put {key} {value}");
         rows.push(Row::new(wrong, &command, "the last good value stays", says));
     }
-    world.delete("/config/web/limit").await;
-    world.put("/config/web/limit/rps", "5").await;
+    world.delete("/config/web/limit");
+    world.put("/config/web/limit/rps", "5");
     http.until_health("it is mended", |health| health["rejected"].is_null())
         .await;
-    judge(&program.said());
-    check("In a service", &rows);
+    check_output(&program.printed());
+    check_table("In a service", &rows);
 }

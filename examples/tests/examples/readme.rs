@@ -1,7 +1,5 @@
-use tokio::process::Command;
-
-use crate::program::Program;
 use crate::world::World;
+use driftless_test_support::{Process, guarded};
 
 /// The only difference between the program in the README and the one that is run here.
 const IN_THE_README: &str = r#""http://127.0.0.1:7400""#;
@@ -24,19 +22,10 @@ fn the_program_in_the_readme_is_the_one_that_is_run() {
 #[tokio::test(flavor = "multi_thread")]
 async fn it_prints_the_struct_whenever_a_key_changes() {
     let world = World::holding(&[]).await;
-    let mut program = Program::start(Command::new(env!("CARGO_BIN_EXE_readme")).arg(world.url()));
-    program
-        .out
-        .expect(&["at most 10 a second, 20 at once"])
-        .await;
-    world.put("/config/limits/rps", "250").await;
-    program
-        .out
-        .expect(&["at most 250 a second, 20 at once"])
-        .await;
-    world.delete("/config/limits/rps").await;
-    program
-        .out
-        .expect(&["at most 10 a second, 20 at once"])
-        .await;
+    let mut program = Process::spawn(guarded(env!("CARGO_BIN_EXE_readme")).arg(world.url()));
+    program.out.expect(&["at most 10 a second, 20 at once"]);
+    world.put("/config/limits/rps", "250");
+    program.out.expect(&["at most 250 a second, 20 at once"]);
+    world.delete("/config/limits/rps");
+    program.out.expect(&["at most 10 a second, 20 at once"]);
 }

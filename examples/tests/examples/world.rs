@@ -1,17 +1,12 @@
 //! What an example runs against: an etcd of its own, and a server of this process.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::process::Stdio;
 use std::time::Duration;
 
 use driftless_server::{ServeError, Server, Settings};
-use tokio::io::AsyncWriteExt;
-use tokio::process::Command;
-use tokio::time::timeout;
+use driftless_test_support::{Etcd, in_time};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-
-use crate::etcd::{DEADLINE, Etcd};
 
 /// Short, so that progress frames come within a test.
 const PROGRESS: Duration = Duration::from_millis(200);
@@ -37,7 +32,7 @@ impl World {
             server: None,
         };
         for (key, value) in keys {
-            world.put(key, value).await;
+            world.put(key, value);
         }
         world.start_server().await;
         world
@@ -47,7 +42,7 @@ impl World {
     pub(crate) async fn start_server(&mut self) {
         assert!(self.server.is_none(), "it runs already");
         let settings = Settings::builder()
-            .etcd(self.etcd.endpoint())
+            .etcd(self.etcd.url())
             .prefix("/config/")
             .listen(self.address)
             .progress_interval(PROGRESS)
@@ -64,7 +59,7 @@ impl World {
     pub(crate) async fn stop_server(&mut self) {
         let Running { stop, task } = self.server.take().expect("it runs");
         stop.cancel();
-        let ended = timeout(DEADLINE, task).await.expect("it stops in time");
+        let ended = in_time("it stops", task).await;
         ended.unwrap().unwrap();
     }
 
@@ -78,59 +73,29 @@ impl World {
         format!("http://{}", self.address)
     }
 
-    pub(crate) async fn put(&self, key: &str, value: &str) {
-        self.etcdctl(&["put", "--", key, value], b"").await;
+    /// Blocks the thread, as do the other edits: the server has threads of its own.
+    pub(crate) fn put(&self, key: &str, value: &str) {
+        self.etcd.put(key, value);
     }
 
     /// For values that are not text, or too long for an argument. Not for an empty one.
-    pub(crate) async fn put_bytes(&self, key: &str, value: &[u8]) {
-        self.etcdctl(&["put", "--", key], value).await;
+    pub(crate) fn put_bytes(&self, key: &str, value: &[u8]) {
+        self.etcd.ctl_with(["put", "--", key], value);
     }
 
-    pub(crate) async fn delete(&self, key: &str) {
-        let deleted = self.etcdctl(&["del", "--", key], b"").await;
-        assert_eq!(deleted.trim(), "1", "{key} was there");
+    pub(crate) fn delete(&self, key: &str) {
+        self.etcd.delete(key);
     }
 
     /// Puts several keys in one transaction.
-    pub(crate) async fn put_all(&self, puts: &[(&str, &str)]) {
+    pub(crate) fn put_all(&self, puts: &[(&str, &str)]) {
         // No conditions, these operations, no others.
         let mut script = "\n".to_owned();
         for (key, value) in puts {
             script += &format!("put {key} {value:?}\n");
         }
         script += "\n\n";
-        let done = self.etcdctl(&["txn"], script.as_bytes()).await;
+        let done = self.etcd.ctl_with(["txn"], script.as_bytes());
         assert!(done.starts_with("SUCCESS"), "etcdctl txn: {done}");
-    }
-
-    async fn etcdctl(&self, arguments: &[&str], input: &[u8]) -> String {
-        let mut command = Command::new("etcdctl");
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("ETCDCTL_") {
-                command.env_remove(name);
-            }
-        }
-        let mut child = command
-            .env("ETCDCTL_API", "3")
-            .args(["--endpoints", &self.etcd.endpoint()])
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .expect("etcdctl is on PATH");
-        let mut stdin = child.stdin.take().unwrap();
-        let run = async {
-            // What needs no input may have ended before it came.
-            let _ = stdin.write_all(input).await;
-            drop(stdin);
-            child.wait_with_output().await.unwrap()
-        };
-        let output = timeout(DEADLINE, run).await.expect("etcdctl ends in time");
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "etcdctl {arguments:?}: {errors}");
-        String::from_utf8(output.stdout).unwrap()
     }
 }

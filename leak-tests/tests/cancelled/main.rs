@@ -12,8 +12,9 @@ use std::path::Path;
 use std::pin::Pin;
 use std::sync::Mutex;
 
-use common::{PATIENCE, Server, alone, in_time};
+use common::{Server, alone};
 use driftless_client::{Client, KeyRange, Resources, Status, WatchState, Watcher};
+use driftless_test_support::{PATIENCE, in_time};
 use futures_core::Stream;
 use leak_tests::{Baseline, at_every_poll, poll_times};
 

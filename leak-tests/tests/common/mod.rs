@@ -13,14 +13,12 @@ use driftless_server::metrics::Metrics;
 use driftless_server::source::SourceHandle;
 use driftless_server::source::scripted::ScriptedEtcd;
 use driftless_server::{Engine, Settings, SettingsBuilder};
+use driftless_test_support::in_time;
 use leak_tests::{Baseline, Stall, Witness, Witnesses, bounded_gauge, gauge};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
-
-/// The longest wait for what should come soon: a busy machine fails no test.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How often an impatient server pings, and says that nothing has changed: the least that it takes.
 const IMPATIENT_PING: Duration = Duration::from_millis(100);
@@ -41,12 +39,6 @@ pub(crate) fn alone(test: impl Future<Output = ()>) {
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(test);
-}
-
-/// Does not wait for ever.
-pub(crate) async fn in_time<F: Future>(what: &str, work: F) -> F::Output {
-    let in_time = tokio::time::timeout(PATIENCE, work).await;
-    in_time.unwrap_or_else(|_| panic!("not within {PATIENCE:?}: {what}"))
 }
 
 /// A server in this process, on a socket.

@@ -4,10 +4,9 @@
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Barrier};
 
+use driftless_test_support::in_time;
 use tokio::runtime::{Builder, Handle};
 use tokio::task::JoinSet;
-
-use crate::common::in_time;
 
 /// The workers that are busy. Each is until it is let go, or this is dropped.
 pub(crate) struct Busy {

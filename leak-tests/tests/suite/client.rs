@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use driftless_client::{Client, KeyRange, WatchError, WatchState};
+use driftless_test_support::in_time;
 use leak_tests::{Outcome, Rounds, Stall, poll_times};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::common::{Server, in_time};
+use crate::common::Server;
 use crate::scenario::{CLIENT, Pace, Scenario, WATCHER, prefix};
 
 /// How many polls a first value takes, with some to spare.

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use driftless_client::Watcher;
+use driftless_test_support::Etcd;
 use etcd_client::WatchOptions;
 use leak_tests::{Outcome, Rounds, Scraped, Threads, Witnesses};
 use prometheus_client::encoding::text::encode;
@@ -17,7 +18,6 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 use crate::common::Server;
-use crate::etcd::Etcd;
 use crate::scenario::{Pace, Scenario};
 use crate::world::etcds_watches;
 

@@ -6,12 +6,13 @@ use std::time::Duration;
 use driftless_client::{Client, Resource};
 use driftless_proto::v1::config_client::ConfigClient;
 use driftless_proto::v1::{self, range};
+use driftless_test_support::in_time;
 use leak_tests::{Outcome, Rounds, Stall, Witnesses, gauge, poll_times};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tonic::Code;
 
-use crate::common::{Server, in_time};
+use crate::common::Server;
 use crate::scenario::{CLIENT, Pace, Scenario, prefix};
 
 /// How many operations on the network two first states take, with some to spare.

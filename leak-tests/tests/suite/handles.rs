@@ -6,11 +6,12 @@ use std::time::Duration;
 use driftless_client::{
     Client, Closed, Connecting, Endpoint, GetError, KeyRange, WatchError, WatchState, Watcher,
 };
+use driftless_test_support::in_time;
 use leak_tests::{Outcome, Rounds, Stall};
 use tokio::task::JoinSet;
 
 use crate::client::silent;
-use crate::common::{Server, in_time};
+use crate::common::Server;
 use crate::scenario::{CLIENT, Pace, Scenario, WATCHER};
 
 /// How long a shutdown may take on a slow machine: less than an attempt to connect, which ends by itself.

@@ -12,10 +12,6 @@
 
 #[path = "../common/mod.rs"]
 mod common;
-#[path = "../../../server/tests/common/etcd.rs"]
-mod etcd;
-#[path = "../../../server/tests/common/proxy.rs"]
-mod proxy;
 
 mod busy;
 mod client;

@@ -3,13 +3,12 @@
 use std::time::Duration;
 
 use driftless_client::{Client, KeyRange};
+use driftless_test_support::{Etcd, in_time};
 use leak_tests::{Outcome, Rounds};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::common::in_time;
-use crate::etcd::Etcd;
 use crate::scenario::{CLIENT, Pace, Scenario};
 use crate::server::call;
 use crate::world::{Running, settings};
@@ -48,7 +47,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
 async fn no_labels(rounds: Rounds) -> Outcome {
     let etcd = Etcd::started().await;
     etcd.client().await.put("/c/a", "1", None).await.unwrap();
-    let server = Running::start(settings(&etcd.endpoint())).await;
+    let server = Running::start(settings(&etcd.url())).await;
     let outcome = rounds
         .at_the_end(server.shows())
         .promised(CLIENT)
@@ -79,7 +78,7 @@ async fn no_labels(rounds: Rounds) -> Outcome {
 async fn no_place(rounds: Rounds) -> Outcome {
     let etcd = Etcd::started().await;
     etcd.client().await.put("/c/a", "1", None).await.unwrap();
-    let server = Running::start(settings(&etcd.endpoint()).max_connections(1)).await;
+    let server = Running::start(settings(&etcd.url()).max_connections(1)).await;
     let outcome = rounds
         .at_the_end(server.shows())
         .promised(CLIENT)
@@ -101,7 +100,7 @@ async fn no_place(rounds: Rounds) -> Outcome {
 
 async fn probes(rounds: Rounds) -> Outcome {
     let etcd = Etcd::started().await;
-    let server = Running::start(settings(&etcd.endpoint())).await;
+    let server = Running::start(settings(&etcd.url())).await;
     let outcome = rounds
         .promised(CLIENT)
         .run(async |round| {

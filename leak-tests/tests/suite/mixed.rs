@@ -6,15 +6,14 @@
 use std::time::Duration;
 
 use driftless_client::{Client, EntriesWatcher, KeyRange, Revision, WatchError};
+use driftless_test_support::{Etcd, Proxy, in_time};
 use leak_tests::{Allocated, Outcome, Rounds, Stall, Witnesses, poll_times};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use crate::common::{Serving, in_time};
-use crate::etcd::Etcd;
-use crate::proxy::Proxy;
+use crate::common::Serving;
 use crate::scenario::{Pace, Scenario, prefix};
 use crate::slow::Slow;
 use crate::world::{FILL_GRAVES, Keys, Padded, Real, etcd_is_missed, padded};
@@ -120,12 +119,12 @@ struct Round<'a> {
 async fn everything(rounds: Rounds) -> Outcome {
     let etcd = Etcd::started().await;
     let to_etcd = Proxy::to(etcd.port()).await;
-    let mut world = Real::watchful_over(etcd, &to_etcd.endpoint()).await;
+    let mut world = Real::watchful_over(etcd, &to_etcd.url()).await;
     for _ in 0..FILL_GRAVES {
         world.keys.pass(SAME).await;
     }
     let to_server = Proxy::to(world.address.port()).await;
-    let regular = Client::connect(to_server.endpoint()).unwrap();
+    let regular = Client::connect(to_server.url()).unwrap();
     let (gauges, watches) = (world.gauges(), world.etcds_watches());
     let mut attempts = world.metrics.etcd_attempts.get();
     let allocated = Allocated::by_jemalloc().unwrap().with_slack(BY_CHANCE);
@@ -269,7 +268,7 @@ async fn client(round: &Round<'_>, who: u64) {
         return;
     }
     let url = if dice.in_one_of(2) {
-        round.to_server.endpoint()
+        round.to_server.url()
     } else {
         round.serving.url()
     };

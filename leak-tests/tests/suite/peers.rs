@@ -5,12 +5,12 @@
 use std::time::Duration;
 
 use driftless_client::{Client, Closed, EntriesWatcher, Status, WatchError, WatchState};
+use driftless_test_support::{eventually, in_time};
 use leak_tests::{Outcome, Rounds};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::common::{Server, in_time};
-use crate::etcd::eventually;
+use crate::common::Server;
 use crate::one_way::{Lost, OneWay};
 use crate::scenario::{CLIENT, Pace, Scenario, prefix};
 use crate::scripted::{Says, Scripted};

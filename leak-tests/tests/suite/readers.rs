@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
+use driftless_test_support::in_time;
 use leak_tests::{Outcome, Rounds};
 
-use crate::common::in_time;
 use crate::scenario::{CLIENT, Pace, Scenario, prefix};
 use crate::slow::Slow;
 use crate::world::{LARGE, Real};

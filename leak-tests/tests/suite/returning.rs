@@ -6,11 +6,12 @@ use driftless_proto::digest::Digest;
 use driftless_proto::v1::config_client::ConfigClient;
 use driftless_proto::v1::{self, watch_response::Frame};
 use driftless_server::source::scripted::ScriptedEtcd;
+use driftless_test_support::in_time;
 use leak_tests::{Outcome, Rounds};
 use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::common::{Server, in_time};
+use crate::common::Server;
 use crate::scenario::{Pace, Scenario, WATCHER};
 
 /// More changes than are told one by one.

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use driftless_client::{Client, Entries, GetError, KeyRange, Revision};
 use driftless_server::ServeError;
+use driftless_test_support::{Etcd, eventually, in_time};
 use leak_tests::{Outcome, Rounds, Stall, gauge};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::common::{Server, in_time};
-use crate::etcd::{Etcd, eventually};
+use crate::common::Server;
 use crate::scenario::{CLIENT, Pace, Scenario, WATCHER, prefix};
 use crate::world::{Keys, Real, Running, etcds_watches, settings};
 
@@ -343,7 +343,7 @@ async fn held_back(rounds: Rounds) -> Outcome {
 
 async fn few(rounds: Rounds) -> Outcome {
     let etcd = Etcd::started().await;
-    let settings = settings(&etcd.endpoint()).max_connections(FEW);
+    let settings = settings(&etcd.url()).max_connections(FEW);
     let server = Running::start(settings).await;
     let outcome = rounds
         .promised(CLIENT)
@@ -364,7 +364,7 @@ async fn cut_off(rounds: Rounds) -> Outcome {
         .at_the_end(etcds_watches(&etcd))
         .promised(CLIENT)
         .run(async |round| {
-            let settings = settings(&etcd.endpoint()).drain_timeout(DRAIN);
+            let settings = settings(&etcd.url()).drain_timeout(DRAIN);
             let server = Running::start(settings.stall_timeout(BORNE)).await;
             let stall = Stall::never();
             let client = Client::builder().endpoint(server.url());

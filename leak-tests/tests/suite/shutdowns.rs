@@ -9,6 +9,7 @@ use driftless_server::Engine;
 use driftless_server::metrics::Metrics;
 use driftless_server::source::SourceHandle;
 use driftless_server::source::scripted::ScriptedEtcd;
+use driftless_test_support::{Etcd, in_time};
 use leak_tests::{Outcome, Rounds};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -17,8 +18,6 @@ use tokio::time::timeout;
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::common::in_time;
-use crate::etcd::Etcd;
 use crate::scenario::{CLIENT, Pace, Scenario};
 use crate::world::{PREFIX, Running, settings};
 
@@ -158,7 +157,7 @@ async fn half_a_question(rounds: Rounds) -> Outcome {
     rounds
         .promised(CLIENT)
         .run(async |_| {
-            let server = Running::start(settings(&etcd.endpoint())).await;
+            let server = Running::start(settings(&etcd.url())).await;
             let mut asks = TcpStream::connect(server.admin).await.unwrap();
             asks.write_all(b"GET /he").await.unwrap();
             server.stop().await;

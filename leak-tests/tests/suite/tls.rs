@@ -1,19 +1,16 @@
 //! TLS: clients and servers that agree on it, that do not, and that never finish.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use driftless_client::{Client, ClientBuilder, Resource};
+use driftless_test_support::certificates::{Ca, Folder};
+use driftless_test_support::{Etcd, in_time};
 use leak_tests::{Outcome, Rounds, Witnesses, gauge, poll_times};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::client::silent;
-use crate::common::in_time;
-use crate::etcd::Etcd;
 use crate::scenario::{CLIENT, Pace, Scenario};
 use crate::world::{Running, settings};
 
@@ -67,39 +64,25 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-/// A CA, a certificate of it for loopback, and its key, in files. The same certificate serves both
-/// ends.
-struct Files(TempDir);
+/// The files of both ends: certificates of one CA.
+struct Files {
+    server: Folder,
+    client: Folder,
+}
 
 impl Files {
     fn new() -> Self {
-        let ca_key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let ca = params.self_signed(&ca_key).unwrap().pem();
-        let issuer = Issuer::new(params, ca_key);
-        let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
-        let cert = params.signed_by(&key, &issuer).unwrap().pem();
-        let files = Self(tempfile::tempdir().unwrap());
-        for (name, text) in [
-            ("ca.pem", ca),
-            ("cert.pem", cert),
-            ("key.pem", key.serialize_pem()),
-        ] {
-            std::fs::write(files.path(name), text).unwrap();
+        let ca = Ca::new("ca");
+        Self {
+            server: Folder::with(&ca, &ca.server()),
+            client: Folder::with(&ca, &ca.client()),
         }
-        files
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
     }
 
     /// A client that trusts this CA's servers.
     fn trusting(&self, url: &str) -> ClientBuilder {
         let builder = Client::builder().endpoint(url);
-        builder.tls_ca_file(self.path("ca.pem"))
+        builder.tls_ca_file(self.client.path("ca.pem"))
     }
 }
 
@@ -107,10 +90,10 @@ impl Files {
 async fn strict(files: &Files) -> (Etcd, Running) {
     let etcd = Etcd::started().await;
     etcd.client().await.put("/c/a", "1", None).await.unwrap();
-    let settings = settings(&etcd.endpoint())
-        .tls_cert(files.path("cert.pem"))
-        .tls_key(files.path("key.pem"))
-        .tls_client_ca(files.path("ca.pem"))
+    let settings = settings(&etcd.url())
+        .tls_cert(files.server.path("cert.pem"))
+        .tls_key(files.server.path("key.pem"))
+        .tls_client_ca(files.server.path("ca.pem"))
         .client_timeouts(PATIENCE);
     let server = Running::start(settings).await;
     (etcd, server)
@@ -124,7 +107,7 @@ async fn comes_and_goes(rounds: Rounds) -> Outcome {
         .promised(CLIENT)
         .run(async |round| {
             let builder = files.trusting(&server.url());
-            let identity = (files.path("cert.pem"), files.path("key.pem"));
+            let identity = (files.client.path("cert.pem"), files.client.path("key.pem"));
             let builder = builder.tls_client_files(identity.0, identity.1);
             let client = builder.build().unwrap();
             let polls = usize::try_from(round / 2 % POLLS).unwrap();

@@ -7,12 +7,10 @@ use std::time::Duration;
 use driftless_client::{
     Client, Connecting, Endpoint, EntriesWatcher, Io, KeyRange, Revision, WatchState, Watcher,
 };
+use driftless_test_support::{Etcd, Proxy, eventually, in_time};
 use leak_tests::{Outcome, Rounds, Stall};
 use tokio::net::TcpStream;
 
-use crate::common::in_time;
-use crate::etcd::{Etcd, eventually};
-use crate::proxy::Proxy;
 use crate::scenario::{CLIENT, Pace, Scenario, WATCHER, prefix};
 use crate::slow::Slow;
 use crate::world::{
@@ -416,7 +414,7 @@ async fn is_left(rounds: Rounds) -> Outcome {
 async fn cut(rounds: Rounds) -> Outcome {
     let mut world = Real::start().await;
     let proxy = Proxy::to(world.address.port()).await;
-    let client = Client::connect(proxy.endpoint()).unwrap();
+    let client = Client::connect(proxy.url()).unwrap();
     rounds
         .and(&world.gauges())
         .promised(CLIENT)
@@ -478,7 +476,7 @@ async fn seen_after(world: &mut Real, mut watcher: EntriesWatcher, round: u64) {
 async fn etcd_cut(rounds: Rounds) -> Outcome {
     let etcd = Etcd::started().await;
     let proxy = Proxy::to(etcd.port()).await;
-    let mut world = Real::watchful_over(etcd, &proxy.endpoint()).await;
+    let mut world = Real::watchful_over(etcd, &proxy.url()).await;
     fill_with_seen(&mut world).await;
     let (gauges, watches) = (world.gauges(), world.etcds_watches());
     rounds
@@ -558,7 +556,7 @@ async fn successor(rounds: Rounds) -> Outcome {
         .at_the_end(etcds_watches(&etcd))
         .promised(CLIENT)
         .run(async |round| {
-            let server = Running::start(settings(&etcd.endpoint())).await;
+            let server = Running::start(settings(&etcd.url())).await;
             // A name for whoever serves: a port that was left may be somebody else's by now.
             let place = Arc::new(Mutex::new(server.address));
             let who = Arc::clone(&place);
@@ -587,11 +585,11 @@ async fn successor(rounds: Rounds) -> Outcome {
             in_time("the watcher loses its server", alone).await;
             // Nobody hears of it, and the next one does not remember a time before it.
             keys.put("/c/b", round.to_string()).await;
-            let server = Running::start(settings(&etcd.endpoint())).await;
+            let server = Running::start(settings(&etcd.url())).await;
             *place.lock().unwrap() = server.address;
             let after = keys.put("/c/a", "after").await;
             entries_reach(&mut watcher, after).await;
-            let page = server.page("/metrics").await;
+            let page = server.metrics().await;
             let asked = page.contains("driftless_etcd_earlier_watches_total 1");
             assert!(asked, "etcd was not asked what came before");
             server.stop().await;
@@ -601,7 +599,7 @@ async fn successor(rounds: Rounds) -> Outcome {
 
 async fn shut_down(rounds: Rounds) -> Outcome {
     let etcd = Etcd::started().await;
-    let settings = settings(&etcd.endpoint());
+    let settings = settings(&etcd.url());
     rounds
         .at_the_end(etcds_watches(&etcd))
         .run(async |_| {

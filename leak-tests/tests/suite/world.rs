@@ -8,17 +8,15 @@ use driftless_server::metrics::Metrics;
 use driftless_server::source::SourceHandle;
 use driftless_server::source::etcd::{EtcdConfig, EtcdSource};
 use driftless_server::{Engine, ServeError, Server, Settings, SettingsBuilder};
+use driftless_test_support::{Etcd, eventually, http, in_time};
 use etcd_client::{Error, Event, ResponseHeader, Txn, TxnOp};
 use leak_tests::{Scraped, Witnesses};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::busy::Busy;
-use crate::common::{Serving, in_time};
-use crate::etcd::{Etcd, eventually};
+use crate::common::Serving;
 
 /// What is served.
 pub(crate) const PREFIX: &str = "/c/";
@@ -99,7 +97,7 @@ impl Real {
     /// `/c/a` is 1 and `/c/b` is 2.
     pub(crate) async fn start() -> Self {
         let etcd = Etcd::started().await;
-        let config = EtcdConfig::new([etcd.endpoint()]);
+        let config = EtcdConfig::new([etcd.url()]);
         Self::with(etcd, config).await
     }
 
@@ -107,7 +105,7 @@ impl Real {
     /// one that is busy.
     pub(crate) async fn watchful() -> Self {
         let etcd = Etcd::started().await;
-        let reached_at = etcd.endpoint();
+        let reached_at = etcd.url();
         Self::watchful_over(etcd, &reached_at).await
     }
 
@@ -122,8 +120,8 @@ impl Real {
     /// The server compares its state with etcd's so often.
     pub(crate) async fn audited(every: Duration) -> Self {
         let etcd = Etcd::started().await;
-        let config = EtcdConfig::new([etcd.endpoint()]);
-        let settings = settings(&etcd.endpoint()).audit_interval(Some(every));
+        let config = EtcdConfig::new([etcd.url()]);
+        let settings = settings(&etcd.url()).audit_interval(Some(every));
         Self::of(etcd, config, settings).await
     }
 
@@ -171,7 +169,7 @@ impl Real {
     /// Its runtime does nothing while much is written, and then it hears of that.
     async fn is_held_up(&self) {
         let mut busy = Busy::workers();
-        let endpoint = self.etcd.endpoint();
+        let endpoint = self.etcd.url();
         let revision = busy.meanwhile("etcd changes often", changes_often(endpoint));
         // It reads all that etcd said before it looks at any of that.
         busy.let_one_go();
@@ -288,14 +286,15 @@ impl Running {
         format!("{}://{}", self.scheme, self.address)
     }
 
-    /// Asks it whether it is.
+    /// Asks it whether it is in sync.
     pub(crate) async fn is_ready(&self) -> bool {
         is_ready(self.admin).await
     }
 
-    /// Its answer, from its admin endpoint.
-    pub(crate) async fn page(&self, path: &str) -> String {
-        page(self.admin, path).await
+    /// Its metrics, from its admin endpoint.
+    pub(crate) async fn metrics(&self) -> String {
+        let page = http::get_async(self.admin, "/metrics").await;
+        page.expect("it answers").1
     }
 
     /// What it shows of itself, and how much. Asking takes a connection to it, in this process.
@@ -320,16 +319,8 @@ impl Running {
 }
 
 async fn is_ready(admin: SocketAddr) -> bool {
-    page(admin, "/readyz").await.starts_with("HTTP/1.0 200")
-}
-
-async fn page(admin: SocketAddr, path: &str) -> String {
-    let mut stream = TcpStream::connect(admin).await.unwrap();
-    let request = format!("GET {path} HTTP/1.0\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    answer
+    let page = http::get_async(admin, "/readyz").await;
+    page.is_some_and(|(status, _)| status == 200)
 }
 
 /// What etcd has to say of its watches.

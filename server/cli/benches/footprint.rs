@@ -5,18 +5,15 @@
 #![allow(clippy::unwrap_used, reason = "a benchmark may fail by panicking")]
 #![allow(clippy::print_stdout, reason = "the table")]
 
-#[path = "../tests/common/mod.rs"]
-mod common;
-#[allow(dead_code, reason = "uses a part of it")]
-#[path = "fanout/proc.rs"]
-mod proc;
-
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{EtcdProcess, ServerProcess, guarded};
 use driftless_client::{Client, Watcher};
+use driftless_test_support::{Driftless, Etcd, guarded, proc};
+
+/// The program under test.
+const DRIFTLESS: Driftless = Driftless::at(env!("CARGO_BIN_EXE_driftless"));
 
 /// Why something could not be measured.
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -137,8 +134,8 @@ fn measure() -> Result<(), Failure> {
     );
     println!("| --- | --- | --- | --- | --- | --- | --- |");
     for (name, watchers, ranges) in CASES {
-        let etcd = EtcdProcess::start();
-        let server = ServerProcess::start(&etcd, &["/bench/"]);
+        let etcd = Etcd::started_for_a_benchmark();
+        let server = DRIFTLESS.serve(&etcd, &["/bench/"]);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;

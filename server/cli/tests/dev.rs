@@ -1,16 +1,16 @@
 //! `driftless dev`, with a real etcd: what it starts, says, and leaves behind.
 
-mod common;
-
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use common::{
-    PATIENCE, Process, addresses, children_of, driftless, etcdctl, is_empty_dir, is_running, pause,
-    run, wait_for, wait_until,
+use driftless_test_support::{
+    Driftless, PATIENCE, Process, addresses, etcdctl, files, proc, run, wait_for, wait_until,
 };
 use rustix::process::{Pid, Signal, kill_process};
+
+/// The program under test.
+const DRIFTLESS: Driftless = Driftless::at(env!("CARGO_BIN_EXE_driftless"));
 
 /// A running `driftless dev`, ready.
 struct Dev {
@@ -25,7 +25,7 @@ struct Dev {
 impl Dev {
     #[track_caller]
     fn start(temporary: &Path, arguments: &[&str]) -> Self {
-        let mut command = driftless();
+        let mut command = DRIFTLESS.command();
         command
             .arg("dev")
             .args(arguments)
@@ -37,7 +37,7 @@ impl Dev {
         let lines = process.lines_to("Ctrl-C");
         let url = |line: &str| format!("http://{}", addresses(line)[0]);
         let etcd_pid = wait_for("etcd is a child", || {
-            children_of(process.pid()).first().copied()
+            proc::children_of(process.pid()).first().copied()
         });
         Self {
             server: url(&lines[0]),
@@ -80,7 +80,8 @@ fn what_it_says_to_try_works_and_ctrl_c_leaves_nothing() {
     }
 
     let mut watch = Process::spawn(
-        driftless()
+        DRIFTLESS
+            .command()
             .args(["watch", "--prefix", "/config/", "--json"])
             .env("DRIFTLESS_SERVER", &dev.server),
     );
@@ -99,8 +100,8 @@ fn what_it_says_to_try_works_and_ctrl_c_leaves_nothing() {
     let finished = process.finish();
     assert!(finished.status.success(), "{finished:?}");
     assert_eq!(finished.stderr, "");
-    assert!(!is_running(etcd_pid));
-    assert!(is_empty_dir(temporary.path()));
+    assert!(!proc::is_running(etcd_pid));
+    assert!(files::is_empty(temporary.path()));
 }
 
 #[test]
@@ -124,7 +125,7 @@ fn sigterm_keeps_a_data_dir_and_the_next_run_has_its_data() {
         assert_eq!(dev.ctl(&["get", "/a/kept"]), expected);
         dev.ctl(&["put", "/a/kept", round]);
 
-        let another = run(driftless().arg("dev").args(flags));
+        let another = run(DRIFTLESS.command().arg("dev").args(flags));
         assert_eq!(another.status.code(), Some(1));
         assert!(
             another.stderr.contains("another driftless dev uses it"),
@@ -134,7 +135,7 @@ fn sigterm_keeps_a_data_dir_and_the_next_run_has_its_data() {
         dev.process.signal(Signal::TERM);
         let finished = dev.process.finish();
         assert!(finished.status.success(), "{finished:?}");
-        assert!(!is_running(dev.etcd_pid));
+        assert!(!proc::is_running(dev.etcd_pid));
     }
 }
 
@@ -142,9 +143,11 @@ fn sigterm_keeps_a_data_dir_and_the_next_run_has_its_data() {
 fn killed_outright_it_leaves_no_etcd() {
     let temporary = temporary();
     let dev = Dev::start(temporary.path(), &[]);
-    assert!(is_running(dev.etcd_pid));
+    assert!(proc::is_running(dev.etcd_pid));
     dev.process.signal(Signal::KILL);
-    wait_until("etcd ends with its parent", || !is_running(dev.etcd_pid));
+    wait_until("etcd ends with its parent", || {
+        !proc::is_running(dev.etcd_pid)
+    });
 }
 
 #[test]
@@ -165,7 +168,9 @@ fn what_a_killed_run_left_is_removed_by_the_next() {
     let killed = Dev::start(temporary.path(), &[]);
     let running = Dev::start(temporary.path(), &[]);
     killed.process.signal(Signal::KILL);
-    wait_until("etcd ends with its parent", || !is_running(killed.etcd_pid));
+    wait_until("etcd ends with its parent", || {
+        !proc::is_running(killed.etcd_pid)
+    });
     assert!(folder(&killed).is_dir());
     let next = Dev::start(temporary.path(), &[]);
     assert!(!folder(&killed).exists());
@@ -205,7 +210,8 @@ fn an_etcd_that_does_not_start_is_said() {
     let bin = temporary.path().join("bin");
     std::fs::create_dir(&bin).unwrap();
     std::os::unix::fs::symlink("/bin/false", bin.join("etcd")).unwrap();
-    let finished = run(driftless()
+    let finished = run(DRIFTLESS
+        .command()
         .arg("dev")
         .env("PATH", &bin)
         .env("TMPDIR", temporary.path()));
@@ -221,7 +227,8 @@ fn an_etcd_that_does_not_start_is_said() {
 #[test]
 fn without_etcd_it_says_how_to_get_it() {
     let temporary = temporary();
-    let finished = run(driftless()
+    let finished = run(DRIFTLESS
+        .command()
         .arg("dev")
         .env("PATH", temporary.path())
         .env("TMPDIR", temporary.path()));
@@ -233,7 +240,7 @@ fn without_etcd_it_says_how_to_get_it() {
             .starts_with("driftless: etcd is not on PATH: apt-get install etcd-server"),
         "{finished:?}"
     );
-    assert!(is_empty_dir(temporary.path()));
+    assert!(files::is_empty(temporary.path()));
 }
 
 #[test]
@@ -258,7 +265,8 @@ fn where_the_usual_ports_are_in_use_it_takes_others() {
     }
     dev.ctl(&["put", "/config/a", "1"]);
     wait_until("the server has it", || {
-        let got = run(driftless()
+        let got = run(DRIFTLESS
+            .command()
             .args(["get", "/config/a", "--print-value-only", "--server"])
             .arg(&dev.server));
         got.stdout == "1\n"
@@ -270,29 +278,34 @@ fn a_second_signal_ends_it_at_once() {
     let temporary = temporary();
     let dev = Dev::start(temporary.path(), &["--log", "info"]);
     // It cannot end while it is stopped, so it is waited for.
-    pause(dev.etcd_pid);
+    proc::pause(dev.etcd_pid);
     dev.process.signal(Signal::TERM);
     wait_until("it stops", || dev.process.stderr().contains("stopping"));
     dev.process.signal(Signal::TERM);
     let finished = dev.process.finish();
     assert_eq!(finished.status.code(), Some(128 + 15), "{finished:?}");
     assert!(finished.stderr.contains("SIGTERM again"), "{finished:?}");
-    assert!(!is_running(dev.etcd_pid));
-    assert!(is_empty_dir(temporary.path()));
+    assert!(!proc::is_running(dev.etcd_pid));
+    assert!(files::is_empty(temporary.path()));
 }
 
 #[test]
 fn stopped_while_etcd_starts_it_leaves_nothing() {
     let temporary = temporary();
-    let process = Process::spawn(driftless().arg("dev").env("TMPDIR", temporary.path()));
+    let process = Process::spawn(
+        DRIFTLESS
+            .command()
+            .arg("dev")
+            .env("TMPDIR", temporary.path()),
+    );
     let etcd = wait_for("etcd is a child", || {
-        children_of(process.pid()).first().copied()
+        proc::children_of(process.pid()).first().copied()
     });
     process.signal(Signal::TERM);
     let finished = process.finish();
     assert!(finished.status.success(), "{finished:?}");
-    assert!(!is_running(etcd));
-    assert!(is_empty_dir(temporary.path()));
+    assert!(!proc::is_running(etcd));
+    assert!(files::is_empty(temporary.path()));
 }
 
 #[test]
@@ -306,7 +319,8 @@ fn a_prefix_that_a_shell_would_take_apart_is_quoted() {
     );
     dev.ctl(&["put", "/it's/a", "1"]);
     wait_until("the server has it", || {
-        let got = run(driftless()
+        let got = run(DRIFTLESS
+            .command()
             .args([
                 "get",
                 "--prefix",

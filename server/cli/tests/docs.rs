@@ -2,16 +2,19 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
-mod common;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
-use common::{EtcdProcess, Process, ServerProcess, driftless, find_on_path};
 use driftless_server::settings::Setting;
+use driftless_test_support::{
+    Driftless, Etcd, Process, ServerProcess, find_on_path, run, wait_until,
+};
 use rustix::process::Signal;
+
+/// The program under test.
+const DRIFTLESS: Driftless = Driftless::at(env!("CARGO_BIN_EXE_driftless"));
 
 /// Commands that end only when they are stopped.
 const ENDLESS: [&str; 3] = ["driftless dev", "driftless serve", "driftless watch"];
@@ -51,15 +54,15 @@ fn blocks(page: &str, language: &str) -> Vec<String> {
 
 /// A place in which a page's commands run: an etcd and a server instead of those at the usual ports.
 struct Shell {
-    etcd: EtcdProcess,
+    etcd: Etcd,
     server: ServerProcess,
     dir: tempfile::TempDir,
 }
 
 impl Shell {
     fn start() -> Self {
-        let etcd = EtcdProcess::start();
-        let server = ServerProcess::start(&etcd, &["/config/"]);
+        let etcd = Etcd::started_blocking();
+        let server = DRIFTLESS.serve(&etcd, &["/config/"]);
         Self {
             etcd,
             server,
@@ -98,7 +101,7 @@ impl Shell {
     }
 
     fn run_to_end(&self, script: &str) {
-        let finished = common::run(&mut self.bash(&format!("set -euo pipefail\n{script}")));
+        let finished = run(&mut self.bash(&format!("set -euo pipefail\n{script}")));
         assert!(
             finished.status.success(),
             "{script}\n{}{}",
@@ -124,7 +127,7 @@ fn driftless_in_bash(dir: &Path) -> Command {
     let bin = dir.join("bin");
     if !bin.exists() {
         fs::create_dir(&bin).unwrap();
-        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_driftless"), bin.join("driftless")).unwrap();
+        std::os::unix::fs::symlink(DRIFTLESS.path(), bin.join("driftless")).unwrap();
     }
     let path = std::env::var_os("PATH").unwrap();
     let path = std::env::join_paths([bin].into_iter().chain(std::env::split_paths(&path))).unwrap();
@@ -190,9 +193,9 @@ fn the_recipe_for_tls_works() {
         .expect("it speaks TLS")
         .1;
     let port = url.split(',').next().unwrap();
-    common::wait_until("the key is served", || {
+    wait_until("the key is served", || {
         let get = get.replace(":7400", &format!(":{port}"));
-        let got = common::run(&mut shell.bash(&get));
+        let got = run(&mut shell.bash(&get));
         got.status.success() && got.stdout == "/config/a\n1\n"
     });
     server.signal(Signal::TERM);
@@ -269,7 +272,7 @@ fn settings_table_of_the_servers_readme_matches_the_code() {
 
 #[test]
 fn help_lists_every_setting_with_its_default() {
-    let help = common::run(driftless().args(["serve", "--help"])).stdout;
+    let help = run(DRIFTLESS.command().args(["serve", "--help"])).stdout;
     let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
     for setting in Setting::ALL {
         let mut expected = format!("{} <{}>", setting.flag(), setting.placeholder());

@@ -1,31 +1,32 @@
 //! `driftless get`, against a real server on a real etcd.
 
-mod common;
-
 use std::ffi::OsStr;
 use std::net::TcpListener;
 use std::os::unix::ffi::OsStrExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::{EtcdProcess, ServerProcess, driftless, free_port, run, wait_for};
+use driftless_test_support::{Driftless, Etcd, Process, free_port, run, wait_for};
 use serde_json::json;
 
+/// The program under test.
+const DRIFTLESS: Driftless = Driftless::at(env!("CARGO_BIN_EXE_driftless"));
+
 fn get(server: &str) -> Command {
-    let mut command = driftless();
+    let mut command = DRIFTLESS.command();
     command.args(["get", "--server", server]);
     command
 }
 
 #[test]
 fn keys_and_values_as_etcdctl_prints_them() {
-    let etcd = EtcdProcess::start();
+    let etcd = Etcd::started_blocking();
     let binary_key = OsStr::from_bytes(b"/config/\xff");
     etcd.put("/config/a", "one");
     etcd.put("/config/b", "");
     etcd.ctl_with([OsStr::new("put"), OsStr::new("/config/c")], b"\x00\xfe\n");
     etcd.ctl([OsStr::new("put"), binary_key, OsStr::new("v")]);
-    let server = ServerProcess::start(&etcd, &["/config/", "/empty/"]);
+    let server = DRIFTLESS.serve(&etcd, &["/config/", "/empty/"]);
     let url = server.url();
     let bytes = |command: &mut Command| {
         let output = command.output().unwrap();
@@ -65,8 +66,8 @@ fn keys_and_values_as_etcdctl_prints_them() {
 
 #[test]
 fn what_is_not_there_and_what_is_not_served() {
-    let etcd = EtcdProcess::start();
-    let server = ServerProcess::start(&etcd, &["/config/"]);
+    let etcd = Etcd::started_blocking();
+    let server = DRIFTLESS.serve(&etcd, &["/config/"]);
     let absent = run(get(&server.url()).arg("/config/none\x1b"));
     assert_eq!(absent.status.code(), Some(1), "{absent:?}");
     assert_eq!(absent.stdout, "");
@@ -104,8 +105,8 @@ fn no_server_and_one_that_does_not_answer() {
 
 #[test]
 fn a_reader_that_is_gone_is_no_failure() {
-    let etcd = EtcdProcess::start();
-    let server = ServerProcess::start(&etcd, &["/config/"]);
+    let etcd = Etcd::started_blocking();
+    let server = DRIFTLESS.serve(&etcd, &["/config/"]);
     // More than a pipe holds.
     etcd.put("/config/large", &"v".repeat(100_000));
     wait_for("the server has it", || {
@@ -114,7 +115,7 @@ fn a_reader_that_is_gone_is_no_failure() {
             .success()
             .then_some(())
     });
-    let mut process = common::Process::spawn_unread(get(&server.url()).arg("/config/large"));
+    let mut process = Process::spawn_unread(get(&server.url()).arg("/config/large"));
     drop(process.take_stdout());
     let finished = process.finish();
     assert!(finished.status.success(), "{finished:?}");

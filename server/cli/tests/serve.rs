@@ -1,21 +1,22 @@
 //! `driftless serve` as a process: how it starts without etcd, and how it ends.
 
-mod common;
-
 use std::time::{Duration, Instant};
 
-use common::{
-    EtcdProcess, Process, ServerProcess, driftless, free_port, http_get, pause, wait_for,
-    wait_until,
+use driftless_test_support::{
+    Driftless, Etcd, Process, ServerProcess, free_port, http, proc, wait_for, wait_until,
 };
 use rustix::process::Signal;
+
+/// The program under test.
+const DRIFTLESS: Driftless = Driftless::at(env!("CARGO_BIN_EXE_driftless"));
 
 /// What service managers give, and `--help` promises.
 const ENDS_WITHIN: Duration = Duration::from_secs(10);
 
 fn watch(server: &ServerProcess) -> Process {
     let mut process = Process::spawn(
-        driftless()
+        DRIFTLESS
+            .command()
             .args(["watch", "--prefix", "/config/", "--json", "--server"])
             .arg(server.url()),
     );
@@ -25,9 +26,9 @@ fn watch(server: &ServerProcess) -> Process {
 
 #[test]
 fn sigterm_and_ctrl_c_end_it_in_time_with_streams_open() {
-    let etcd = EtcdProcess::start();
+    let etcd = Etcd::started_blocking();
     for signal in [Signal::TERM, Signal::INT] {
-        let mut server = ServerProcess::start(&etcd, &["/config/"]);
+        let mut server = DRIFTLESS.serve(&etcd, &["/config/"]);
         let watch = watch(&server);
         let start = Instant::now();
         server.process.signal(signal);
@@ -42,10 +43,10 @@ fn sigterm_and_ctrl_c_end_it_in_time_with_streams_open() {
 
 #[test]
 fn a_client_that_does_not_go_is_waited_for_no_longer_than_promised() {
-    let etcd = EtcdProcess::start();
-    let server = ServerProcess::start(&etcd, &["/config/"]);
+    let etcd = Etcd::started_blocking();
+    let server = DRIFTLESS.serve(&etcd, &["/config/"]);
     let watch = watch(&server);
-    pause(watch.pid());
+    proc::pause(watch.pid());
     let start = Instant::now();
     let finished = server.stop();
     assert!(start.elapsed() < ENDS_WITHIN, "{:?}", start.elapsed());
@@ -55,8 +56,8 @@ fn a_client_that_does_not_go_is_waited_for_no_longer_than_promised() {
 
 #[test]
 fn a_second_signal_waits_for_nobody() {
-    let etcd = EtcdProcess::start();
-    let server = ServerProcess::start_at(
+    let etcd = Etcd::started_blocking();
+    let server = DRIFTLESS.serve_at(
         &etcd.url(),
         &["/config/"],
         0,
@@ -65,7 +66,7 @@ fn a_second_signal_waits_for_nobody() {
     );
     server.wait_ready();
     let watch = watch(&server);
-    pause(watch.pid());
+    proc::pause(watch.pid());
     server.process.signal(Signal::TERM);
     wait_until("it stops", || server.process.stderr().contains("stopping"));
     server.process.signal(Signal::INT);
@@ -75,18 +76,18 @@ fn a_second_signal_waits_for_nobody() {
 
 #[test]
 fn started_before_etcd_it_says_why_it_is_not_ready_and_gets_ready() {
-    let mut etcd = EtcdProcess::start();
+    let mut etcd = Etcd::started_blocking();
     etcd.put("/config/a", "1");
     etcd.kill();
-    let server = ServerProcess::start_at(&etcd.url(), &["/config/"], 0, &[]);
-    let (status, why) = wait_for("it answers", || http_get(server.admin(), "/readyz"));
+    let server = DRIFTLESS.serve_at(&etcd.url(), &["/config/"], 0, &[]);
+    let (status, why) = wait_for("it answers", || http::get(server.admin(), "/readyz"));
     assert_eq!(status, 503, "{why}");
     assert!(why.contains("/config/"), "{why}");
     assert!(matches!(
-        http_get(server.admin(), "/healthz"),
+        http::get(server.admin(), "/healthz"),
         Some((200, _))
     ));
-    etcd.resume();
+    etcd.start_blocking();
     server.wait_ready();
     let finished = server.stop();
     assert!(finished.status.success(), "{finished:?}");
@@ -98,7 +99,7 @@ fn started_before_etcd_it_says_why_it_is_not_ready_and_gets_ready() {
 #[test]
 fn with_nobody_at_etcds_address_it_still_ends_at_once() {
     let nobody = format!("http://127.0.0.1:{}", free_port());
-    let server = ServerProcess::start_at(&nobody, &["/config/"], 0, &[]);
+    let server = DRIFTLESS.serve_at(&nobody, &["/config/"], 0, &[]);
     let finished = server.stop();
     assert!(finished.status.success(), "{finished:?}");
 }

@@ -7,22 +7,23 @@
 // What a test prints is for those who read why it failed.
 #![allow(clippy::print_stderr)]
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
-use common::{EtcdProcess, ServerProcess};
 use driftless_proto::apply::{Action, Applier, Edit};
 use driftless_proto::{Entry, Epoch, Key, KeyRange, Revision, v1};
+use driftless_test_support::{Driftless, Etcd};
 use etcd_client::{Txn, TxnOp};
 use h2::RecvStream;
 use prost::Message;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
+
+/// The program under test.
+const DRIFTLESS: Driftless = Driftless::at(env!("CARGO_BIN_EXE_driftless"));
 
 /// How many transactions nobody reads, but for one client.
 const TRANSACTIONS: usize = 1_000;
@@ -182,9 +183,9 @@ async fn change(etcd: &mut etcd_client::Client, round: usize) -> Revision {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_that_do_not_read_lose_nothing_and_cost_and_delay_nothing() {
-    let etcd = EtcdProcess::start();
+    let etcd = Etcd::started_blocking();
     let flags = ["--log-bytes", "1MiB", "--stall-timeout", "1h"];
-    let server = ServerProcess::start_at(&etcd.url(), &["/config/"], 0, &flags);
+    let server = DRIFTLESS.serve_at(&etcd.url(), &["/config/"], 0, &flags);
     server.wait_ready();
     let mut connections = JoinSet::new();
     let mut stalled = Vec::new();

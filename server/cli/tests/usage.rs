@@ -1,13 +1,14 @@
 //! What the command says about itself, and what it answers to what is wrong.
 
-mod common;
-
-use common::{Process, driftless, file, run};
+use driftless_test_support::{Driftless, Process, files, run};
 use rustix::process::Signal;
+
+/// The program under test.
+const DRIFTLESS: Driftless = Driftless::at(env!("CARGO_BIN_EXE_driftless"));
 
 #[track_caller]
 fn refused(arguments: &[&str]) -> String {
-    let finished = run(driftless().args(arguments));
+    let finished = run(DRIFTLESS.command().args(arguments));
     assert_eq!(finished.status.code(), Some(2), "{finished:?}");
     assert_eq!(finished.stdout, "");
     assert!(!finished.stderr.contains("panicked"), "{finished:?}");
@@ -54,7 +55,7 @@ fn help_has_what_is_needed_to_begin() {
             &["--timeout <TIME>", "[default: 10s]", "--print-value-only"],
         ),
     ] {
-        let finished = run(driftless().args(arguments));
+        let finished = run(DRIFTLESS.command().args(arguments));
         assert!(finished.status.success(), "{finished:?}");
         for phrase in phrases {
             assert!(
@@ -65,7 +66,7 @@ fn help_has_what_is_needed_to_begin() {
         }
         assert!(!finished.stdout.contains("__with-parent"));
     }
-    let version = run(driftless().arg("--version"));
+    let version = run(DRIFTLESS.command().arg("--version"));
     assert_eq!(
         version.stdout,
         format!("driftless {}\n", env!("CARGO_PKG_VERSION"))
@@ -143,7 +144,7 @@ fn wrong_settings_are_refused_with_their_place_and_what_to_do() {
 
 #[test]
 fn wrong_settings_in_a_file_or_the_environment_are_refused_there() {
-    let (_dir, path) = file(
+    let (_dir, path) = files::file(
         "driftless.toml",
         "etcd = 'http://127.0.0.1:2379'\n\nprefixs = ['/a/']\n",
     );
@@ -154,7 +155,10 @@ fn wrong_settings_in_a_file_or_the_environment_are_refused_there() {
     );
     assert_eq!(message, expected);
 
-    let finished = run(driftless().arg("serve").env("DRIFTLESS_PREFFIX", "/a/"));
+    let finished = run(DRIFTLESS
+        .command()
+        .arg("serve")
+        .env("DRIFTLESS_PREFFIX", "/a/"));
     assert_eq!(finished.status.code(), Some(2));
     assert!(
         finished
@@ -166,7 +170,7 @@ fn wrong_settings_in_a_file_or_the_environment_are_refused_there() {
 
 #[test]
 fn flags_beat_the_environment_which_beats_the_file() {
-    let (_dir, path) = file(
+    let (_dir, path) = files::file(
         "driftless.toml",
         "etcd = 'http://127.0.0.1:1'\nprefix = ['/file/']\nlisten = '127.0.0.1:0'\nadmin = 'off'\n",
     );
@@ -179,7 +183,7 @@ fn flags_beat_the_environment_which_beats_the_file() {
         line
     };
     let with_file = || {
-        let mut command = driftless();
+        let mut command = DRIFTLESS.command();
         command.arg("serve").env("DRIFTLESS_CONFIG", &path);
         command
     };
@@ -214,7 +218,8 @@ fn a_port_in_use_is_named() {
         ["--listen", &address, "--admin", "off"],
         ["--admin", &address, "--listen", "127.0.0.1:0"],
     ] {
-        let finished = run(driftless()
+        let finished = run(DRIFTLESS
+            .command()
             .args(["serve", "--etcd", "http://127.0.0.1:1", "--prefix", "/a/"])
             .args(flags));
         assert_eq!(finished.status.code(), Some(1), "{finished:?}");

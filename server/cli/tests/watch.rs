@@ -1,18 +1,19 @@
 //! `driftless watch`, against a real server on a real etcd.
 
-mod common;
-
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::process::Command;
 
-use common::{EtcdProcess, Process, ServerProcess, driftless, run, wait_until};
+use driftless_test_support::{Driftless, Etcd, Process, ServerProcess, free_port, run, wait_until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
+/// The program under test.
+const DRIFTLESS: Driftless = Driftless::at(env!("CARGO_BIN_EXE_driftless"));
+
 fn watch(server: &str, arguments: &[&str]) -> Command {
-    let mut command = driftless();
+    let mut command = DRIFTLESS.command();
     command.args(["watch", "--server", server]).args(arguments);
     command
 }
@@ -23,11 +24,11 @@ fn watch_json(server: &ServerProcess, arguments: &[&str]) -> Process {
 
 #[test]
 fn the_line_protocol() {
-    let etcd = EtcdProcess::start();
+    let etcd = Etcd::started_blocking();
     etcd.put("/config/b", "two");
     etcd.put("/config/a", "ü\u{9b}\"\n");
     etcd.put("/other", "not watched");
-    let server = ServerProcess::start(&etcd, &["/config/"]);
+    let server = DRIFTLESS.serve(&etcd, &["/config/"]);
     let mut all = watch_json(&server, &["--prefix", "/config/"]);
     let mut one = watch_json(&server, &["/config/b"]);
     assert_eq!(
@@ -89,8 +90,8 @@ fn the_line_protocol() {
 
 #[test]
 fn a_key_that_does_not_exist_yet() {
-    let etcd = EtcdProcess::start();
-    let server = ServerProcess::start(&etcd, &["/config/"]);
+    let etcd = Etcd::started_blocking();
+    let server = DRIFTLESS.serve(&etcd, &["/config/"]);
     let mut process = watch_json(&server, &["/config/new"]);
     assert_eq!(process.json()["keys"], 0);
     etcd.put("/config/new", "v");
@@ -99,9 +100,9 @@ fn a_key_that_does_not_exist_yet() {
 
 #[test]
 fn people_see_the_state_and_then_diffs() {
-    let etcd = EtcdProcess::start();
+    let etcd = Etcd::started_blocking();
     etcd.put("/config/list", "one\ntwo\nthree\n");
-    let server = ServerProcess::start(&etcd, &["/config/"]);
+    let server = DRIFTLESS.serve(&etcd, &["/config/"]);
     let mut plain = Process::spawn(&mut watch(&server.url(), &["--prefix", "/config/"]));
     let lines = plain.lines_to("watching");
     assert_eq!(
@@ -151,11 +152,11 @@ fn people_see_the_state_and_then_diffs() {
 
 #[test]
 fn it_outlives_the_server_and_tells_only_differences() {
-    let etcd = EtcdProcess::start();
+    let etcd = Etcd::started_blocking();
     for key in ["gone", "same", "changed"] {
         etcd.put(&format!("/config/{key}"), "before");
     }
-    let server = ServerProcess::start(&etcd, &["/config/"]);
+    let server = DRIFTLESS.serve(&etcd, &["/config/"]);
     let (url, port) = (server.url(), server.addr().port());
     let mut process = watch_json(&server, &["--prefix", "/config/"]);
     while process.json()["type"] != "synced" {}
@@ -166,7 +167,7 @@ fn it_outlives_the_server_and_tells_only_differences() {
     wait_until("the loss is said", || {
         process.stderr().contains("lost http://")
     });
-    let server = ServerProcess::start_at(&etcd.url(), &["/config/"], port, &[]);
+    let server = DRIFTLESS.serve_at(&etcd.url(), &["/config/"], port, &[]);
     wait_until("the return is said", || {
         process
             .stderr()
@@ -185,7 +186,7 @@ fn it_outlives_the_server_and_tells_only_differences() {
     etcd.put("/config/brief", "");
     etcd.ctl(["del", "/config/brief"]);
     etcd.put("/config/new", "new");
-    let _server = ServerProcess::start_at(&etcd.url(), &["/config/"], port, &[]);
+    let _server = DRIFTLESS.serve_at(&etcd.url(), &["/config/"], port, &[]);
     // One by one or what they come to, but each only once, in order, and nothing else.
     let mut told = std::collections::BTreeMap::new();
     let mut last = 0;
@@ -222,8 +223,8 @@ fn it_outlives_the_server_and_tells_only_differences() {
 
 #[test]
 fn started_before_the_server_it_says_what_it_waits_for() {
-    let etcd = EtcdProcess::start();
-    let port = common::free_port();
+    let etcd = Etcd::started_blocking();
+    let port = free_port();
     let url = format!("http://127.0.0.1:{port}");
     let mut process = Process::spawn(&mut watch(&url, &["/config/a", "--json"]));
     wait_until("it says that nobody is there", || {
@@ -231,14 +232,14 @@ fn started_before_the_server_it_says_what_it_waits_for() {
         said.contains(&url) && said.contains("refused")
     });
     etcd.put("/config/a", "1");
-    let _server = ServerProcess::start_at(&etcd.url(), &["/config/"], port, &[]);
+    let _server = DRIFTLESS.serve_at(&etcd.url(), &["/config/"], port, &[]);
     assert_eq!(process.json()["value"], "1");
 }
 
 #[test]
 fn a_refusal_ends_it_with_the_servers_message() {
-    let etcd = EtcdProcess::start();
-    let server = ServerProcess::start(&etcd, &["/config/", "/flags/"]);
+    let etcd = Etcd::started_blocking();
+    let server = DRIFTLESS.serve(&etcd, &["/config/", "/flags/"]);
     let refused = run(&mut watch(&server.url(), &["--prefix", "/other/"]));
     assert_eq!(refused.status.code(), Some(3), "{refused:?}");
     assert_eq!(refused.stdout, "");
@@ -252,7 +253,7 @@ fn a_refusal_ends_it_with_the_servers_message() {
     let mut live = watch_json(&server, &["/flags/a"]);
     assert_eq!(live.json()["type"], "synced");
     server.stop();
-    let _server = ServerProcess::start_at(&etcd.url(), &["/config/"], port, &[]);
+    let _server = DRIFTLESS.serve_at(&etcd.url(), &["/config/"], port, &[]);
     let finished = live.finish();
     assert_eq!(finished.status.code(), Some(3), "{finished:?}");
     assert!(
@@ -267,8 +268,8 @@ fn a_refusal_ends_it_with_the_servers_message() {
 
 #[test]
 fn it_ends_quietly_when_its_reader_is_gone() {
-    let etcd = EtcdProcess::start();
-    let server = ServerProcess::start(&etcd, &["/config/"]);
+    let etcd = Etcd::started_blocking();
+    let server = DRIFTLESS.serve(&etcd, &["/config/"]);
     for change_follows in [false, true] {
         let mut process = Process::spawn_unread(&mut watch(
             &server.url(),
@@ -295,8 +296,8 @@ fn a_slow_reader_gets_conflated_changes() {
     const CHANGES: usize = 40;
     // Two of them are more than a pipe holds.
     let value = |n: usize| format!("{n} {}", "v".repeat(50_000));
-    let etcd = EtcdProcess::start();
-    let server = ServerProcess::start(&etcd, &["/config/"]);
+    let etcd = Etcd::started_blocking();
+    let server = DRIFTLESS.serve(&etcd, &["/config/"]);
     let mut process = Process::spawn_unread(&mut watch(
         &server.url(),
         &["--prefix", "/config/", "--json"],

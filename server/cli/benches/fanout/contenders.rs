@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use crate::common::{
-    EtcdProcess, PATIENCE, Process, ServerProcess, addresses, free_port, guarded, guarded_on_path,
-    http_get, wait_until,
+use driftless_test_support::proc::{self, Usage};
+use driftless_test_support::{
+    Etcd, PATIENCE, Process, ServerProcess, addresses, free_port, guarded, guarded_on_path, http,
+    wait_until,
 };
+
+use crate::DRIFTLESS;
 use crate::plan::{PREFIX, Put, Speaks};
-use crate::proc::{self, Usage};
 use crate::scenarios::Scenario;
 use crate::{Failure, floor, seed};
 
@@ -53,7 +55,7 @@ impl Contender {
 pub(crate) struct World {
     /// Those that subscribers connect to come first in being ended.
     front: Front,
-    etcd: Option<EtcdProcess>,
+    etcd: Option<Etcd>,
 }
 
 enum Front {
@@ -89,7 +91,7 @@ impl World {
             };
             return Ok(Self { front, etcd: None });
         }
-        let etcd = EtcdProcess::start();
+        let etcd = Etcd::started_for_a_benchmark();
         seed::seed(&etcd.url(), scenario.payload, scenario.filler)?;
         let front = match contender {
             Contender::Driftless | Contender::Library => Front::Driftless(server_of(&etcd, 0)?),
@@ -168,7 +170,7 @@ impl World {
     pub(crate) fn counters(&self) -> BTreeMap<String, f64> {
         let mut counters = BTreeMap::new();
         if let Front::Driftless(server) = &self.front
-            && let Some((200, text)) = http_get(server.admin(), "/metrics")
+            && let Some((200, text)) = http::get(server.admin(), "/metrics")
         {
             for line in text.lines() {
                 if let Some((name, value)) = line.split_once(' ')
@@ -181,7 +183,7 @@ impl World {
             }
         }
         if let Some(etcd) = &self.etcd
-            && let Some(watchers) = etcd.metric("etcd_debugging_mvcc_watcher_total ")
+            && let Some(watchers) = etcd.metric("etcd_debugging_mvcc_watcher_total")
         {
             counters.insert(ETCD_WATCHERS.to_owned(), watchers);
         }
@@ -190,10 +192,10 @@ impl World {
 }
 
 /// A driftless server on this port (0: a free one), once it has read everything.
-fn server_of(etcd: &EtcdProcess, port: u16) -> Result<ServerProcess, Failure> {
-    let server = ServerProcess::start_at(&etcd.url(), &[PREFIX], port, &[]);
+fn server_of(etcd: &Etcd, port: u16) -> Result<ServerProcess, Failure> {
+    let server = DRIFTLESS.serve_at(&etcd.url(), &[PREFIX], port, &[]);
     let deadline = Instant::now() + READ_WITHIN;
-    while !matches!(http_get(server.admin(), "/readyz"), Some((200, _))) {
+    while !matches!(http::get(server.admin(), "/readyz"), Some((200, _))) {
         if Instant::now() > deadline {
             return Err(
                 format!("the server has not read everything within {READ_WITHIN:?}").into(),
@@ -214,7 +216,7 @@ const POLL: Duration = Duration::from_millis(50);
 pub(crate) const ETCD_WATCHERS: &str = "etcd_watchers";
 
 /// etcd's proxy, once it answers.
-fn proxy(etcd: &EtcdProcess) -> Result<Front, Failure> {
+fn proxy(etcd: &Etcd) -> Result<Front, Failure> {
     let at = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let data = tempfile::tempdir()?;
     let mut command = guarded_on_path("etcd");
@@ -231,7 +233,7 @@ fn proxy(etcd: &EtcdProcess) -> Result<Front, Failure> {
         .arg(data.path());
     let process = Process::spawn(&mut command);
     wait_until(&format!("etcd's proxy answers within {PATIENCE:?}"), || {
-        matches!(http_get(at, "/metrics"), Some((200, _)))
+        matches!(http::get(at, "/metrics"), Some((200, _)))
     });
     Ok(Front::Proxy {
         process,

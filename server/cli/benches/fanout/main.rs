@@ -4,13 +4,6 @@
 //! one after the other, and adds up what they cost: the contender's processes, and the load
 //! generator, which is this program again ([`load`]).
 
-#[allow(
-    clippy::unwrap_used,
-    reason = "written for tests, which fail by panicking, and so may a benchmark"
-)]
-#[path = "../../tests/common/mod.rs"]
-mod common;
-
 mod contenders;
 mod floor;
 mod load;
@@ -18,7 +11,6 @@ mod machine;
 mod measure;
 mod payload;
 mod plan;
-mod proc;
 mod report;
 mod row;
 mod scenarios;
@@ -27,6 +19,10 @@ mod seed;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use driftless_test_support::Driftless;
+
+/// The program under test.
+const DRIFTLESS: Driftless = Driftless::at(env!("CARGO_BIN_EXE_driftless"));
 
 /// Why something could not be measured.
 type Failure = Box<dyn std::error::Error + Send + Sync>;

@@ -5,10 +5,11 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::common::guarded;
+use driftless_test_support::guarded;
+use driftless_test_support::proc::{self, Usage};
+
 use crate::contenders::{Contender, ETCD_WATCHERS, World};
 use crate::plan::{GO, Job, LOAD_COMMAND, Outcome, Plan, Said};
-use crate::proc::{self, Usage};
 use crate::report::{self, Results};
 use crate::row::{self, Row};
 use crate::scenarios::{Scenario, Selection};

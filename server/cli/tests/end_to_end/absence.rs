@@ -1,13 +1,14 @@
 //! etcd forgot what happened while the server was away: clients get the difference.
 
 use driftless_client::EntryChange;
+use driftless_test_support::Proxy;
+use driftless_test_support::{Etcd, proc, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::common::{EtcdProcess, ServerProcess, pause, wait_until};
 use super::counters::Counters;
 use super::direct::{Direct, Op};
-use super::proxy::Proxy;
 use super::world::{PREFIX, World, change, client, entries, in_time, is_live, prefix, settle};
+use crate::DRIFTLESS;
 
 fn puts(keys: std::ops::Range<u32>) -> impl Iterator<Item = Op> {
     keys.map(|n| Op::put(format!("/c/k/{n}"), "1"))
@@ -47,16 +48,16 @@ const DIFFERENCE: [&str; 6] = [
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn compacted_while_the_server_was_cut_off() {
-    let etcd = EtcdProcess::start();
+    let etcd = Etcd::started_blocking();
     let mut direct = Direct::connect(&etcd.url()).await;
     direct.txn(puts(0..10)).await;
     let to_etcd = Proxy::to(etcd.addr().port()).await;
-    let server = ServerProcess::start_at(&to_etcd.endpoint(), &[PREFIX], 0, &[]);
+    let server = DRIFTLESS.serve_at(&to_etcd.url(), &[PREFIX], 0, &[]);
     server.wait_ready();
     let range = prefix("/c/k/");
     let mut stayed = entries(&client(&server.url()), &range).await;
     let to_server = Proxy::to(server.addr().port()).await;
-    let mut left = entries(&client(&to_server.endpoint()), &range).await;
+    let mut left = entries(&client(&to_server.url()), &range).await;
     let before = stayed.load().revision();
 
     to_server.cut();
@@ -104,9 +105,9 @@ async fn compacted_and_restarted_while_the_server_stood_still() {
     let mut watcher = entries(&world.client(), &range).await;
 
     let pid = world.server.process.pid();
-    pause(pid);
+    proc::pause(pid);
     world.etcd.kill();
-    world.etcd.resume();
+    world.etcd.start_blocking();
     let mut direct = Direct::connect(&world.etcd.url()).await;
     change_and_forget(&mut direct).await;
     kill_process(Pid::from_raw(pid).unwrap(), Signal::CONT).unwrap();
@@ -129,7 +130,7 @@ async fn compacted_while_the_server_was_down() {
     world.server.process.signal(Signal::KILL);
     world.server.process.wait();
     change_and_forget(&mut world.direct).await;
-    world.server = ServerProcess::start_at(&world.etcd.url(), &[PREFIX], port, &[]);
+    world.server = DRIFTLESS.serve_at(&world.etcd.url(), &[PREFIX], port, &[]);
 
     // Nothing is left of what happened in between: still one step, and no key that is gone.
     let difference = in_time("the difference", watcher.changed()).await.unwrap();

@@ -2,7 +2,8 @@
 
 use std::time::Instant;
 
-use super::common::PATIENCE;
+use driftless_test_support::PATIENCE;
+
 use super::counters::Counters;
 use super::direct::Op;
 use super::world::World;

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::common::{ServerProcess, http_get};
+use driftless_test_support::{ServerProcess, http};
 
 /// All counters and gauges of a server at one moment.
 #[derive(Debug)]
@@ -12,7 +12,7 @@ impl Counters {
     /// Asks the server.
     #[track_caller]
     pub(crate) fn of(server: &ServerProcess) -> Self {
-        let (status, text) = http_get(server.admin(), "/metrics").expect("it answers");
+        let (status, text) = http::get(server.admin(), "/metrics").expect("it answers");
         assert_eq!(status, 200, "{text}");
         let lines = text.lines().filter(|line| !line.starts_with('#'));
         let counters = lines.filter_map(|line| {

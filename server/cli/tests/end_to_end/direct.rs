@@ -4,11 +4,10 @@
 use std::time::Duration;
 
 use driftless_client::{Entry, Key, KeyRange, Revision};
+use driftless_test_support::PATIENCE;
 use etcd_client::{
     Client, CompactionOptions, Error, EventType, GetOptions, KeyValue, Txn, TxnOp, WatchOptions,
 };
-
-use super::common::PATIENCE;
 
 /// How long a write to an etcd that may be away may take before it is given up: it may have been done all the same.
 const WRITE_WITHIN: Duration = Duration::from_secs(1);

@@ -1,10 +1,12 @@
 //! What a change costs does not depend on how many watch it.
 
-use super::common::{EtcdProcess, ServerProcess, wait_until};
+use driftless_test_support::Proxy;
+use driftless_test_support::{Etcd, wait_until};
+
 use super::counters::Counters;
 use super::direct::{Direct, Op};
-use super::proxy::Proxy;
 use super::world::{World, change, client, entries, in_time, is_live, key, many, prefix};
+use crate::DRIFTLESS;
 
 /// Nothing is sent by the clock while a test counts bytes.
 const QUIET: [&str; 2] = ["--progress-interval", "1h"];
@@ -40,7 +42,7 @@ async fn a_change_is_encoded_once_for_all_subscribers() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn etcd_has_one_watch_for_each_served_prefix() {
-    let etcd = EtcdProcess::start();
+    let etcd = Etcd::started_blocking();
     let watches = |count: f64| {
         let name = "etcd_debugging_mvcc_watcher_total";
         wait_until("etcd counts its watches", || {
@@ -48,7 +50,7 @@ async fn etcd_has_one_watch_for_each_served_prefix() {
         });
     };
     watches(0.0);
-    let server = ServerProcess::start(&etcd, &["/c/", "/d/"]);
+    let server = DRIFTLESS.serve(&etcd, &["/c/", "/d/"]);
     watches(2.0);
     let clients: Vec<_> = (0..10).map(|_| client(&server.url())).collect();
     let mut held = many(clients.clone(), &prefix("/c/")).await;
@@ -66,7 +68,7 @@ async fn etcd_has_one_watch_for_each_served_prefix() {
 }
 
 /// How often etcd was asked for a range, by its own count.
-fn ranges_read(etcd: &EtcdProcess) -> f64 {
+fn ranges_read(etcd: &Etcd) -> f64 {
     let count = etcd.metric("etcd_mvcc_range_total");
     count.expect("etcd counts what it reads")
 }
@@ -77,7 +79,7 @@ async fn come_read_and_come_back(world: &mut World, count: usize) -> f64 {
     let proxy = Proxy::to(world.server.addr().port()).await;
     let before = ranges_read(&world.etcd);
     let counted = Counters::of(&world.server);
-    let clients: Vec<_> = (0..count).map(|_| client(&proxy.endpoint())).collect();
+    let clients: Vec<_> = (0..count).map(|_| client(&proxy.url())).collect();
     let mut watchers = many(clients.clone(), &prefix("/c/")).await;
     for client in &clients {
         let got = in_time("what is there", client.get(prefix("/c/")).into_future());

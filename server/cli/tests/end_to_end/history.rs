@@ -1,18 +1,19 @@
 //! etcd is replaced by an older backup of itself: revisions mean something else from then on.
 
 use driftless_client::{EntriesWatcher, KeyRange};
+use driftless_test_support::Proxy;
+use driftless_test_support::{Etcd, ServerProcess, wait_until};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use super::common::{EtcdProcess, ServerProcess, wait_until};
 use super::counters::Counters;
 use super::direct::Direct;
-use super::proxy::Proxy;
 use super::world::{PREFIX, change, client, entries, is_live, prefix, settle};
+use crate::DRIFTLESS;
 
 /// An etcd that has moved on from a backup of it, and a server with a client, which did too.
 struct Restorable {
-    etcd: EtcdProcess,
+    etcd: Etcd,
     backup: TempDir,
     to_etcd: Proxy,
     server: ServerProcess,
@@ -22,14 +23,14 @@ struct Restorable {
 
 impl Restorable {
     async fn new() -> Self {
-        let mut etcd = EtcdProcess::start();
+        let mut etcd = Etcd::started_blocking();
         etcd.put("/c/a", "old");
         etcd.put("/c/gone", "old");
         etcd.kill();
         let backup = etcd.backup();
-        etcd.resume();
+        etcd.start_blocking();
         let to_etcd = Proxy::to(etcd.addr().port()).await;
-        let server = ServerProcess::start_at(&to_etcd.endpoint(), &[PREFIX], 0, &[]);
+        let server = DRIFTLESS.serve_at(&to_etcd.url(), &[PREFIX], 0, &[]);
         server.wait_ready();
         let range = prefix(PREFIX);
         let watcher = entries(&client(&server.url()), &range).await;
@@ -51,8 +52,8 @@ impl Restorable {
 
     async fn restore(&mut self) -> Direct {
         self.etcd.kill();
-        self.etcd.restore(&self.backup);
-        self.etcd.resume();
+        self.etcd.restore(self.backup.path());
+        self.etcd.start_blocking();
         Direct::connect(&self.etcd.url()).await
     }
 
@@ -122,7 +123,7 @@ async fn clients_go_back_also_when_the_server_was_restarted_with_etcd() {
     world.server.process.signal(Signal::KILL);
     world.server.process.wait();
     let mut direct = world.restore().await;
-    let etcd = world.to_etcd.endpoint();
-    world.server = ServerProcess::start_at(&etcd, &[PREFIX], port, &[]);
+    let etcd = world.to_etcd.url();
+    world.server = DRIFTLESS.serve_at(&etcd, &[PREFIX], port, &[]);
     world.follows(&mut direct).await;
 }

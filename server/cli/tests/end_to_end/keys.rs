@@ -5,8 +5,8 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
 use driftless_client::KeyRange;
+use driftless_test_support::wait_until;
 
-use super::common::wait_until;
 use super::world::{World, change, entries, in_time, key, prefix, settle};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,11 +5,6 @@
 //! `scripted.rs`; here is what only the real thing shows.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
-#[path = "../common/mod.rs"]
-mod common;
-#[path = "../../../tests/common/proxy.rs"]
-mod proxy;
-
 mod counters;
 mod direct;
 mod world;
@@ -25,3 +20,8 @@ mod shutdown;
 mod stall;
 mod transactions;
 mod values;
+
+use driftless_test_support::Driftless;
+
+/// The program under test.
+const DRIFTLESS: Driftless = Driftless::at(env!("CARGO_BIN_EXE_driftless"));

@@ -6,6 +6,8 @@ use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher, RandomState};
 use std::time::Duration;
 
 use driftless_client::{Client, EntriesWatcher, Entry, Key, KeyRange, Revision};
+use driftless_test_support::Proxy;
+use driftless_test_support::{Etcd, ServerProcess, wait_until};
 use rand::rngs::StdRng;
 use rand::seq::{IndexedMutRandom, IndexedRandom, SliceRandom};
 use rand::{Rng, SeedableRng};
@@ -14,10 +16,9 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::common::{EtcdProcess, ServerProcess, wait_until};
 use super::direct::{Direct, Event, Op};
-use super::proxy::Proxy;
 use super::world::{PREFIX, entries, in_time, is_live, key, prefix, settle};
+use crate::DRIFTLESS;
 
 /// How long things happen.
 const CHAOS: Duration = Duration::from_secs(15);
@@ -239,9 +240,9 @@ impl Server {
     /// More often than they need to, so that revisions move without a change too.
     const FLAGS: [&str; 2] = ["--progress-interval", "200ms"];
 
-    async fn start(etcd: &EtcdProcess) -> Self {
+    async fn start(etcd: &Etcd) -> Self {
         let to_etcd = Proxy::to(etcd.addr().port()).await;
-        let process = ServerProcess::start_at(&to_etcd.endpoint(), &[PREFIX], 0, &Self::FLAGS);
+        let process = DRIFTLESS.serve_at(&to_etcd.url(), &[PREFIX], 0, &Self::FLAGS);
         process.wait_ready();
         Self {
             port: process.addr().port(),
@@ -258,8 +259,8 @@ impl Server {
     }
 
     fn start_again(&mut self) {
-        let etcd = self.to_etcd.endpoint();
-        self.process = ServerProcess::start_at(&etcd, &[PREFIX], self.port, &Self::FLAGS);
+        let etcd = self.to_etcd.url();
+        self.process = DRIFTLESS.serve_at(&etcd, &[PREFIX], self.port, &Self::FLAGS);
     }
 }
 
@@ -280,12 +281,12 @@ struct World {
     /// How often what happened.
     happened: BTreeMap<&'static str, u32>,
     servers: Vec<Server>,
-    etcd: EtcdProcess,
+    etcd: Etcd,
 }
 
 impl World {
     async fn start(random: StdRng) -> Self {
-        let etcd = EtcdProcess::start();
+        let etcd = Etcd::started_blocking();
         let servers = vec![Server::start(&etcd).await, Server::start(&etcd).await];
         let record = Record {
             direct: Direct::connect(&etcd.url()).await,
@@ -310,7 +311,7 @@ impl World {
         let mut client = Client::builder();
         for server in &self.servers {
             let road = Proxy::to(server.port).await;
-            client = client.endpoint(road.endpoint());
+            client = client.endpoint(road.url());
             roads.push(road);
         }
         let client = client.build().unwrap();
@@ -369,7 +370,7 @@ impl World {
             "etcd killed" => {
                 self.etcd.kill();
                 sleep(a_while).await;
-                self.etcd.resume();
+                self.etcd.start_blocking();
             }
             "etcd compacted" => self.record.compact().await,
             "server killed" | "server stopped" => {

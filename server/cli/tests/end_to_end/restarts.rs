@@ -4,20 +4,21 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use driftless_client::{EntriesWatcher, Revision};
+use driftless_test_support::Proxy;
+use driftless_test_support::{Etcd, free_port, http, wait_for, wait_until};
 use rustix::process::Signal;
 use tokio::task::JoinSet;
 
-use super::common::{EtcdProcess, ServerProcess, free_port, http_get, wait_for, wait_until};
 use super::counters::Counters;
 use super::direct::{Direct, Op};
-use super::proxy::Proxy;
 use super::world::{
     PREFIX, World, change, client, entries, in_time, is_live, key, many, prefix, reach, settle,
 };
+use crate::DRIFTLESS;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_may_be_first_then_the_server_then_etcd() {
-    let mut etcd = EtcdProcess::start();
+    let mut etcd = Etcd::started_blocking();
     etcd.put("/c/a", "1");
     etcd.kill();
     let port = free_port();
@@ -25,10 +26,10 @@ async fn a_client_may_be_first_then_the_server_then_etcd() {
     let mut waiting = JoinSet::new();
     waiting.spawn(async move { early.watch::<u32>("/c/a").await });
 
-    let server = ServerProcess::start_at(&etcd.url(), &[PREFIX], port, &[]);
+    let server = DRIFTLESS.serve_at(&etcd.url(), &[PREFIX], port, &[]);
     let etcd_url = etcd.url();
     let reason = wait_for("it says what is missing", || {
-        let (status, text) = http_get(server.admin(), "/readyz")?;
+        let (status, text) = http::get(server.admin(), "/readyz")?;
         assert_eq!(status, 503, "{text}");
         text.contains(&etcd_url).then_some(text)
     });
@@ -38,7 +39,7 @@ async fn a_client_may_be_first_then_the_server_then_etcd() {
     });
     assert!(waiting.try_join_next().is_none());
 
-    etcd.resume();
+    etcd.start_blocking();
     server.wait_ready();
     let watcher = in_time("the first value", waiting.join_next()).await;
     let watcher = watcher.unwrap().unwrap().unwrap();
@@ -49,12 +50,12 @@ async fn a_client_may_be_first_then_the_server_then_etcd() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn etcd_restarted_with_changes_meanwhile_is_not_read_anew() {
-    let mut etcd = EtcdProcess::start();
+    let mut etcd = Etcd::started_blocking();
     let road = Proxy::to(etcd.addr().port()).await;
     for name in ["a", "b", "c"] {
         etcd.put(&format!("/c/{name}"), "1");
     }
-    let server = ServerProcess::start_at(&road.endpoint(), &[PREFIX], 0, &[]);
+    let server = DRIFTLESS.serve_at(&road.url(), &[PREFIX], 0, &[]);
     server.wait_ready();
     let mut watcher = entries(&client(&server.url()), &prefix(PREFIX)).await;
     assert_eq!(Counters::of(&server).get("etcd_lists"), 1);
@@ -65,12 +66,12 @@ async fn etcd_restarted_with_changes_meanwhile_is_not_read_anew() {
     });
     // What was read stays good, and that it is old is said, a moment after it is counted.
     wait_until("it says that it is old", || {
-        let (status, text) = http_get(server.admin(), "/readyz").expect("it answers");
+        let (status, text) = http::get(server.admin(), "/readyz").expect("it answers");
         assert_eq!(status, 200);
         text.contains("last heard of")
     });
     etcd.kill();
-    etcd.resume();
+    etcd.start_blocking();
     let mut direct = Direct::connect(&etcd.url()).await;
     direct.put("/c/a", "2").await;
     direct.delete("/c/b").await;
@@ -113,7 +114,7 @@ async fn after_a_crash_clients_that_have_it_all_are_sent_nothing() {
     // What is not theirs does not matter.
     world.direct.put("/c/other", "1").await;
     let etcd = world.etcd.url();
-    world.server = ServerProcess::start_at(&etcd, &[PREFIX], port, &["--progress-interval", "1h"]);
+    world.server = DRIFTLESS.serve_at(&etcd, &[PREFIX], port, &["--progress-interval", "1h"]);
     wait_until("all are back", || {
         watchers
             .iter()
@@ -139,7 +140,7 @@ async fn a_client_that_was_cut_off_is_sent_what_it_missed() {
     world.write((0..100).map(put)).await;
     let road = Proxy::to(world.server.addr().port()).await;
     let all = prefix(PREFIX);
-    let mut watcher = entries(&client(&road.endpoint()), &all).await;
+    let mut watcher = entries(&client(&road.url()), &all).await;
     wait_until("it is live", || is_live(&watcher));
 
     road.cut();
@@ -190,7 +191,7 @@ async fn changes_while_the_server_was_down_arrive_with_deletes() {
         world.direct.delete("/c/a").await;
         world.direct.put("/c/b", value).await;
         world.direct.put("/c/c", value).await;
-        world.server = ServerProcess::start_at(&world.etcd.url(), &[PREFIX], port, &[]);
+        world.server = DRIFTLESS.serve_at(&world.etcd.url(), &[PREFIX], port, &[]);
         settle(&mut world.direct, ranges.iter().zip(&watchers)).await;
         wait_until("all are live", || watchers.iter().all(is_live));
         let now = revisions(&watchers);
@@ -214,7 +215,7 @@ async fn crash<T>(world: &mut World, meanwhile: impl AsyncFnOnce(&mut Direct) ->
     world.server.process.wait();
     let done = meanwhile(&mut world.direct).await;
     let flags = ["--progress-interval", "1h"];
-    world.server = ServerProcess::start_at(&world.etcd.url(), &[PREFIX], port, &flags);
+    world.server = DRIFTLESS.serve_at(&world.etcd.url(), &[PREFIX], port, &flags);
     done
 }
 
@@ -240,7 +241,7 @@ async fn after_a_crash_clients_of_all_ages_are_sent_what_they_missed() {
     for n in 0..CLIENTS {
         let road = &roads[n % roads.len()];
         let range = &ranges[n / roads.len() % ranges.len()];
-        watchers.push((range, entries(&client(&road.endpoint()), range).await));
+        watchers.push((range, entries(&client(&road.url()), range).await));
     }
     // Each road is cut a little later than the one before.
     for (n, road) in roads.iter().enumerate() {
@@ -340,7 +341,7 @@ async fn with_etcd_gone_clients_still_come_and_see_how_old_the_state_is() {
             .iter()
             .all(|watcher| is_live(watcher) && watcher.status().age() > Some(aged))
     });
-    world.etcd.resume();
+    world.etcd.start_blocking();
     wait_until("the age is small again", || {
         [&old, &new]
             .iter()

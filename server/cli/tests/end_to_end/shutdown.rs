@@ -3,12 +3,13 @@
 use std::time::{Duration, Instant};
 
 use driftless_client::{Client, EntriesWatcher};
+use driftless_test_support::Proxy;
+use driftless_test_support::{Finished, ServerProcess, proc, wait_until};
 
-use super::common::{Finished, ServerProcess, is_running, wait_until};
 use super::counters::Counters;
 use super::direct::Op;
-use super::proxy::Proxy;
 use super::world::{PREFIX, World, change, client, is_live, many, prefix, settle};
+use crate::DRIFTLESS;
 
 const STREAMS: usize = 200;
 
@@ -38,7 +39,7 @@ fn was_told(watcher: &EntriesWatcher) -> bool {
 async fn clients_are_told_and_go_to_another_server() {
     let mut world = World::start().await;
     world.write([Op::put("/c/a", "1")]).await;
-    let other = ServerProcess::start(&world.etcd, &[PREFIX]);
+    let other = DRIFTLESS.serve(&world.etcd, &[PREFIX]);
     let both = || -> Client {
         Client::builder()
             .endpoint(world.server.url())
@@ -83,7 +84,7 @@ async fn clients_wait_for_the_only_server_there_is() {
     });
     assert!(watchers.iter().all(|w| w.load().len() == 1), "it is kept");
     world.direct.put("/c/a", "2").await;
-    world.server = ServerProcess::start_at(&world.etcd.url(), &[PREFIX], port, &[]);
+    world.server = DRIFTLESS.serve_at(&world.etcd.url(), &[PREFIX], port, &[]);
     settle(
         &mut world.direct,
         watchers.iter().map(|watcher| (&all, watcher)),
@@ -97,11 +98,7 @@ async fn stalled_clients_hold_up_neither_it_nor_the_others() {
     let mut world = World::start().await;
     let all = prefix(PREFIX);
     let road = Proxy::to(world.server.addr().port()).await;
-    let stalled = many(
-        (0..STALLED).map(|_| client(&road.endpoint())).collect(),
-        &all,
-    )
-    .await;
+    let stalled = many((0..STALLED).map(|_| client(&road.url())).collect(), &all).await;
     let well = many((0..WELL).map(|_| world.client()).collect(), &all).await;
     road.stall();
     // More than the windows of their streams: what is said to them last does not leave the server.
@@ -115,7 +112,10 @@ async fn stalled_clients_hold_up_neither_it_nor_the_others() {
     let stopping = std::thread::scope(|scope| {
         let stopping = scope.spawn(|| stop(world.server));
         wait_until("the others are sent away", || !well.iter().any(is_live));
-        assert!(is_running(pid), "they did not have to wait for its end");
+        assert!(
+            proc::is_running(pid),
+            "they did not have to wait for its end"
+        );
         stopping.join().unwrap()
     });
     let cut_off = format!("{STALLED} connections did not end in time and were cut off");

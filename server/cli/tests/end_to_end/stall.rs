@@ -3,12 +3,12 @@
 //!
 //! What stalled connections cost the server is in `stalled.rs`.
 
+use driftless_test_support::Proxy;
+use driftless_test_support::wait_until;
 use tokio::task::JoinSet;
 
-use super::common::wait_until;
 use super::counters::Counters;
 use super::direct::Direct;
-use super::proxy::Proxy;
 use super::world::{PREFIX, World, client, entries, is_live, many, prefix, settle};
 
 /// How many clients stall.
@@ -40,7 +40,7 @@ async fn ten_thousand_unread_changes_end_no_stream() {
     let mut world = World::start().await;
     let all = prefix(PREFIX);
     let road = Proxy::to(world.server.addr().port()).await;
-    let clients = (0..STALLED).map(|_| client(&road.endpoint())).collect();
+    let clients = (0..STALLED).map(|_| client(&road.url())).collect();
     let stalled = many(clients, &all).await;
     let reads = entries(&world.client(), &all).await;
     road.stall();

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::common::wait_until;
+use driftless_test_support::wait_until;
+
 use super::direct::Op;
 use super::world::{World, entries, in_time, prefix};
 

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 
 use driftless_client::{EntryChange, Revision};
+use driftless_test_support::wait_until;
 use tokio::task::JoinSet;
 
-use super::common::wait_until;
 use super::counters::Counters;
 use super::direct::Op;
 use super::world::{World, change, entries, in_time, key, prefix};

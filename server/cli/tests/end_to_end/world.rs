@@ -3,11 +3,12 @@
 use std::future::Future;
 
 use driftless_client::{Client, EntriesChange, EntriesWatcher, KeyRange, Revision, WatchState};
+use driftless_test_support::{Etcd, PATIENCE, ServerProcess, http, wait_until};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::common::{EtcdProcess, PATIENCE, ServerProcess, http_get, wait_until};
 use super::direct::{Direct, Op};
+use crate::DRIFTLESS;
 
 /// What servers serve here.
 pub(crate) const PREFIX: &str = "/c/";
@@ -19,7 +20,7 @@ const POLL: std::time::Duration = std::time::Duration::from_millis(20);
 pub(crate) struct World {
     pub(crate) server: ServerProcess,
     pub(crate) direct: Direct,
-    pub(crate) etcd: EtcdProcess,
+    pub(crate) etcd: Etcd,
 }
 
 impl World {
@@ -29,8 +30,8 @@ impl World {
 
     /// With more flags for the server.
     pub(crate) async fn with(flags: &[&str]) -> Self {
-        let etcd = EtcdProcess::start();
-        let server = ServerProcess::start_at(&etcd.url(), &[PREFIX], 0, flags);
+        let etcd = Etcd::started_blocking();
+        let server = DRIFTLESS.serve_at(&etcd.url(), &[PREFIX], 0, flags);
         server.wait_ready();
         Self {
             direct: Direct::connect(&etcd.url()).await,
@@ -55,7 +56,7 @@ impl World {
 #[track_caller]
 pub(crate) fn reach(server: &ServerProcess, revision: Revision) {
     wait_until("the server has what was written", || {
-        let (_, text) = http_get(server.admin(), "/readyz").expect("it answers");
+        let (_, text) = http::get(server.admin(), "/readyz").expect("it answers");
         let (_, rest) = text.split_once("at revision ").unwrap_or_default();
         let digits = rest.split(|c: char| !c.is_ascii_digit()).next();
         digits

@@ -6,8 +6,6 @@
 //! and handles show; what is reported; all that the server logs, measures and answers.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
-#[path = "../common/mod.rs"]
-mod common;
 mod search;
 mod service;
 mod wire;
@@ -16,16 +14,19 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use driftless_client::{Client, KeyRange, NoValue, WatchError, Watcher};
+use driftless_test_support::{
+    Driftless, Etcd, PATIENCE, ServerProcess, free_port, http, run, wait_until,
+};
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use common::{
-    EtcdProcess, PATIENCE, ServerProcess, driftless, free_port, http_get, run, wait_until,
-};
 use search::{Canary, Output};
 use service::{CANARY, Case, Config, Document, NUMBER, Target, cases};
 use wire::Tap;
+
+/// The program under test.
+const DRIFTLESS: Driftless = Driftless::at(env!("CARGO_BIN_EXE_driftless"));
 
 /// What the server serves.
 const PREFIX: &str = "/s/";
@@ -129,7 +130,7 @@ async fn wait(what: &str, mut condition: impl FnMut() -> bool) {
     waited.await.unwrap_or_else(|_| panic!("never: {what}"));
 }
 
-fn put(etcd: &EtcdProcess, key: &str, value: &[u8]) {
+fn put(etcd: &Etcd, key: &str, value: &[u8]) {
     // The value comes in by its standard input.
     etcd.ctl_with(["put", key], value);
 }
@@ -137,9 +138,9 @@ fn put(etcd: &EtcdProcess, key: &str, value: &[u8]) {
 #[test]
 fn no_output_holds_a_value() {
     let output = Output::capture("secrets/service.rs");
-    let etcd = EtcdProcess::start();
+    let etcd = Etcd::started_blocking();
     let flags = ["--log", "trace", "--report-interval", "1s"];
-    let server = ServerProcess::start_at(&etcd.url(), &[PREFIX], 0, &flags);
+    let server = DRIFTLESS.serve_at(&etcd.url(), &[PREFIX], 0, &flags);
     server.wait_ready();
     let runtime = Runtime::new().unwrap();
     let cases: Vec<(String, Case)> = cases()
@@ -260,10 +261,10 @@ fn no_output_holds_a_value() {
     wait_until("the server misses etcd", || {
         server.process.stderr().contains("etcd is lost")
     });
-    etcd.resume();
+    etcd.start_blocking();
     put(&etcd, "/s/after", CANARY.as_bytes());
     wait_until("the server has what came after", || {
-        let get = run(driftless().args([
+        let get = run(DRIFTLESS.command().args([
             "--log",
             "trace",
             "get",
@@ -275,7 +276,7 @@ fn no_output_holds_a_value() {
         get.stdout.contains(CANARY)
     });
     for path in ["/metrics", "/readyz", "/healthz", "/", "/debug"] {
-        let (_, body) = http_get(server.admin(), path).unwrap();
+        let (_, body) = http::get(server.admin(), path).unwrap();
         assert_clean(path, &body);
     }
     drop(client);
@@ -360,6 +361,6 @@ fn what_is_shown_is_found() {
         assert!(canary.find(&said).is_some(), "{said}");
     }
     // From another process, on its standard error.
-    let told = run(driftless().args(["get", "--server", SHOWN, "/a"]));
+    let told = run(DRIFTLESS.command().args(["get", "--server", SHOWN, "/a"]));
     assert!(canary.find(&told.stderr).is_some(), "{told:?}");
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use driftless_client::{Client, Connecting, Endpoint, Io};
+use driftless_test_support::certificates::{Ca, Folder, NOW, Usage, self_signed};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
@@ -11,11 +12,10 @@ use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use super::certificates::{Ca, For, NOW, self_signed};
-use super::common::ServerProcess;
 use super::place::{
-    Folder, PREFIX, counter, etcd, known, refusal, server, strict_server, trusting, until, value,
+    PREFIX, counter, etcd, known, refusal, server, strict_server, trusting, until, value,
 };
+use crate::DRIFTLESS;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_certificates_on_both_ends_changes_arrive() {
@@ -58,7 +58,7 @@ async fn a_client_without_the_right_certificate_is_told_so() {
     let expected = "the server does not take this client's certificate";
     assert!(said.contains(expected), "{said}");
 
-    let expired = ca.issue(&["client.example"], (2001, 2002), For::Client);
+    let expired = ca.issue(&["client.example"], (2001, 2002), Usage::Client);
     let mine = Folder::with(&ca, &expired);
     let said = refusal(known(&server.url(), &mine)).await;
     assert!(
@@ -89,20 +89,20 @@ async fn a_server_that_is_not_to_be_trusted_is_not_and_the_reason_is_said() {
             ),
         ),
         (
-            ca.issue(&loopback, (2001, 2002), For::Server),
+            ca.issue(&loopback, (2001, 2002), Usage::Server),
             "the server's certificate has expired; renew it there".to_owned(),
         ),
         (
-            ca.issue(&loopback, (2101, 2102), For::Server),
+            ca.issue(&loopback, (2101, 2102), Usage::Server),
             "the server's certificate is not valid yet; compare the clocks".to_owned(),
         ),
         (
-            ca.issue(&["config.example"], NOW, For::Server),
+            ca.issue(&["config.example"], NOW, Usage::Server),
             "the server's certificate is for config.example, and 127.0.0.1 was dialled; use a name"
                 .to_owned(),
         ),
         (
-            ca.issue(&loopback, NOW, For::Client),
+            ca.issue(&loopback, NOW, Usage::Client),
             "the server's certificate is not meant for servers".to_owned(),
         ),
     ] {
@@ -134,7 +134,7 @@ async fn a_server_that_is_not_to_be_trusted_is_not_and_the_reason_is_said() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_name_that_is_dialled_need_not_be_the_certificates() {
     let (etcd, ca) = (etcd(), Ca::new("ca"));
-    let pair = ca.issue(&["config.example"], NOW, For::Server);
+    let pair = ca.issue(&["config.example"], NOW, Usage::Server);
     let files = Folder::with(&ca, &pair);
     let server = server(&etcd, &files);
     let client = trusting(&server.url(), &files.path("ca.pem")).tls_server_name("config.example");
@@ -157,7 +157,7 @@ async fn where_one_end_speaks_tls_and_the_other_does_not_it_is_said() {
     let (etcd, ca) = (etcd(), Ca::new("ca"));
     let files = Folder::with(&ca, &ca.server());
     let secure = server(&etcd, &files);
-    let plain = ServerProcess::start(&etcd, &[PREFIX]);
+    let plain = DRIFTLESS.serve(&etcd, &[PREFIX]);
     let url = secure.url().replace("https://", "http://");
     let said = refusal(Client::builder().endpoint(&url)).await;
     let expected = format!("{url}: the server speaks TLS; write https:// in place of http://");

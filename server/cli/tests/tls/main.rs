@@ -2,10 +2,6 @@
 //! while everything runs.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
-#[path = "../common/mod.rs"]
-mod common;
-
-mod certificates;
 mod logged;
 mod place;
 
@@ -13,3 +9,8 @@ mod handshakes;
 mod rotation;
 mod starts;
 mod tools;
+
+use driftless_test_support::Driftless;
+
+/// The program under test.
+const DRIFTLESS: Driftless = Driftless::at(env!("CARGO_BIN_EXE_driftless"));

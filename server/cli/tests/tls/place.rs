@@ -1,68 +1,33 @@
 //! An etcd, folders with certificates, and servers and clients that use them.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use driftless_client::{Client, ClientBuilder, GetError};
+use driftless_test_support::certificates::Folder;
+use driftless_test_support::{Etcd, PATIENCE, ServerProcess, http};
 
-use super::certificates::{Ca, Pair};
-use super::common::{EtcdProcess, PATIENCE, ServerProcess, http_get};
+use crate::DRIFTLESS;
 
 /// What servers serve here.
 pub(crate) const PREFIX: &str = "/c/";
 
-/// A folder with the files of one end.
-pub(crate) struct Folder(tempfile::TempDir);
-
-impl Folder {
-    pub(crate) fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
-    }
-
-    /// A CA's certificate, and a certificate and key.
-    pub(crate) fn with(ca: &Ca, pair: &Pair) -> Self {
-        let folder = Self::new();
-        folder.write("ca.pem", &ca.pem);
-        folder.put(pair);
-        folder
-    }
-
-    pub(crate) fn put(&self, pair: &Pair) {
-        self.write("cert.pem", &pair.cert);
-        self.write("key.pem", &pair.key);
-    }
-
-    /// Replaces a file at once, as everybody should.
-    pub(crate) fn write(&self, name: &str, text: &str) {
-        std::fs::write(self.path("new"), text).unwrap();
-        std::fs::rename(self.path("new"), self.path(name)).unwrap();
-    }
-
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    pub(crate) fn text(&self, name: &str) -> String {
-        self.path(name).display().to_string()
-    }
-}
-
 /// An etcd with the key `/c/a`, whose value is 1.
-pub(crate) fn etcd() -> EtcdProcess {
-    let etcd = EtcdProcess::start();
+pub(crate) fn etcd() -> Etcd {
+    let etcd = Etcd::started_blocking();
     etcd.put("/c/a", "1");
     etcd
 }
 
 /// A server with the certificate in `folder`, in sync.
-pub(crate) fn server(etcd: &EtcdProcess, folder: &Folder) -> ServerProcess {
+pub(crate) fn server(etcd: &Etcd, folder: &Folder) -> ServerProcess {
     let server = start(etcd, folder, 0, &[]);
     server.wait_ready();
     server
 }
 
 /// The same, which lets in only clients with a certificate of the folder's CA.
-pub(crate) fn strict_server(etcd: &EtcdProcess, folder: &Folder) -> ServerProcess {
+pub(crate) fn strict_server(etcd: &Etcd, folder: &Folder) -> ServerProcess {
     let ca = folder.text("ca.pem");
     let server = start(etcd, folder, 0, &["--tls-client-ca", &ca]);
     server.wait_ready();
@@ -70,16 +35,11 @@ pub(crate) fn strict_server(etcd: &EtcdProcess, folder: &Folder) -> ServerProces
 }
 
 /// A server on this port; it need not be in sync yet.
-pub(crate) fn start(
-    etcd: &EtcdProcess,
-    folder: &Folder,
-    port: u16,
-    flags: &[&str],
-) -> ServerProcess {
+pub(crate) fn start(etcd: &Etcd, folder: &Folder, port: u16, flags: &[&str]) -> ServerProcess {
     let (cert, key) = (folder.text("cert.pem"), folder.text("key.pem"));
     let files = ["--tls-cert", &cert, "--tls-key", &key];
     let flags = [&files, flags].concat();
-    ServerProcess::start_at(&etcd.url(), &[PREFIX], port, &flags)
+    DRIFTLESS.serve_at(&etcd.url(), &[PREFIX], port, &flags)
 }
 
 /// A client that trusts this file of a CA.
@@ -121,7 +81,7 @@ pub(crate) fn refusal(builder: ClientBuilder) -> impl Future<Output = String> {
 
 /// A counter of a server.
 pub(crate) fn counter(server: &ServerProcess, name: &str) -> u64 {
-    let (_, text) = http_get(server.admin(), "/metrics").expect("it answers");
+    let (_, text) = http::get(server.admin(), "/metrics").expect("it answers");
     let name = format!("driftless_{name}_total ");
     let value = text.lines().find_map(|line| line.strip_prefix(&name));
     value.and_then(|value| value.trim().parse().ok()).unwrap()

@@ -1,10 +1,10 @@
 //! Files that are replaced while everything runs.
 
 use driftless_client::WatchState;
+use driftless_test_support::certificates::{Ca, Folder};
+use driftless_test_support::wait_until;
 
-use super::certificates::Ca;
-use super::common::wait_until;
-use super::place::{Folder, etcd, known, strict_server, trusting, until, value};
+use super::place::{etcd, known, strict_server, trusting, until, value};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_ca_and_new_certificates_are_taken_over_without_dropping_a_stream() {

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use driftless_client::{NoValue, WatchError};
+use driftless_test_support::certificates::{Ca, Folder};
+use driftless_test_support::free_port;
 use tokio::task::JoinSet;
 
-use super::certificates::Ca;
-use super::common::free_port;
 use super::logged;
-use super::place::{Folder, etcd, start, trusting, until, value};
+use super::place::{etcd, start, trusting, until, value};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_is_first_waits_for_the_server_and_says_so() {
@@ -63,7 +63,7 @@ async fn a_server_without_etcd_says_why_there_is_no_value_until_there_is_one() {
         .await
         .unwrap();
     assert_eq!(*watcher.load(), 7);
-    etcd.resume();
+    etcd.start_blocking();
     watcher.changed().await.unwrap();
     assert_eq!(*watcher.load(), 1);
 }

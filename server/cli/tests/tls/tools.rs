@@ -1,8 +1,10 @@
 //! The command line tools over TLS.
 
-use super::certificates::Ca;
-use super::common::{Process, driftless, run};
-use super::place::{Folder, etcd, strict_server};
+use driftless_test_support::certificates::{Ca, Folder};
+use driftless_test_support::{Process, run};
+
+use super::place::{etcd, strict_server};
+use crate::DRIFTLESS;
 
 #[test]
 fn get_and_watch_take_files_from_flags_and_the_environment() {
@@ -18,13 +20,15 @@ fn get_and_watch_take_files_from_flags_and_the_environment() {
     );
     let token = mine.text("token");
     let url = server.url();
-    let got = run(driftless()
+    let got = run(DRIFTLESS
+        .command()
         .args(["get", "/c/a", "--print-value-only", "--server", &url])
         .args(["--ca", &authority, "--cert", &cert, "--key", &key])
         .args(["--token-file", &token]));
     assert_eq!((&*got.stdout, &*got.stderr), ("1\n", ""));
     let mut watch = Process::spawn(
-        driftless()
+        DRIFTLESS
+            .command()
             .args(["watch", "/c/a", "--json", "--server-name", "localhost"])
             .env("DRIFTLESS_SERVER", &url)
             .env("DRIFTLESS_CA", &authority)
@@ -37,7 +41,9 @@ fn get_and_watch_take_files_from_flags_and_the_environment() {
     watch.lines_to(r#""value":"2""#);
 
     // Without: one line that says what is missing, and the status of a server that cannot be reached.
-    let refused = run(driftless().args(["get", "/c/a", "--server", &url, "--ca", &authority]));
+    let refused = run(DRIFTLESS
+        .command()
+        .args(["get", "/c/a", "--server", &url, "--ca", &authority]));
     assert_eq!(refused.status.code(), Some(4));
     assert_eq!(
         refused.stderr,

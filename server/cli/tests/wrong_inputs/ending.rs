@@ -1,8 +1,9 @@
 //! Commands that end by themselves.
 
+use driftless_test_support::wrong_inputs::{Row, check_table};
+use driftless_test_support::{find_on_path, guarded};
+
 use super::SECTIONS;
-use super::common::{find_on_path, guarded};
-use super::page::{Row, check};
 use super::place::Place;
 
 #[test]
@@ -37,7 +38,7 @@ fn any_command() {
         ),
     ];
     let rows = rows.map(|(wrong, command)| place.row(wrong, command));
-    check(SECTIONS[0], &rows);
+    check_table(SECTIONS[0], &rows);
 }
 
 /// What is wrong for `get` and `watch` alike.
@@ -169,7 +170,7 @@ fn get() {
     ] {
         rows.push(place.row(wrong, command));
     }
-    check(SECTIONS[1], &rows);
+    check_table(SECTIONS[1], &rows);
 }
 
 /// Those of the table of `watch` that end by themselves.
@@ -394,7 +395,7 @@ fn settings() {
             format!("printf '{text}' >driftless.toml; driftless serve --config driftless.toml");
         rows.push(settings_row(&place, wrong, &command));
     }
-    check(SECTIONS[3], &rows);
+    check_table(SECTIONS[3], &rows);
 }
 
 fn settings_row(place: &Place, wrong: &str, command: &str) -> Row {
@@ -453,5 +454,5 @@ fn dev() {
         "an etcd that ends at once",
         "printf '#!/bin/sh\\nexit 1\\n' >etcd; chmod +x etcd; PATH=.:$PATH driftless dev --data-dir data",
     ));
-    check(SECTIONS[5], &rows);
+    check_table(SECTIONS[5], &rows);
 }

@@ -1,12 +1,13 @@
 //! Commands that go on: what is said of each change of state, once, however often is tried meanwhile.
 
+use driftless_test_support::wrong_inputs::{Row, check_output, check_table};
+use driftless_test_support::{Process, wait_until};
 use rustix::process::Signal;
 
 use super::SECTIONS;
-use super::common::{Process, ServerProcess, wait_until};
 use super::ending;
-use super::page::{Row, check, judge};
 use super::place::Place;
+use crate::DRIFTLESS;
 
 /// So many attempts show that it is tried again and again.
 const ATTEMPTS: u64 = 6;
@@ -38,7 +39,7 @@ fn watch() {
     let mut place = Place::start();
     let mut rows = ending::watch(&place);
     place.lasting_watches(&mut rows);
-    check(SECTIONS[2], &rows);
+    check_table(SECTIONS[2], &rows);
 }
 
 impl Place {
@@ -54,7 +55,7 @@ impl Place {
         ));
         drop(process);
 
-        let unready = ServerProcess::start_at("http://127.0.0.1:9", &["/config/"], 0, &[]);
+        let unready = DRIFTLESS.serve_at("http://127.0.0.1:9", &["/config/"], 0, &[]);
         let ready = std::mem::replace(&mut self.server, unready);
         let command = "driftless watch /config/a";
         let process = self.start_command(command);
@@ -72,7 +73,7 @@ impl Place {
         self.server.process.wait();
         backs_off(|| attempts(&process));
         let wrong = "the server is killed, and started again";
-        self.server = ServerProcess::start_at(&self.etcd.url(), &["/config/"], port, &[]);
+        self.server = DRIFTLESS.serve_at(&self.etcd.url(), &["/config/"], port, &[]);
         wait_until("it says so", || process.stderr().contains("connected to"));
         rows.push(Row::new(wrong, command, RUNS, self.said(&process)));
         drop(process);
@@ -92,7 +93,7 @@ impl Place {
     /// What a watch said to people; the rest of its standard error is the log.
     fn said(&self, process: &Process) -> Vec<String> {
         let stderr = process.stderr();
-        judge(&stderr);
+        check_output(&stderr);
         let lines = stderr
             .lines()
             .filter(|line| line.starts_with("driftless: "));
@@ -111,7 +112,7 @@ fn serve() {
     let mut place = Place::start();
     let mut rows = Vec::new();
     place.etcd.kill();
-    place.server = ServerProcess::start_at(&place.etcd.url(), &["/config/"], 0, &[]);
+    place.server = DRIFTLESS.serve_at(&place.etcd.url(), &["/config/"], 0, &[]);
     let metric = "driftless_etcd_attempts_total";
     // All that the log says, and what is new in it.
     let mut told = 0;
@@ -135,7 +136,7 @@ fn serve() {
         news(&place, 1),
     ));
     rows.push(place.ask("and whoever asks is told", "/readyz"));
-    place.etcd.resume();
+    place.etcd.start_blocking();
     place.server.wait_ready();
     rows.push(Row::new(
         "etcd is there at last",
@@ -154,12 +155,12 @@ fn serve() {
         news(&place, 1),
     ));
     rows.push(place.ask("and whoever asks is told; what was read stays", "/readyz"));
-    place.etcd.resume();
+    place.etcd.start_blocking();
     place.wait_for_status("/readyz", 200, "in sync");
     rows.push(Row::new("etcd is back", command, RUNS, news(&place, 1)));
 
     let elsewhere = place.server.admin();
-    let server = ServerProcess::start_at(&format!("http://{elsewhere}"), &["/config/"], 0, &[]);
+    let server = DRIFTLESS.serve_at(&format!("http://{elsewhere}"), &["/config/"], 0, &[]);
     wait_until("the log says so", || {
         !place.log(&server.process.stderr()).is_empty()
     });
@@ -171,5 +172,5 @@ fn serve() {
         RUNS,
         log,
     ));
-    check(SECTIONS[4], &rows);
+    check_table(SECTIONS[4], &rows);
 }

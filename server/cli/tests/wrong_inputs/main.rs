@@ -2,13 +2,14 @@
 //! nothing else does.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
-#[path = "../common/mod.rs"]
-mod common;
-
 mod ending;
 mod lasting;
-mod page;
 mod place;
+
+use driftless_test_support::{Driftless, wrong_inputs};
+
+/// The program under test.
+const DRIFTLESS: Driftless = Driftless::at(env!("CARGO_BIN_EXE_driftless"));
 
 /// The page's tables, in its order. The last is held by a test of the examples.
 const SECTIONS: [&str; 7] = [
@@ -23,5 +24,5 @@ const SECTIONS: [&str; 7] = [
 
 #[test]
 fn the_page_has_no_table_that_is_not_tested() {
-    assert_eq!(page::sections(), SECTIONS);
+    assert_eq!(wrong_inputs::sections(), SECTIONS);
 }

@@ -5,10 +5,12 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 
-use super::common::{
-    EtcdProcess, Finished, Process, ServerProcess, find_on_path, guarded, run, wait_until,
+use driftless_test_support::wrong_inputs::{CANARY, Row, check_output};
+use driftless_test_support::{
+    Etcd, Finished, Process, ServerProcess, find_on_path, guarded, http, run, wait_until,
 };
-use super::page::{CANARY, Row, judge};
+
+use crate::DRIFTLESS;
 
 /// What the page shows for the addresses of etcd, the server and its admin endpoint.
 const ETCD: &str = "127.0.0.1:2379";
@@ -16,7 +18,7 @@ const SERVER: &str = "127.0.0.1:7400";
 const ADMIN: &str = "127.0.0.1:7401";
 
 pub(crate) struct Place {
-    pub(crate) etcd: EtcdProcess,
+    pub(crate) etcd: Etcd,
     pub(crate) server: ServerProcess,
     /// Holds the program under its name.
     bin: tempfile::TempDir,
@@ -26,9 +28,9 @@ impl Place {
     /// With keys whose values must not be shown.
     #[track_caller]
     pub(crate) fn start() -> Self {
-        let etcd = EtcdProcess::start();
+        let etcd = Etcd::started_blocking();
         etcd.put("/config/a", CANARY);
-        let server = ServerProcess::start(&etcd, &["/config/", "/flags/"]);
+        let server = DRIFTLESS.serve(&etcd, &["/config/", "/flags/"]);
         Self {
             etcd,
             server,
@@ -52,7 +54,7 @@ impl Place {
             stdout,
             stderr,
         } = run(command.current_dir(dir.path()));
-        judge(&stderr);
+        check_output(&stderr);
         assert_eq!(stdout, "", "{shown}: {stderr}");
         assert!(stderr.lines().count() <= 1, "{shown}: {stderr}");
         let status = status.code().unwrap_or_else(|| panic!("{shown}: {status}"));
@@ -114,7 +116,7 @@ impl Place {
 
     /// The lines of the log that a process wrote so far, with and above `info`, without their times.
     pub(crate) fn log(&self, stderr: &str) -> Vec<String> {
-        judge(stderr);
+        check_output(stderr);
         let lines = stderr.lines().filter_map(|line| {
             let (_, line) = line.split_once(' ')?;
             Some(self.shown(line.trim_start()))
@@ -125,7 +127,7 @@ impl Place {
     /// The value of a counter of the server.
     #[track_caller]
     pub(crate) fn counter(&self, name: &str) -> u64 {
-        let (_, text) = super::common::http_get(self.server.admin(), "/metrics").expect("it runs");
+        let (_, text) = http::get(self.server.admin(), "/metrics").expect("it runs");
         let value = text.lines().find_map(|line| line.strip_prefix(name));
         value.and_then(|value| value.trim().parse().ok()).unwrap()
     }
@@ -133,7 +135,7 @@ impl Place {
     /// What the admin endpoint answers.
     #[track_caller]
     pub(crate) fn ask(&self, wrong: &str, path: &str) -> Row {
-        let (status, body) = super::common::http_get(self.server.admin(), path).expect("it runs");
+        let (status, body) = http::get(self.server.admin(), path).expect("it runs");
         let body = self.shown(&body);
         let body = body.lines().map(without_seconds);
         Row::new(wrong, &format!("curl http://{ADMIN}{path}"), status, body)
@@ -142,7 +144,7 @@ impl Place {
     #[track_caller]
     pub(crate) fn wait_for_status(&self, path: &str, status: u16, text: &str) {
         wait_until(text, || {
-            super::common::http_get(self.server.admin(), path)
+            http::get(self.server.admin(), path)
                 .is_some_and(|(code, body)| code == status && body.contains(text))
         });
     }
@@ -164,7 +166,7 @@ fn without_seconds(line: &str) -> String {
 /// A folder with the program under its name.
 fn bin() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    let program = env!("CARGO_BIN_EXE_driftless");
+    let program = DRIFTLESS.path();
     std::os::unix::fs::symlink(program, dir.path().join("driftless")).unwrap();
     dir
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use driftless_test_support::proc;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -13,8 +14,8 @@ use super::connection::{self, CONNECTING, Counted, Place, Stream};
 use super::dialogue::Dialogue;
 use super::putter::Putter;
 use super::{driftless, etcd, floor};
+use crate::Failure;
 use crate::plan::{HOT, Job, PREFIX, Plan, Said, Speaks};
-use crate::{Failure, proc};
 
 /// How long it may take until everybody is subscribed, or holds the final state after the last put:
 /// many times what it takes, and short enough for a run to end.

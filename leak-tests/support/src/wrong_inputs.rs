@@ -1,15 +1,15 @@
-//! `WRONG_INPUTS.md`, the page of wrong inputs: its tables compared with what happened, or written
-//! anew.
+//! `server/WRONG_INPUTS.md`, the page of wrong inputs: compares its tables with what happened, or
+//! writes them anew.
 
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 /// Set to write the tables anew.
 const REGENERATE: &str = "DRIFTLESS_REGENERATE";
 
 /// What every value and password in these tests contains, and no message may.
-pub(crate) const CANARY: &str = "canary-8193";
+pub const CANARY: &str = "canary-8193";
 
 /// What no message may contain: crashes, values, and the insides of programs.
 const NEVER: [&str; 9] = [
@@ -25,7 +25,8 @@ const NEVER: [&str; 9] = [
 ];
 
 /// One wrong input and what came of it.
-pub(crate) struct Row {
+#[derive(Debug)]
+pub struct Row {
     wrong: String,
     done: String,
     result: String,
@@ -33,9 +34,13 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    /// What was wrong, the command, what it ended with or does, and what it said.
+    /// What was wrong, the command, its status or what it does, and what it printed.
+    ///
+    /// # Panics
+    /// For what no output may contain.
     #[track_caller]
-    pub(crate) fn new(
+    #[must_use]
+    pub fn new(
         wrong: &str,
         done: &str,
         result: impl ToString,
@@ -43,7 +48,7 @@ impl Row {
     ) -> Self {
         let says: Vec<String> = says.into_iter().map(Into::into).collect();
         for line in &says {
-            judge(line);
+            check_output(line);
         }
         Self {
             wrong: wrong.to_owned(),
@@ -65,8 +70,11 @@ impl Row {
 }
 
 /// Fails for what no output may contain.
+///
+/// # Panics
+/// When it contains that.
 #[track_caller]
-pub(crate) fn judge(output: &str) {
+pub fn check_output(output: &str) {
     for never in NEVER {
         assert!(!output.contains(never), "{never:?} in: {output}");
     }
@@ -82,19 +90,19 @@ fn code(text: &str) -> String {
     }
 }
 
-fn path() -> PathBuf {
-    let near = Path::new(env!("CARGO_MANIFEST_DIR"));
-    [
-        near.join("../WRONG_INPUTS.md"),
-        near.join("../server/WRONG_INPUTS.md"),
-    ]
-    .into_iter()
-    .find(|path| path.exists())
-    .expect("the page is where it was")
+fn path() -> &'static Path {
+    Path::new(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../server/WRONG_INPUTS.md"
+    ))
 }
 
 /// The titles of the page's tables.
-pub(crate) fn sections() -> Vec<String> {
+///
+/// # Panics
+/// When the page cannot be read.
+#[must_use]
+pub fn sections() -> Vec<String> {
     let page = std::fs::read_to_string(path()).expect("it can be read");
     page.lines()
         .filter_map(|line| line.strip_prefix("## "))
@@ -107,12 +115,12 @@ pub(crate) fn sections() -> Vec<String> {
 /// # Panics
 /// When they differ.
 #[track_caller]
-pub(crate) fn check(title: &str, rows: &[Row]) {
+pub fn check_table(title: &str, rows: &[Row]) {
     /// Tests of one process run side by side.
     static PAGE: Mutex<()> = Mutex::new(());
     let _page = PAGE.lock().unwrap_or_else(PoisonError::into_inner);
     let path = path();
-    let page = std::fs::read_to_string(&path).expect("it can be read");
+    let page = std::fs::read_to_string(path).expect("it can be read");
     let heading = format!("## {title}\n");
     let start = page.find(&heading).expect("the page has this section") + heading.len();
     let end = page[start..]
@@ -137,7 +145,7 @@ pub(crate) fn check(title: &str, rows: &[Row]) {
             writeln!(table, "{line}").expect("it is memory");
         }
         let page = format!("{above}\n{words}{table}{below}");
-        std::fs::write(&path, page).expect("it can be written");
+        std::fs::write(path, page).expect("it can be written");
         return;
     }
     let table = section.lines().filter(|line| line.starts_with('|'));

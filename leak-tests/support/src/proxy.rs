@@ -1,5 +1,4 @@
 //! A TCP proxy that a test can cut or stall, so that two ends that run lose each other.
-#![allow(dead_code, reason = "each test uses what it needs")]
 
 use std::net::Ipv4Addr;
 use std::pin::pin;
@@ -9,14 +8,15 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
-/// Forwards connections to one port until it is cut or stalled. Ends when it is dropped.
-pub(crate) struct Proxy {
+/// Forwards connections to one port until it is cut or stalled. Dropping it closes them all.
+#[derive(Debug)]
+pub struct Proxy {
     port: u16,
     mode: watch::Sender<Mode>,
     _accepting: AbortOnDropHandle<()>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
     Open,
     Stalled,
@@ -25,7 +25,13 @@ enum Mode {
 
 impl Proxy {
     /// To a port on loopback.
-    pub(crate) async fn to(target: u16) -> Self {
+    ///
+    /// # Panics
+    /// When there is no free port.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves nothing.
+    pub async fn to(target: u16) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let (mode, modes) = watch::channel(Mode::Open);
@@ -67,23 +73,24 @@ impl Proxy {
         }
     }
 
-    /// Where to connect.
-    pub(crate) fn endpoint(&self) -> String {
+    /// Where to connect, as `http://127.0.0.1:7400`.
+    #[must_use]
+    pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
 
     /// Closes all connections, and new ones at once.
-    pub(crate) fn cut(&self) {
+    pub fn cut(&self) {
         self.mode.send_replace(Mode::Cut);
     }
 
     /// Keeps connections open and forwards nothing.
-    pub(crate) fn stall(&self) {
+    pub fn stall(&self) {
         self.mode.send_replace(Mode::Stalled);
     }
 
     /// Forwards again.
-    pub(crate) fn heal(&self) {
+    pub fn heal(&self) {
         self.mode.send_replace(Mode::Open);
     }
 }
