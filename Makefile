@@ -1,13 +1,30 @@
 # Each target sets up what it needs; see .ci/setup for what that may install.
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo bench leak-tests soak simulation mutants
+.PHONY: help test features long-tests simulation mutants demo bench leak-tests soak
 
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 test: ## Checks format, lints and documentation, and runs all tests
 	@.ci/test
+
+features: ## Checks every package with each of its features alone
+	@.ci/setup protoc clippy
+	@.ci/features
+
+long-tests: ## Runs the tests whose short form is in `make test` at full length
+	@.ci/setup etcd etcdctl protoc
+	@DRIFTLESS_LONG=1 cargo test --locked --workspace --test heap --test scripted
+
+simulation: SEEDS ?= 5000
+simulation: ## Runs servers and clients on a simulated network that fails (SEEDS=5000)
+	@.ci/setup etcd etcdctl protoc
+	@DRIFTLESS_SEEDS=$(SEEDS) cargo test --locked --workspace --test simulation -- --nocapture every_promise
+
+mutants: ## Breaks the code that cleans up, and expects a test to fail each time (hours)
+	@.ci/setup etcd etcdctl protoc
+	@cargo mutants --output target/mutants $(MUTANTS)
 
 demo: ## Shows an edit made with etcdctl reach a running service (DEMO_ONCE=1: and ends)
 	@.ci/setup etcd etcdctl protoc
@@ -28,11 +45,3 @@ soak: ROUNDS ?= 1000000
 soak: ## The same for a night, most of it with everything at once as well (ROUNDS=1000000 MINUTES=480)
 	@.ci/leak-tests $(ROUNDS) $(MINUTES) --soak
 
-simulation: SEEDS ?= 5000
-simulation: ## Runs servers and clients on a simulated network that fails (SEEDS=5000)
-	@.ci/setup etcd etcdctl protoc
-	@DRIFTLESS_SEEDS=$(SEEDS) cargo test --locked -p driftless --test simulation -- --nocapture every_promise
-
-mutants: ## Breaks the code that cleans up, line by line, and expects a test to fail each time (hours)
-	@.ci/setup etcd etcdctl protoc
-	@cargo mutants --output target/mutants $(MUTANTS)

@@ -512,8 +512,17 @@ async fn a_client_that_was_let_go_comes_back_with_what_it_has() {
     network.stop().await;
 }
 
+/// How many random schedules each test tries. `make long-tests` tries more.
+fn cases() -> u32 {
+    if std::env::var_os("DRIFTLESS_LONG").is_some() {
+        512
+    } else {
+        32
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn every_state_that_a_client_shows_is_one_that_etcd_had(events in events()) {
