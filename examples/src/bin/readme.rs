@@ -21,7 +21,7 @@ impl Default for Limits {
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    // The client says what it waits for, and what it refuses.
+    // The log says what the client waits for, and which values it rejects.
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .init();
