@@ -1,4 +1,4 @@
-//! Whether the standard output is coloured.
+//! Decides whether the standard output is coloured.
 
 use std::io::{self, IsTerminal};
 
@@ -16,7 +16,7 @@ pub(crate) enum Color {
 }
 
 impl Color {
-    /// Whether to colour what goes to the standard output.
+    /// True if the standard output is coloured.
     pub(crate) fn for_stdout(self) -> bool {
         match self {
             Self::Always => true,
@@ -26,7 +26,7 @@ impl Color {
     }
 }
 
-/// Whether the environment leaves colours on: <https://no-color.org>, and terminals that have none.
+/// True unless the environment turns colours off, by <https://no-color.org> or a dumb terminal.
 pub(crate) fn wanted() -> bool {
     std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
         && std::env::var_os("TERM").is_none_or(|term| term != "dumb")

@@ -1,4 +1,4 @@
-//! `driftless dev`: an etcd and a server on this machine, with nothing to configure.
+//! `driftless dev`: an etcd and a server on this machine, without configuration.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -19,23 +19,23 @@ use crate::output::{self, Reader};
 use crate::serve::{announcement, display_prefixes, run_until_stopped};
 use crate::signals::StopSignals;
 
-/// What is served unless told otherwise.
+/// The prefix that is served by default.
 const DEFAULT_PREFIX: &str = "/config/";
 
-/// What the names of temporary folders start with.
+/// The start of the names of temporary folders.
 const TEMPORARY: &str = "driftless-dev-";
 
-/// The file in a folder that is locked for as long as somebody uses the folder.
+/// The file that a run keeps locked while it uses the folder.
 const LOCK: &str = "lock";
 
-/// How often to ask whether the server is in sync with etcd: short beside what a start takes.
+/// How often to ask whether the server is in sync with etcd. Short compared with a start.
 const READY_POLL: Duration = Duration::from_millis(25);
 
 /// Start an etcd and a server on this machine, to try things out
 ///
-/// Starts the etcd that is on PATH, on loopback, and serves from it. Takes the usual ports (etcd
-/// 2379 and 2380, the server 7400 and 7401), or free ones where they are in use, and prints what to
-/// type next. Ctrl-C and SIGTERM stop both.
+/// Starts the etcd on PATH, on loopback, and serves from it. Uses the default ports (etcd 2379 and
+/// 2380, the server 7400 and 7401), or free ones if those are in use, and prints what to type next.
+/// Ctrl-C and SIGTERM stop both.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 Examples:
@@ -57,12 +57,12 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     if prefixes.is_empty() {
         prefixes.push(DEFAULT_PREFIX.to_owned());
     }
-    // Before anything is started: what is wrong with them is known without it.
+    // Checked before anything is started.
     settings(&prefixes, "http://127.0.0.1:2379", Ports::Free)?;
     limits::raise_descriptors();
     let runtime = tokio::runtime::Runtime::new()
         .map_err(|error| Failure::system("start the runtime", &error))?;
-    // On this, the main thread: etcd lives as long as the thread that starts it.
+    // On the main thread: the system ends etcd with the thread that started it.
     let result = runtime.block_on(dev(args.data_dir, &prefixes));
     runtime.shutdown_background();
     result
@@ -95,7 +95,7 @@ async fn dev(data_dir: Option<PathBuf>, prefixes: &[String]) -> Result<(), Failu
 /// Which ports a server takes.
 #[derive(Clone, Copy)]
 enum Ports {
-    /// The usual ones, where nobody has them.
+    /// The default ports, if they are free.
     Usual,
     Free,
 }
@@ -127,7 +127,7 @@ async fn serve(
     let served = display_prefixes(&usual);
     let server = match Server::bind(usual).await {
         Ok(server) => server,
-        // Somebody else may have taken a port meanwhile.
+        // Another process may have taken a port meanwhile.
         Err(_) => Server::bind(settings(prefixes, etcd, Ports::Free)?)
             .await
             .map_err(Failure::failed)?,
@@ -135,7 +135,7 @@ async fn serve(
     let admin = server.admin_addr();
     let mut text = announcement(&server, &served);
     text.push_str(&advice(&server, &prefixes[0], etcd, dir));
-    // What it says to try works only when the server is in sync.
+    // The commands that it prints work only once the server is in sync.
     let ready = async {
         while let Some(admin) = admin
             && !http::is_ok(admin, "/readyz").await
@@ -151,7 +151,7 @@ async fn serve(
     }
 }
 
-/// Which of the usual ports are in use, and what was taken instead.
+/// Which default ports are in use, and which ports replace them.
 fn moved(server: &Server, etcd: &str) -> String {
     let etcd = etcd
         .rsplit_once(':')
@@ -172,7 +172,7 @@ fn moved(server: &Server, etcd: &str) -> String {
     .into_iter()
     .filter_map(|(who, usual, taken)| Some((who, usual?, taken?)))
     .filter(|(_, usual, taken)| usual != taken)
-    .map(|(who, usual, taken)| format!("port {usual} is in use: {who} is on {taken} instead\n"))
+    .map(|(who, usual, taken)| format!("port {usual} is in use: {who} uses {taken} instead\n"))
     .collect()
 }
 
@@ -185,7 +185,7 @@ fn advice(server: &Server, prefix: &str, etcd: &str, dir: &DataDir) -> String {
     let moved = moved(server, etcd);
     let server = server.local_addr();
     let keys = match dir {
-        DataDir::Temporary { .. } => "the keys are gone then; --data-dir DIR keeps them",
+        DataDir::Temporary { .. } => "this deletes the keys, and --data-dir DIR keeps them",
         DataDir::Given { .. } => "the keys stay",
     };
     let dir = dir.path().display();
@@ -204,7 +204,7 @@ fn advice(server: &Server, prefix: &str, etcd: &str, dir: &DataDir) -> String {
     )
 }
 
-/// As a shell takes it for one word.
+/// Quoted for a shell, as one word.
 fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:=@%+,".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
@@ -216,10 +216,10 @@ fn quoted(word: &str) -> String {
 
 /// Where etcd's data and log are.
 enum DataDir {
-    /// Removed at the end, or by the next run if this one is killed: the system ends the lock with the
-    /// process.
+    /// Removed at the end. If this run is killed, the system releases the lock, and the next run removes
+    /// the folder.
     Temporary { dir: TempDir, _lock: File },
-    /// The user's, and locked, so that two runs do not share it.
+    /// The user's folder, locked so that two runs do not share it.
     Given { path: PathBuf, _lock: File },
 }
 
@@ -256,7 +256,7 @@ impl DataDir {
 
     fn temporary(all: &Path) -> io::Result<Self> {
         let dir = tempfile::Builder::new().prefix(TEMPORARY).tempdir_in(all)?;
-        // Under its name once it is locked: whoever finds it unlocked takes the folder for abandoned.
+        // Renamed only once it is locked: another run removes a folder whose lock is free.
         let unlocked = dir.path().join("unlocked");
         let lock = File::create(&unlocked)?;
         lock.try_lock()?;
@@ -271,12 +271,12 @@ impl DataDir {
         }
     }
 
-    /// Leaves it where it is when the error refers to the log in it.
+    /// Keeps the folder if the error refers to the log in it.
     fn keep_for(self, error: EtcdError) -> Failure {
         if let Self::Temporary { dir, .. } = self
             && error.has_log()
         {
-            // Without a lock it is not taken for abandoned.
+            // Without a lock file, no run takes it for abandoned.
             let _ = fs::remove_file(dir.path().join(LOCK));
             let _kept = dir.keep();
         }
@@ -284,8 +284,8 @@ impl DataDir {
     }
 }
 
-/// Removes what runs left that were killed outright. What cannot be removed, such as a folder in
-/// which etcd is still dying, is left to the next run.
+/// Removes the folders of runs that were killed. A folder that cannot be removed yet, for example
+/// because its etcd is still ending, is left to the next run.
 fn remove_abandoned(all: &Path) {
     for entry in fs::read_dir(all).into_iter().flatten().flatten() {
         let name = entry.file_name();
@@ -298,9 +298,9 @@ fn remove_abandoned(all: &Path) {
     }
 }
 
-/// The lock of a temporary folder that this user made and that no process uses any more.
+/// The lock of a temporary folder that belongs to this user and that no process uses.
 fn lock_abandoned(folder: &Path) -> Option<File> {
-    // Of the name itself: a link, whoever made it, is not followed.
+    // Does not follow links.
     let found = fs::symlink_metadata(folder).ok()?;
     if !found.is_dir() || found.uid() != rustix::process::geteuid().as_raw() {
         return None;

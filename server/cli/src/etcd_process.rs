@@ -1,11 +1,10 @@
-//! An etcd as a child process, for `dev`: on loopback, in a process group of its own, and never
-//! left behind.
+//! Runs etcd as a child process, for `dev`: on loopback, in its own process group, and never left
+//! behind.
 //!
-//! Ctrl-C on a terminal reaches a whole process group; etcd's own group keeps it running until it is
-//! told to stop, after the server. Should this process be killed outright, the kernel kills etcd:
-//! the child is this program again, which asks for that and then becomes etcd
-//! ([`guard`]). The kernel ties it to the thread that started the child, so [`EtcdProcess::start`]
-//! has to be called on the main thread, which lives as long as the process.
+//! Ctrl-C on a terminal reaches a whole process group. In its own group, etcd runs until the server has
+//! stopped. If this process is killed, the kernel kills etcd: the child is this program again, which
+//! asks the kernel for that and then becomes etcd ([`guard`]). The kernel ties the child to the thread
+//! that started it, so call [`EtcdProcess::start`] on the main thread, which ends with the process.
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
@@ -32,21 +31,21 @@ pub(crate) const CLIENT_PORT: u16 = 2379;
 /// etcd's usual port for other members.
 const PEER_PORT: u16 = 2380;
 
-/// How long a start may take. A fraction of a second is usual; replaying a large log on a slow disk
-/// is not.
+/// How long a start may take. Usually it takes less than a second, but more to replay a large log from
+/// a slow disk.
 const READY_WITHIN: Duration = Duration::from_secs(30);
 
-/// How often to ask whether it is ready: short beside what a start takes.
+/// How often to ask whether etcd is ready. Short compared with a start.
 const READY_POLL: Duration = Duration::from_millis(25);
 
 /// How long a stop may take before etcd is killed.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
 
-/// How often to try other ports when somebody else took those that were free: the next try is
-/// unlikely to fail, and one that always fails has another reason.
+/// How many times to try other ports if another process took the free ones. One more try usually
+/// succeeds; if all fail, the cause is another.
 const PORT_ATTEMPTS: usize = 5;
 
-/// All that is read of etcd's log to learn why it ended.
+/// How much of etcd's log is read to learn why it ended.
 const LOG_END_BYTES: u64 = 4096;
 
 /// Why there is no running etcd.
@@ -58,26 +57,25 @@ pub(crate) enum EtcdError {
         "etcd is not on PATH: apt-get install etcd-server (Debian, Ubuntu), brew install etcd (macOS), or https://github.com/etcd-io/etcd/releases"
     )]
     NotOnPath,
-    /// The system did not start it.
+    /// The system could not start it.
     #[error("cannot start etcd: {0}")]
     Start(#[source] io::Error),
-    /// It ended without being told to.
+    /// It ended by itself.
     #[error("etcd ended by itself ({status}); its log is {}", log.display())]
     Ended { status: ExitStatus, log: PathBuf },
-    /// It runs and does not answer.
+    /// It runs but does not answer.
     #[error("etcd was not ready within {READY_WITHIN:?}; its log is {}", log.display())]
     NotReady { log: PathBuf },
 }
 
 impl EtcdError {
-    /// Whether the message refers to the log.
+    /// True if the message refers to the log.
     pub(crate) const fn has_log(&self) -> bool {
         matches!(self, Self::Ended { .. } | Self::NotReady { .. })
     }
 }
 
-/// A running etcd. Dropping it kills it without waiting for its end;
-/// [`EtcdProcess::stop`] is the orderly way.
+/// A running etcd. Dropping it kills etcd without waiting; [`EtcdProcess::stop`] stops it in order.
 #[derive(Debug)]
 pub(crate) struct EtcdProcess {
     child: Child,
@@ -86,15 +84,15 @@ pub(crate) struct EtcdProcess {
 }
 
 impl EtcdProcess {
-    /// Starts etcd with its data and its log in `dir`, on the usual ports or, where one is in use,
-    /// on a free one; returns when it answers, or with `None` and nothing left when `interrupted`
-    /// comes before that. To be called on the main thread.
+    /// Starts etcd with its data and log in `dir`, on the default ports, or on free ones if those are in
+    /// use. Returns when etcd answers. If `interrupted` completes first, stops etcd and returns `None`.
+    /// Call it on the main thread.
     ///
     /// # Errors
-    /// When there is no etcd, or it does not come up.
+    /// When there is no etcd, or it does not start.
     ///
     /// # Cancel safety
-    /// Dropping the future kills what was started, without waiting for its end.
+    /// Dropping the future kills etcd without waiting.
     pub(crate) async fn start<T>(
         dir: &Path,
         interrupted: impl Future<Output = T>,
@@ -136,7 +134,7 @@ impl EtcdProcess {
         format!("http://{}", self.client)
     }
 
-    /// Waits until it ends without being told to, which is an error.
+    /// Waits until etcd ends by itself, which is an error.
     ///
     /// # Cancel safety
     /// Cancel-safe.
@@ -150,7 +148,7 @@ impl EtcdProcess {
         }
     }
 
-    /// Tells it to stop, kills it when it does not, and waits for its end.
+    /// Asks etcd to stop, kills it if it does not, and waits for its end.
     ///
     /// # Cancel safety
     /// Cancel-safe: it has been told, and can be told again.

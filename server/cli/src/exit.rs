@@ -1,4 +1,4 @@
-//! How a run ends when it does not end well: a message and an exit status that scripts can tell apart.
+//! How a run fails: a message, and an exit status for scripts.
 
 use std::fmt;
 use std::process::ExitCode;
@@ -11,21 +11,21 @@ use crate::output;
 /// For `--help`.
 pub(crate) const EXIT_CODES: &str = "\
 Exit status:
-  0  done; for watch also: whoever read its output is gone
+  0  done; for watch also: the reader of its output has gone
   1  failed; for get: the key does not exist
   2  wrong arguments or settings
   3  the server refused: the range is not served, or may not be read
   4  no server answered in time
   128 and above: ended at once by the second signal of that number";
 
-/// What kind of failure, as the exit status says it.
+/// The kind of failure, which decides the exit status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Failed,
     Usage,
     Refused,
     Unreachable,
-    /// By the signal of this number.
+    /// Ended by the signal of this number.
     Signal(u8),
 }
 
@@ -41,7 +41,7 @@ impl Kind {
     }
 }
 
-/// Why a run failed: one line for people, and the exit status.
+/// Why a run failed: one line of text, and the exit status.
 #[derive(Debug)]
 pub(crate) struct Failure {
     kind: Kind,
@@ -60,12 +60,12 @@ impl Failure {
         Self::new(Kind::Failed, message)
     }
 
-    /// Something that the system does not do for us.
+    /// A failed call to the system.
     pub(crate) fn system(doing: &str, error: &std::io::Error) -> Self {
         Self::failed(format_args!("cannot {doing}: {error}"))
     }
 
-    /// Says it, and gives the status to end with.
+    /// Prints the message and returns the exit status.
     pub(crate) fn report(self) -> ExitCode {
         output::note(&self.message);
         ExitCode::from(self.kind.status())

@@ -1,4 +1,4 @@
-//! `driftless get`: one look at a range, as the server holds it.
+//! `driftless get`: prints the current state of a range.
 
 use std::io::{self, IsTerminal};
 use std::time::Duration;
@@ -14,12 +14,12 @@ use crate::target::Target;
 
 /// Show a key, or all keys with a prefix, once
 ///
-/// Prints each key and its value on lines of their own, as etcdctl does: the exact bytes, except on
-/// a terminal, where control characters are shown escaped. A key that does not exist is status 1; a
-/// prefix without keys is not, and is told on the standard error.
+/// Prints each key and its value on separate lines, as etcdctl does. The bytes are exact, except on
+/// a terminal, where control characters are escaped. A missing key ends with status 1. A prefix
+/// without keys ends with status 0 and a note on the standard error.
 ///
 /// With --json, one object a line: {"key":"/a","value":"1","mod_revision":7}, with "key_base64" or
-/// "value_base64" for what is not UTF-8.
+/// "value_base64" for bytes that are not UTF-8.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 Examples:
@@ -53,12 +53,12 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         .build()
         .map_err(|error| Failure::system("start the runtime", &error))?;
     let answer = runtime.block_on(ask(&client, &range, args.timeout));
-    // A look-up of a name cannot be cancelled, and is not waited for.
+    // Does not wait for a name look-up, which cannot be cancelled.
     runtime.shutdown_background();
     let entries = answer?;
     if entries.is_empty() && args.target.is_one_key() {
         let advice = if args.target.is_like_a_prefix() {
-            "; for the keys that start with it, add --prefix"
+            "; add --prefix for the keys that start with it"
         } else {
             ""
         };
@@ -67,7 +67,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         )));
     }
     if entries.is_empty() {
-        // No failure: it may well be empty. A misspelt one looks the same.
+        // Not an error: the prefix may be empty. But it may also be misspelt.
         output::note(&format!("there is no key under {range}"));
     }
     let bytes = if args.json {
@@ -75,7 +75,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     } else {
         plain(&entries, args.print_value_only, io::stdout().is_terminal())
     };
-    // A reader that is gone has what it wanted.
+    // A reader that has gone is not an error.
     output::write(&bytes).map(|_| ())
 }
 

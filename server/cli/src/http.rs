@@ -1,4 +1,4 @@
-//! One HTTP question to a process on this machine: whether it is ready.
+//! Asks a process on this machine over HTTP whether it is ready.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -6,13 +6,13 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// How long an answer may take; it comes from this machine.
+/// How long an answer may take. It comes from this machine.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 
-/// All that is read of an answer: its first line is enough, and this is more.
+/// How much of an answer is read: more than its first line.
 const STATUS_LINE_BYTES: u64 = 64;
 
-/// Whether `GET path` is answered with status 200.
+/// True if `GET path` returns status 200.
 ///
 /// # Cancel safety
 /// Cancel-safe: dropping it closes the connection.

@@ -1,7 +1,7 @@
-//! What people see of a range: its state, then a unified diff of each value that changes.
+//! Prints a range for people: its state, then a unified diff of each changed value.
 //!
-//! Nothing in a key or a value can move the terminal's cursor: control characters are shown escaped,
-//! and a value that is not text is shown as its size and its first bytes.
+//! No key or value can move the terminal's cursor: control characters are escaped, and a value that is
+//! not text is shown as its size and first bytes.
 
 use std::fmt::{self, Write as _};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use similar::{ChangeTag, TextDiff};
 /// Lines around a change that show where it is, as `diff -u` has them.
 const CONTEXT_LINES: usize = 3;
 
-/// What a diff may take before it is made coarser: it delays the next one.
+/// How long a diff may take before it is made coarser, because it delays the next one.
 const DIFF_WITHIN: Duration = Duration::from_millis(500);
 
 /// How much of a value that is not text is shown: enough to recognise a magic number.
@@ -75,14 +75,14 @@ impl Human {
                 EntryChange::Delete { old, revision } => {
                     self.diff(&mut out, Some(old), Err((old, *revision)));
                 }
-                // What a later client library may tell of a key.
+                // A kind of change from a later client library.
                 other => self.line(&mut out, KEY, format_args!("{} changed", other.key())),
             }
         }
         out.into_bytes()
     }
 
-    /// The difference of two values of a key; `new` is what there is, or what was deleted and when.
+    /// The difference between two values of a key. `new` is the new entry, or the revision of its deletion.
     fn diff(
         self,
         out: &mut String,
@@ -148,7 +148,7 @@ impl Human {
         let diff = TextDiff::configure()
             .timeout(DIFF_WITHIN)
             .diff_lines(before, after);
-        // Few values end with a line's end; only where the two differ in it is it worth a word.
+        // Few values end with a newline, so it is mentioned only if the two differ in it.
         let hint = before.ends_with('\n') != after.ends_with('\n')
             && !before.is_empty()
             && !after.is_empty();
@@ -175,7 +175,7 @@ impl Human {
     }
 
     fn line(self, out: &mut String, style: Style, text: fmt::Arguments<'_>) {
-        // A `String` takes everything.
+        // Writing to a `String` never fails.
         let _ = if self.color && style != Style::new() {
             writeln!(out, "{style}{text}{style:#}")
         } else {
@@ -184,7 +184,7 @@ impl Human {
     }
 }
 
-/// The value as text, if it is that: UTF-8 without zero bytes.
+/// The value as text, if it is UTF-8 without zero bytes.
 fn text(value: &[u8]) -> Option<&str> {
     std::str::from_utf8(value)
         .ok()

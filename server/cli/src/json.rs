@@ -1,7 +1,6 @@
-//! The line protocol of `--json`: one object a line.
+//! The output of `--json`: one object a line.
 //!
-//! Keys and values that are UTF-8 are in `key` and `value`, others in `key_base64` and
-//! `value_base64`; never both.
+//! UTF-8 keys and values are in `key` and `value`, others in `key_base64` and `value_base64`.
 
 use std::io;
 
@@ -23,7 +22,7 @@ enum Line<'a> {
         value: ValueField<'a>,
         mod_revision: i64,
     },
-    /// The end of the start: how many keys there were, at which revision.
+    /// After the last initial key: the number of keys, and the revision.
     Synced { revision: i64, keys: usize },
     Put {
         #[serde(flatten)]
@@ -125,7 +124,7 @@ pub(crate) fn change(change: &EntriesChange) -> Vec<u8> {
                     revision,
                 },
             ),
-            // There is no other; a library to come may add one.
+            // There is no other kind yet. A later client library may add one.
             _ => {}
         }
     }

@@ -1,8 +1,7 @@
-//! Logs, on the standard error.
+//! Logs to the standard error.
 //!
-//! Nothing is kept from a filter that asks for everything: no crate here logs what it carries, at any
-//! level. `tests/secrets` checks that of this build with a canary, as an update of a dependency may
-//! change it; the target that then shows values is to be capped here.
+//! No crate logs values at any level, so no target is filtered out. `tests/secrets` checks this build
+//! with a canary. If an update of a dependency starts to log values, cap its target here.
 
 use std::io::{self, IsTerminal};
 
@@ -27,10 +26,10 @@ pub(crate) struct LogArgs {
 }
 
 impl LogArgs {
-    /// Starts logging: by the flag, else by RUST_LOG, else by `default`.
+    /// Starts logging with the filter of the flag, else of RUST_LOG, else `default`.
     ///
     /// # Errors
-    /// When the filter cannot be read.
+    /// When the filter is not valid.
     pub(crate) fn init(&self, default: &str) -> Result<(), Failure> {
         let from_environment = || {
             std::env::var("RUST_LOG")
@@ -45,14 +44,14 @@ impl LogArgs {
         let filter = EnvFilter::try_new(&text).map_err(|_| {
             Failure::new(
                 Kind::Usage,
-                format_args!("{name}: {text:?} is not a filter; write off, error, warn, info, debug or trace, or one for each target, like warn,driftless_server=debug"),
+                format_args!("{name}: {text:?} is not a log filter; use off, error, warn, info, debug or trace, or one for each target, such as warn,driftless_server=debug"),
             )
         })?;
         tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_writer(io::stderr)
             .with_ansi(io::stderr().is_terminal() && color::wanted())
-            // It would panic where the standard error is closed.
+            // It would panic if the standard error is closed.
             .log_internal_errors(false)
             .init();
         Ok(())

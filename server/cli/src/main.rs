@@ -1,6 +1,6 @@
-//! The `driftless` command: parses what it is told, builds what that needs, runs it.
+//! The `driftless` command: parses arguments and runs a subcommand.
 //!
-//! One module a subcommand; [`output`] is the only one that writes to the standard output and error.
+//! Each subcommand has a module. Only [`output`] writes to the standard output and error.
 
 mod color;
 mod dev;
@@ -27,14 +27,14 @@ use driftless_server::settings::check_variables;
 use crate::exit::{EXIT_CODES, Failure};
 use crate::logging::LogArgs;
 
-/// Returns freed memory to the system in time, and fragments little in a process that lives for months.
+/// Returns freed memory to the system, and fragments little in a process that runs for months.
 #[global_allocator]
 static ALLOCATOR: jemallocator::Jemalloc = jemallocator::Jemalloc;
 
 /// Pushes configuration from etcd to services, and shows what they see
 ///
-/// Admins write keys to etcd with etcdctl. `driftless serve` watches etcd prefixes and pushes what
-/// changes, and only that, to the services that link its client library.
+/// Admins write keys to etcd with etcdctl. `driftless serve` watches etcd prefixes and pushes each
+/// change to the services that link the client library.
 #[derive(Debug, Parser)]
 #[command(name = "driftless", version, after_long_help = EXIT_CODES, after_help = "Start with: driftless dev")]
 struct Cli {
@@ -65,7 +65,7 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<(), Failure> {
     let log = &cli.log;
-    // Those of the server's settings are for `serve` alone, and a mistyped one is for nobody.
+    // Variables of server settings affect only `serve`. A misspelt one is an error for the others too.
     if matches!(
         cli.command,
         Command::Dev(_) | Command::Watch(_) | Command::Get(_)

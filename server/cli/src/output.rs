@@ -1,7 +1,7 @@
-//! The only place that writes to the standard output and the standard error.
+//! Writes to the standard output and the standard error. No other module does.
 //!
-//! A reader that goes away is no failure of ours: whoever writes is told and ends quietly. Nothing
-//! here panics on a closed descriptor, as `println!` would.
+//! A reader that goes away is not an error: the caller learns it and ends quietly. Nothing here panics
+//! on a closed descriptor, as `println!` would.
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use crate::exit::Failure;
 
-/// What became of the reader of the standard output.
+/// Whether the standard output still has a reader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub(crate) enum Reader {
@@ -19,11 +19,11 @@ pub(crate) enum Reader {
     Gone,
 }
 
-/// Writes to the standard output and waits until the system has taken it, which takes as long as
-/// the reader likes. Blocks.
+/// Writes to the standard output. Blocks until the system has taken all of it, for as long as the
+/// reader needs.
 ///
 /// # Errors
-/// When it cannot be written for another reason than the reader's being gone, such as a full disk.
+/// When the write fails for another reason than a reader that has gone, such as a full disk.
 pub(crate) fn write(bytes: &[u8]) -> Result<Reader, Failure> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
@@ -33,11 +33,10 @@ pub(crate) fn write(bytes: &[u8]) -> Result<Reader, Failure> {
     }
 }
 
-/// Returns when the reader of the standard output is gone, also while nothing is written. Never,
-/// where the output is a file.
+/// Returns when the reader of the standard output has gone, even if nothing is written. Never returns
+/// if the output is a file.
 ///
-/// Waits in a thread of its own, which nothing can wake: to be called once in a process, whose end
-/// is the thread's.
+/// Waits on a thread of its own, which nothing can wake and which ends with the process. Call it once.
 ///
 /// # Cancel safety
 /// Cancel-safe; the thread stays.
@@ -45,12 +44,12 @@ pub(crate) async fn reader_gone() {
     let (gone, told) = tokio::sync::oneshot::channel();
     let wait = move || {
         let stdout = io::stdout();
-        // No event is asked for: what is left is that there is no other end any more.
+        // Without requested events, poll reports only that the other end has closed.
         let mut polled = [PollFd::new(&stdout, PollFlags::empty())];
         loop {
             match poll(&mut polled, None) {
                 Ok(_) => {
-                    // Whoever waited may be gone too.
+                    // The waiting future may have been dropped.
                     let _ = gone.send(());
                     break;
                 }
@@ -59,20 +58,20 @@ pub(crate) async fn reader_gone() {
             }
         }
     };
-    // Without the thread, or where it gave up, the next write is what tells.
+    // Without the thread, the next write finds out.
     let thread = std::thread::Builder::new().name("reader-gone".to_owned());
     if thread.spawn(wait).is_err() || told.await.is_err() {
         std::future::pending().await
     }
 }
 
-/// Tells people something, in one line on the standard error.
+/// Prints one line on the standard error.
 pub(crate) fn note(message: &str) {
-    // Nobody left to tell that nobody is left to tell.
+    // There is nowhere left to report a failure.
     let _ = writeln!(io::stderr(), "driftless: {}", escaped(message));
 }
 
-/// Text without what could move a terminal's cursor: other people's words are in it.
+/// The text with control characters escaped, so that a server's message cannot move the cursor.
 pub(crate) fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {

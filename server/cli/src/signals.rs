@@ -1,10 +1,10 @@
-//! The signals that stop a run.
+//! The signals that stop the process.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::exit::{Failure, Kind};
 
-/// Waits for signals to stop. While one exists they do nothing by themselves.
+/// Receives the signals that stop the process. While it exists, they have no other effect.
 #[derive(Debug)]
 pub(crate) struct StopSignals {
     interrupt: Signal,
@@ -12,7 +12,7 @@ pub(crate) struct StopSignals {
     hangup: Option<Signal>,
 }
 
-/// One that came.
+/// A signal that was received.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Stop {
     pub(crate) name: &'static str,
@@ -20,21 +20,21 @@ pub(crate) struct Stop {
 }
 
 impl Stop {
-    /// To end at once, because it came a second time.
+    /// The failure that ends the process at once, after a second signal.
     pub(crate) fn at_once(self) -> Failure {
         let number = u8::try_from(self.kind.as_raw_value()).unwrap_or(0);
         Failure::new(
             Kind::Signal(number),
-            format_args!("{} again, ending at once", self.name),
+            format_args!("received {} again, ending at once", self.name),
         )
     }
 }
 
 impl StopSignals {
-    /// From here on SIGINT (Ctrl-C) and SIGTERM are ours. Needs a runtime.
+    /// Handles SIGINT (Ctrl-C) and SIGTERM from now on. Needs a runtime.
     ///
     /// # Errors
-    /// When the system does not let us.
+    /// When the system does not allow it.
     pub(crate) fn install() -> Result<Self, Failure> {
         Ok(Self {
             interrupt: install(SignalKind::interrupt())?,
@@ -43,10 +43,10 @@ impl StopSignals {
         })
     }
 
-    /// And SIGHUP, which says that the terminal was closed, unless `nohup` had it ignored.
+    /// Handles SIGHUP too, which a closed terminal sends, unless `nohup` has made the process ignore it.
     ///
     /// # Errors
-    /// When the system does not let us.
+    /// When the system does not allow it.
     pub(crate) fn install_with_hangup() -> Result<Self, Failure> {
         let mut signals = Self::install()?;
         if !hangup_is_ignored() {
@@ -55,7 +55,7 @@ impl StopSignals {
         Ok(signals)
     }
 
-    /// The next one.
+    /// Waits for the next signal.
     ///
     /// # Cancel safety
     /// Cancel-safe.
@@ -66,7 +66,7 @@ impl StopSignals {
                 None => None,
             }
         };
-        // `None` would mean that no more can come.
+        // `None` means that no more signals can arrive.
         let (name, kind) = tokio::select! {
             Some(()) = self.interrupt.recv() => ("SIGINT", SignalKind::interrupt()),
             Some(()) = self.terminate.recv() => ("SIGTERM", SignalKind::terminate()),
@@ -81,7 +81,7 @@ fn install(kind: SignalKind) -> Result<Signal, Failure> {
     signal(kind).map_err(|error| Failure::system("handle signals", &error))
 }
 
-/// Whether this process was started with SIGHUP ignored, as the kernel tells it.
+/// True if this process was started with SIGHUP ignored, according to the kernel.
 fn hangup_is_ignored() -> bool {
     std::fs::read_to_string("/proc/self/status").is_ok_and(|status| {
         status

@@ -1,4 +1,4 @@
-//! What `watch` and `get` ask for, and whom.
+//! The range and the server that `watch` and `get` name.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
@@ -8,16 +8,16 @@ use driftless_client::{BuildError, Client, KeyRange};
 
 use crate::exit::{Failure, Kind};
 
-/// Where the server may be named instead.
+/// The variable of `--server`.
 const SERVER_VARIABLE: &str = "DRIFTLESS_SERVER";
 
-/// Where the name in its certificate may be.
+/// The variable of `--server-name`.
 const SERVER_NAME_VARIABLE: &str = "DRIFTLESS_SERVER_NAME";
 
-/// Where the file of the token may be named.
+/// The variable of `--token-file`.
 const TOKEN_FILE_VARIABLE: &str = "DRIFTLESS_TOKEN_FILE";
 
-/// A key or prefix, spelled like etcdctl's, and a server.
+/// A key or prefix, written as for etcdctl, and a server.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Target {
     /// The key
@@ -27,7 +27,7 @@ pub(crate) struct Target {
     #[arg(long)]
     prefix: bool,
 
-    /// The server; of several, separated by commas, one that answers
+    /// The server, or several, separated by commas: the first to answer is used
     #[arg(
         long,
         value_name = "URL",
@@ -37,11 +37,11 @@ pub(crate) struct Target {
     )]
     server: Vec<String>,
 
-    /// Trust servers with a certificate of a CA in this file (PEM) [default: those of the system]
+    /// Trust servers whose certificate is from a CA in this file (PEM) [default: the system's CAs]
     #[arg(long, value_name = "FILE", env = "DRIFTLESS_CA")]
     ca: Option<PathBuf>,
 
-    /// Show servers this certificate (PEM)
+    /// The client certificate for the server (PEM)
     #[arg(
         long,
         value_name = "FILE",
@@ -50,7 +50,7 @@ pub(crate) struct Target {
     )]
     cert: Option<PathBuf>,
 
-    /// The certificate's key (PEM)
+    /// The key of the client certificate (PEM)
     #[arg(
         long = "key",
         value_name = "FILE",
@@ -63,7 +63,7 @@ pub(crate) struct Target {
     #[arg(long, value_name = "NAME", env = SERVER_NAME_VARIABLE)]
     server_name: Option<String>,
 
-    /// Send servers the bearer token in this file
+    /// Send the bearer token in this file to the server
     #[arg(long, value_name = "FILE", env = TOKEN_FILE_VARIABLE)]
     token_file: Option<PathBuf>,
 }
@@ -83,7 +83,7 @@ impl Target {
         range.map_err(Failure::from)
     }
 
-    /// A client of the server, which is not dialled yet.
+    /// A client of the server, not yet connected.
     ///
     /// # Errors
     /// When a URL or a name cannot be used.
@@ -116,23 +116,23 @@ impl Target {
         })
     }
 
-    /// The server, for people.
+    /// The server, for messages.
     pub(crate) fn server(&self) -> String {
         self.server.join(", ")
     }
 
-    /// Whether one key was asked for, by a name that prefixes have.
+    /// True for one key whose name ends like a prefix.
     pub(crate) fn is_like_a_prefix(&self) -> bool {
         self.is_one_key() && self.key.as_bytes().ends_with(b"/")
     }
 
-    /// Whether one key was asked for.
+    /// True for one key.
     pub(crate) const fn is_one_key(&self) -> bool {
         !self.prefix
     }
 }
 
-/// Where something was said: by its flag, or else by its variable.
+/// Where a setting came from: the flag if it was given, else the variable.
 fn place(flag: &'static str, variable: &'static str) -> &'static str {
     let is_flag = |argument: OsString| {
         let rest = argument.as_bytes().strip_prefix(flag.as_bytes());

@@ -1,7 +1,7 @@
-//! `driftless watch`: the state of a range, then each change to it.
+//! `driftless watch`: prints the state of a range, then each change.
 //!
-//! A reader that is slow delays nobody: while a write to the standard output waits, the client goes
-//! on draining its stream, and what changed meanwhile is told as one difference afterwards.
+//! A slow reader delays nobody. While a write to the standard output waits, the client goes on reading
+//! its stream; afterwards the changes are printed as one difference.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -19,15 +19,15 @@ use crate::json;
 use crate::output::{self, Reader};
 use crate::target::Target;
 
-/// How long to be silent about a first answer that does not come.
+/// How long to wait for a first answer before saying why there is none.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Show a key, or all keys with a prefix, then each change
 ///
-/// Shows the state, then a diff of each value that changes. It goes on when the server or etcd
-/// restarts, and then shows what changed meanwhile, if something did; what becomes of the connection
-/// is said on the standard error. A reader that does not keep up gets several changes of a key as
-/// one. Ends with status 3 when the server refuses, and quietly when its reader is gone.
+/// Shows the state, then a diff of each changed value. It continues after a restart of the server or
+/// of etcd and shows what changed meanwhile. Messages about the connection go to the standard error.
+/// A reader that falls behind gets several changes of a key as one. It ends with status 3 if the
+/// server refuses the range, and with status 0 when its reader has gone.
 ///
 /// With --json, one object a line:
 ///
@@ -37,7 +37,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 ///   {"type":"delete","key":"/a","revision":11}
 ///
 /// A key or value that is not UTF-8 is in "key_base64" or "value_base64" instead. "revision" is the
-/// one of the state that the change led to: lines of one transaction have the same.
+/// revision of the new state: all lines of one transaction have the same.
 #[derive(Debug, clap::Args)]
 #[command(
     verbatim_doc_comment,
@@ -57,7 +57,7 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
 
-    /// When to colour what people see; NO_COLOR is respected
+    /// When to colour the output; NO_COLOR turns it off
     #[arg(
         long,
         value_name = "WHEN",
@@ -67,7 +67,7 @@ pub(crate) struct Args {
     color: Color,
 }
 
-/// Runs until the server refuses or the reader is gone.
+/// Runs until the server refuses the range or the reader has gone.
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let range = args.target.range()?;
     let client = args.target.client()?;
@@ -82,7 +82,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let runtime = tokio::runtime::Runtime::new()
         .map_err(|error| Failure::system("start the runtime", &error))?;
     let result = runtime.block_on(watch(&client, &show, &args.target.server()));
-    // A write that its reader holds up would be waited for otherwise.
+    // Does not wait for a write that the reader holds up.
     runtime.shutdown_background();
     result
 }
@@ -138,7 +138,7 @@ async fn watch(client: &Client, show: &Show, server: &str) -> Result<(), Failure
                 if status.state == WatchState::Refused {
                     refusal = Some(match status.refused {
                         Some(refused) => refused.into(),
-                        None => Failure::new(Kind::Refused, "the server refuses"),
+                        None => Failure::new(Kind::Refused, "the server refused the range"),
                     });
                 }
             }
@@ -146,7 +146,7 @@ async fn watch(client: &Client, show: &Show, server: &str) -> Result<(), Failure
                 writing = Some(write(show.change(&changed.map_err(Failure::failed)?)));
             }
         }
-        // What was begun is finished first.
+        // A write that has begun ends first.
         if writing.is_none()
             && let Some(refusal) = refusal
         {
@@ -155,7 +155,7 @@ async fn watch(client: &Client, show: &Show, server: &str) -> Result<(), Failure
     }
 }
 
-/// Waits for the range to be in sync, and says why when that takes long.
+/// Waits for the first state, and says why if that takes long.
 async fn first_state(
     client: &Client,
     range: &KeyRange,
@@ -167,7 +167,7 @@ async fn first_state(
         tokio::select! {
             biased;
             watcher = &mut first => return watcher.map_err(Failure::from),
-            // Shares the stream of the first, and knows what is wrong with it.
+            // Shares the stream of `first`, and returns why it has no state.
             probe = client.entries(range).first_state_within(PATIENCE).into_future() => {
                 if let Err(WatchError::NoFirstValue { why, .. }) = probe {
                     let why = match why {
@@ -185,12 +185,12 @@ async fn first_state(
     }
 }
 
-/// Writes in a thread for blocking work. The loop above waits for it, or ends the process.
+/// Writes on a thread for blocking work. The loop above waits for it or ends the process.
 fn write(bytes: Vec<u8>) -> JoinHandle<Result<Reader, Failure>> {
     tokio::task::spawn_blocking(move || output::write(&bytes))
 }
 
-/// Waits for a write, for ever when there is none.
+/// Waits for a write, or for ever without one.
 async fn finished(
     writing: &mut Option<JoinHandle<Result<Reader, Failure>>>,
 ) -> Result<Reader, Failure> {
@@ -202,7 +202,7 @@ async fn finished(
     }
 }
 
-/// What was last said about the connection, so that nothing is said twice.
+/// The last message about the connection, so that it is not repeated.
 struct Connection {
     lost: Option<String>,
 }
@@ -212,7 +212,7 @@ impl Connection {
         Self { lost: None }
     }
 
-    /// What to say about a status, if it is news.
+    /// The message for a status, if it is new.
     fn tell(&mut self, status: &Status, server: &str) -> Option<String> {
         let endpoint = status.endpoint.as_deref().unwrap_or(server);
         match status.state {
@@ -222,7 +222,7 @@ impl Connection {
                 .map(|_| format!("connected to {endpoint} again")),
             WatchState::Backoff => {
                 let why = status.last_error.as_deref().unwrap_or("the stream ended");
-                // Some say themselves whom they are about.
+                // Some errors start with the endpoint.
                 let why = why
                     .strip_prefix(endpoint)
                     .and_then(|rest| rest.strip_prefix(": "))

@@ -258,8 +258,8 @@ fn where_the_usual_ports_are_in_use_it_takes_others() {
         assert!(!text.contains(usual), "{text}");
     }
     for said in [
-        "port 2379 is in use: etcd is on ",
-        "port 7400 is in use: the server is on ",
+        "port 2379 is in use: etcd uses ",
+        "port 7400 is in use: the server uses ",
     ] {
         assert!(text.contains(said), "{text}");
     }

@@ -129,7 +129,7 @@ fn wrong_settings_are_refused_with_their_place_and_what_to_do() {
         ),
         (
             both(&["--log", "loud=very"]),
-            "--log: \"loud=very\" is not a filter",
+            "--log: \"loud=very\" is not a log filter",
         ),
         (
             refused(&["dev", "--prefix", "/a/", "/a/b/"]),

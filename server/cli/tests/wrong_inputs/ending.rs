@@ -33,7 +33,7 @@ fn any_command() {
         ("too many arguments", "driftless get /config/a /config/b"),
         ("too few", "driftless get"),
         (
-            "a filter for the log that cannot be read",
+            "an invalid log filter",
             "driftless --log loud=very get /config/a",
         ),
     ];
@@ -125,7 +125,7 @@ fn get() {
     let mut rows = targets(&place, "get");
     for (wrong, command) in [
         ("a key that does not exist", "driftless get /config/none"),
-        ("a prefix taken for a key", "driftless get /config/"),
+        ("a prefix used as a key", "driftless get /config/"),
         (
             "a misspelt prefix, or an empty one",
             "driftless get --prefix /config/limts/",
