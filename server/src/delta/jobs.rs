@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::compute;
-use crate::metrics::{Held, Metrics};
+use crate::metrics::{GaugeGuard, Metrics};
 
 /// How many jobs run at a time in a server. They are short, and the cores are for serving.
 const RUNNING: usize = 2;
@@ -129,7 +129,7 @@ impl<T, P: Send + 'static> Jobs<T, P> {
             let Ok(permit) = Arc::clone(&pool.running).acquire_owned().await else {
                 return Vec::new();
             };
-            let holding = (permit, Held::new(&pool.metrics.delta_jobs));
+            let holding = (permit, GaugeGuard::new(&pool.metrics.delta_jobs));
             let job = spawn_blocking(move || {
                 let _holding = holding;
                 #[cfg(test)]

@@ -26,7 +26,7 @@ use super::responses::Responses;
 use super::shared::Ending;
 use super::slots::Slots;
 use crate::encode::{EncodedBatch, Frame, ScopeDiff, SyncKind, SyncResponse, Variant};
-use crate::metrics::{Held, Metrics};
+use crate::metrics::{GaugeGuard, Metrics};
 use crate::store::Snapshot;
 
 /// How many entries are added up before others get a turn: some 100 µs in a large keyspace, whose
@@ -45,7 +45,7 @@ pub(super) struct Scope {
     inner: Mutex<Inner>,
     responses: Mutex<Responses>,
     metrics: Metrics,
-    _counted: Held,
+    _counted: GaugeGuard,
 }
 
 #[derive(Debug)]
@@ -152,7 +152,7 @@ impl Scope {
             }),
             responses: Mutex::default(),
             metrics: metrics.clone(),
-            _counted: Held::new(&metrics.scopes),
+            _counted: GaugeGuard::new(&metrics.scopes),
         }
     }
 

@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
 use super::limit::Limit;
-use crate::metrics::{Held, Metrics};
+use crate::metrics::{GaugeGuard, Metrics};
 
 /// A stream that has not taken its piece for so long, or not begun, no longer counts against the limit:
 /// the next one gets a permit, and this one reads on when it does.
@@ -76,7 +76,7 @@ struct Running {
     /// When it got the permit, or took the piece before.
     moved: Instant,
     idle: bool,
-    _counted: Held,
+    _counted: GaugeGuard,
 }
 
 /// Why a stream is not given a permit.
@@ -206,7 +206,7 @@ impl State {
                 handed: None,
                 moved: now,
                 idle: false,
-                _counted: Held::new(&metrics.answers_reading),
+                _counted: GaugeGuard::new(&metrics.answers_reading),
             };
             self.running.insert(number, running);
             woken.extend(waiting.waker);

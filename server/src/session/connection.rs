@@ -10,7 +10,7 @@ use super::control::ConnectionControl;
 use super::kept::KeptByStreams;
 use super::registry::Registry;
 use crate::auth::CertificateChain;
-use crate::metrics::Held;
+use crate::metrics::GaugeGuard;
 
 /// What the requests of one connection may hold together while they arrive, in bytes: twice the
 /// largest report, and far more than all the requests that a client begins at a time, which arrive
@@ -118,12 +118,12 @@ impl Connection {
 pub(crate) struct ConnectionGuard {
     registry: Registry,
     connection: Connection,
-    _counted: Held,
+    _counted: GaugeGuard,
 }
 
 impl ConnectionGuard {
     pub(super) fn new(registry: Registry, connection: Connection) -> Self {
-        let counted = Held::new(&registry.metrics().connections);
+        let counted = GaugeGuard::new(&registry.metrics().connections);
         Self {
             registry,
             connection,

@@ -16,7 +16,7 @@ use super::kept::Kept;
 use super::registry::{Clock, Registry};
 use super::slow_consumers::SYNC_PINNED_AT_MOST;
 use crate::auth::{BearerToken, Identity};
-use crate::metrics::Held;
+use crate::metrics::GaugeGuard;
 
 /// Names a stream among all that a server ever had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -261,13 +261,13 @@ pub(crate) struct StreamGuard<S> {
     syncing: bool,
     /// The waker that is registered with the stream.
     waker: Option<Waker>,
-    _counted: Option<Held>,
+    _counted: Option<GaugeGuard>,
 }
 
 impl<S> StreamGuard<S> {
     pub(super) fn new(registry: Registry, stream: Stream, subscription: S) -> Self {
         let counted = match stream.kind() {
-            CallKind::Watch => Some(Held::new(&registry.metrics().streams)),
+            CallKind::Watch => Some(GaugeGuard::new(&registry.metrics().streams)),
             CallKind::Get => None,
         };
         Self {

@@ -1,0 +1,137 @@
+//! Every metric, declared once: see [`declare`](super::declare) for what an entry means.
+//!
+//! To add a metric, add an entry and count where it happens; then
+//! `DRIFTLESS_REGENERATE=1 cargo test -p driftless --test docs` adds its row to `server/README.md`.
+
+use prometheus_client::metrics::TypedMetric;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::{Registry, Unit};
+
+use super::declare::{Description, PREFIX, metrics};
+
+metrics! {
+    /// Open connections.
+    connections: Gauge;
+    /// Open streams of `Watch`.
+    streams: Gauge;
+    /// Ranges that have subscribers.
+    scopes: Gauge;
+
+    /// Changes that came from etcd, one per key and transaction.
+    changes: Counter;
+    /// Changes encoded for sending. Changes that nobody watches are never encoded.
+    changes_encoded: Counter;
+    /// Bytes of encoded changes held for clients that reconnect.
+    log_bytes: Gauge, unit Bytes;
+
+    /// Jobs that are computing the deltas of a transaction.
+    delta_jobs: Gauge;
+    /// Changes sent as a delta, because it is small enough to pay.
+    deltas_computed: Counter;
+    /// Changes sent whole, because their delta would be too large to pay.
+    deltas_dropped: Counter;
+    /// Transactions sent whole, because their deltas took too long or too many were in progress.
+    deltas_late: Counter;
+
+    /// Frames encoded, one per range and transaction that reached a stream.
+    frames_encoded: Counter;
+    /// Chunks of snapshots and conflated diffs that were encoded.
+    chunks_encoded: Counter;
+    /// Bytes of response bodies handed to connections, gRPC framing included.
+    sent_bytes: Counter, unit Bytes;
+
+    /// Streams that started with nothing to send: the client was up to date.
+    answers_current: Counter;
+    /// Streams that started with changes from the log.
+    answers_replay: Counter;
+    /// Streams that started with one conflated diff.
+    answers_diff: Counter;
+    /// Streams that started with a snapshot.
+    answers_snapshot: Counter;
+    /// Streams that were told to retry later, because too many snapshots and diffs were being sent.
+    answers_deferred: Counter;
+    /// Snapshots and conflated diffs that are being sent.
+    answers_reading: Gauge;
+    /// Times that a stream fell behind the log and got one conflated diff.
+    conflated: Counter;
+
+    /// Connections closed because the client left data unread for too long.
+    stalled_closed: Counter;
+    /// TLS handshakes that failed.
+    tls_handshakes_failed: Counter;
+    /// Requests that were refused.
+    refused: Counter;
+    /// Reports received from clients.
+    reports: Counter;
+
+    /// Attempts to connect to etcd.
+    etcd_attempts: Counter;
+    /// Times that the connection to etcd was lost.
+    etcd_lost: Counter;
+    /// Times that the history of etcd went back or was replaced.
+    etcd_history_replaced: Counter;
+    /// Full lists of a prefix read from etcd.
+    etcd_lists: Counter;
+    /// Watches opened on etcd.
+    etcd_watches: Counter;
+    /// Watches opened on etcd to read what changed before the server's start.
+    etcd_earlier_watches: Counter;
+    /// Times that what changed before the server's start did not fit the state and was dropped.
+    earlier_refused: Counter;
+    /// Audits that found the state equal to etcd's.
+    audits: Counter;
+    /// Audits that found the state different from etcd's.
+    audit_differences: Counter;
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::encoding::text::encode;
+    use prometheus_client::metrics::family::Family;
+
+    use super::*;
+    use crate::metrics::Metrics;
+
+    #[test]
+    fn names_and_help_are_exported_as_described() {
+        let mut text = String::new();
+        Metrics::new().write(&mut text).unwrap();
+        for description in &DESCRIPTIONS {
+            let sample = format!("\n{} 0\n", description.exported_name());
+            assert!(text.contains(&sample), "{sample}{text}");
+            assert!(text.contains(&description.help()), "{description:?}");
+        }
+        assert!(
+            text.contains("# UNIT driftless_sent_bytes bytes\n"),
+            "{text}"
+        );
+    }
+
+    /// What one entry of a table makes.
+    #[allow(unreachable_pub, reason = "the table makes public items")]
+    mod toy {
+        use super::*;
+
+        metrics! {
+            /// Requests by
+            /// what became of them.
+            requests: Family<[(&'static str, &'static str); 1], Counter>, labels "outcome";
+        }
+
+        #[test]
+        fn one_entry_makes_a_whole_metric() {
+            let metrics = Inner::new();
+            let refused = metrics.requests.get_or_create(&[("outcome", "refused")]);
+            refused.inc();
+            let mut text = String::new();
+            encode(&mut text, metrics.registry()).unwrap();
+            let sample = "driftless_requests_total{outcome=\"refused\"} 1\n";
+            assert!(text.contains(sample), "{text}");
+            assert_eq!(
+                DESCRIPTIONS[0].readme_row(),
+                "| `driftless_requests_total{outcome}` | counter | Requests by what became of them |"
+            );
+        }
+    }
+}
