@@ -14,7 +14,6 @@
 //! [`Server`] runs over etcd and TCP, with TLS where it is given a certificate; [`Engine`] over any
 //! source and any connection.
 
-mod admin;
 pub mod auth;
 pub mod delta;
 pub mod encode;
@@ -22,6 +21,7 @@ pub mod fanout;
 pub mod ingest;
 pub mod metrics;
 mod net;
+mod ops;
 pub mod server;
 pub mod service;
 pub mod session;

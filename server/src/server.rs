@@ -17,12 +17,12 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use crate::admin;
 use crate::delta::JobPool;
 use crate::fanout::{self, fanout};
 use crate::ingest;
 use crate::metrics::Metrics;
 use crate::net::{self, NamedFile, Reloader, Tls, TlsError, listen};
+use crate::ops;
 use crate::service::{Connections, Intervals, Served, Service, Timeouts};
 use crate::session::Registry;
 use crate::settings::{self, Setting, Settings};
@@ -194,8 +194,8 @@ impl Server {
         let listener = self.listener;
         engine.spawn("accept", async move { connections.accept(listener).await });
         if let Some((listener, _)) = self.admin {
-            let app = admin::router(engine.service.clone(), engine.metrics.clone());
-            engine.spawn("admin", async move { admin::serve(listener, app).await });
+            let app = ops::router(engine.service.clone(), engine.metrics.clone());
+            engine.spawn("admin", async move { ops::serve(listener, app).await });
         }
         let ended = tokio::select! {
             () = shutdown.cancelled() => Ok(()),
