@@ -17,6 +17,7 @@
 pub mod auth;
 pub mod delta;
 pub mod encode;
+mod engine;
 pub mod fanout;
 pub mod ingest;
 pub mod metrics;
@@ -31,6 +32,7 @@ pub mod store;
 #[cfg(test)]
 mod testing;
 
+pub use engine::Engine;
 pub use net::TlsError;
-pub use server::{Engine, ServeError, Server, StartError};
+pub use server::{ServeError, Server, StartError};
 pub use settings::{Settings, SettingsBuilder, SettingsError};

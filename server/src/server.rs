@@ -1,33 +1,24 @@
-//! The server as a whole: bind, serve, shut down.
+//! The server as a whole: an [`Engine`] over etcd and TCP. Binds, serves, shuts down.
 //!
-//! It owns every task that it causes: one ingest task a prefix, the accept loop, the admin endpoint,
-//! the one that looks at certificates, and one task a connection, which serves all its streams.
-//! [`Server::run`] ends when its shutdown token is cancelled, and then nothing is left of it, at etcd
-//! neither.
+//! It adds to the engine's tasks the accept loop, the admin endpoint and the one that reloads
+//! certificates. [`Server::run`] ends when its shutdown token is cancelled, and then nothing is left of
+//! it, here or at etcd.
 
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::time::Duration;
 
 use driftless_proto::KeyRange;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use crate::delta::JobPool;
-use crate::fanout::{self, fanout};
-use crate::ingest;
+use crate::engine::Engine;
 use crate::metrics::Metrics;
 use crate::net::{self, NamedFile, Reloader, Tls, TlsError, listen};
 use crate::ops;
-use crate::service::{Connections, Intervals, Served, Service, Timeouts};
-use crate::session::Registry;
 use crate::settings::{self, Setting, Settings};
+use crate::source::SourceHandle;
 use crate::source::etcd::{EtcdConfig, EtcdConfigError, EtcdSource};
-use crate::source::{Source, SourceHandle};
 
 /// Why a server does not start.
 #[derive(Debug, thiserror::Error)]
@@ -83,7 +74,7 @@ pub(crate) fn tls_files(files: &settings::TlsFiles) -> net::TlsFiles {
 #[non_exhaustive]
 pub enum ServeError {
     /// A task that ends only with the server has ended: a bug.
-    #[error("the {task} task ended by itself: {reason}")]
+    #[error("the {task} task ended unexpectedly: {reason}; this is a bug")]
     Task {
         /// Which.
         task: String,
@@ -187,180 +178,25 @@ impl Server {
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), ServeError> {
         let mut engine = Engine::start(&self.settings, self.metrics, self.sources);
         if let Some((tls, reloader)) = self.tls {
-            engine.connections.lay_tls(tls);
+            engine.set_tls(tls);
             engine.spawn("tls", reloader.run());
         }
-        let connections = engine.connections.clone();
+        let connections = engine.connections().clone();
         let listener = self.listener;
         engine.spawn("accept", async move { connections.accept(listener).await });
         if let Some((listener, _)) = self.admin {
-            let app = ops::router(engine.service.clone(), engine.metrics.clone());
+            let app = ops::router(engine.service().clone(), engine.metrics().clone());
             engine.spawn("admin", async move { ops::serve(listener, app).await });
         }
         let ended = tokio::select! {
             () = shutdown.cancelled() => Ok(()),
-            ended = engine.ended() => Err(ended),
+            (task, reason) = engine.task_ended() => Err(ServeError::Task { task, reason }),
         };
         let cut_off = engine.shut_down(self.settings.drain_timeout()).await;
         ended?;
         match cut_off {
             0 => Ok(()),
             connections => Err(ServeError::CutOff { connections }),
-        }
-    }
-}
-
-/// The inside of a server, over any sources and any connections: [`Server`] is one over etcd and
-/// TCP. Dropping it ends everything at once: connections are cut off, without the goodbye that
-/// [`Engine::shut_down`] says.
-#[derive(Debug)]
-pub struct Engine {
-    service: Service,
-    metrics: Metrics,
-    connections: Connections,
-    tasks: JoinSet<String>,
-}
-
-impl Drop for Engine {
-    fn drop(&mut self) {
-        self.connections.drain();
-        self.connections.cut_off();
-    }
-}
-
-impl Engine {
-    /// Starts a task for each source. Of `settings`, the addresses, the files of TLS and etcd's URLs are
-    /// not used.
-    ///
-    /// # Panics
-    /// Outside a tokio runtime.
-    pub fn start<S: Source>(
-        settings: &Settings,
-        metrics: Metrics,
-        sources: impl IntoIterator<Item = (KeyRange, S, SourceHandle)>,
-    ) -> Self {
-        let sources: Vec<_> = sources.into_iter().collect();
-        // One budget for the server; each prefix has an equal share of it.
-        let log_bytes = settings.log_bytes() / sources.len().max(1);
-        let fanout_limits = fanout::Limits {
-            log_bytes,
-            progress_interval: settings.progress_interval(),
-        };
-        let limits = ingest::Limits {
-            audit_interval: settings.audit_interval(),
-            jobs: JobPool::new(metrics.clone()),
-        };
-        let origin = Instant::now();
-        let mut served = Vec::new();
-        let mut tasks = JoinSet::new();
-        for (prefix, source, handle) in sources {
-            let (publisher, fanout) =
-                fanout(prefix.clone(), fanout_limits, metrics.clone(), origin);
-            served.push(Served {
-                fanout,
-                ingest: ingest::Handle::new(handle.clone()),
-            });
-            let limits = limits.clone();
-            tasks.spawn(async move {
-                ingest::run(source, handle, publisher, limits).await;
-                format!("ingest of {prefix}")
-            });
-        }
-        let intervals = Intervals {
-            progress: settings.progress_interval(),
-            ping: settings.ping_interval(),
-            report: settings.report_interval(),
-        };
-        let service = Service::new(served, intervals, settings.stall_timeout(), metrics.clone());
-        let connections = Connections::new(service.clone(), settings.max_connections());
-        let timeouts = settings.client_timeouts().map(Timeouts::all);
-        let connections = connections.with_timeouts(timeouts.unwrap_or_default());
-        let mut engine = Self {
-            service,
-            metrics,
-            connections,
-            tasks,
-        };
-        let health = engine.service.clone();
-        engine.spawn("health", async move { health.keep_health().await });
-        let admission = engine.service.clone();
-        engine.spawn("admission", async move { admission.run_admission().await });
-        let service = engine.service.clone();
-        engine.spawn("slow consumers", async move {
-            service.close_slow_consumers().await;
-        });
-        engine
-    }
-
-    /// Who is connected, to be read: what an admin's questions will be answered from.
-    pub fn sessions(&self) -> &Registry {
-        self.service.sessions()
-    }
-
-    /// The server's counters.
-    pub const fn metrics(&self) -> &Metrics {
-        &self.metrics
-    }
-
-    #[cfg(test)]
-    pub(crate) const fn service(&self) -> &Service {
-        &self.service
-    }
-
-    #[cfg(test)]
-    pub(crate) fn lay_tls(&mut self, tls: Tls) {
-        self.connections.lay_tls(tls);
-    }
-
-    /// Serves one connection, in a task that ends with it.
-    pub fn serve(&self, io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
-        self.connections.serve(io);
-    }
-
-    /// Waits until every prefix has its first state.
-    ///
-    /// # Cancel safety
-    /// Cancel-safe.
-    pub async fn ready(&self) {
-        self.service.ready().await;
-    }
-
-    /// Ends everything: goodbyes first, and what has not ended after `within` is cut off. Returns how
-    /// many connections had to be.
-    ///
-    /// # Cancel safety
-    /// Dropping it cuts off what is left.
-    pub async fn shut_down(mut self, within: Duration) -> usize {
-        let cut_off = self.connections.shut_down(sleep(within)).await;
-        // Ingest last, so that the streams' last words are true; dropping a source ends its watch.
-        self.tasks.shutdown().await;
-        cut_off
-    }
-
-    /// A task that ends only when the engine drops it.
-    fn spawn(&mut self, name: &str, task: impl Future<Output = ()> + Send + 'static) {
-        let name = name.to_owned();
-        self.tasks.spawn(async move {
-            task.await;
-            name
-        });
-    }
-
-    /// Which of the tasks has ended, which none should.
-    async fn ended(&mut self) -> ServeError {
-        match self.tasks.join_next().await {
-            Some(Ok(task)) => ServeError::Task {
-                task,
-                reason: "it returned".to_owned(),
-            },
-            Some(Err(error)) => ServeError::Task {
-                task: "some".to_owned(),
-                reason: error.to_string(),
-            },
-            None => ServeError::Task {
-                task: "every".to_owned(),
-                reason: "none was started".to_owned(),
-            },
         }
     }
 }

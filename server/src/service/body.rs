@@ -15,6 +15,7 @@ use http_body::{Body, Frame};
 use tonic::Status;
 
 use super::grpc::{self, ok_trailers, trailers};
+use super::refusals::no_permit;
 use crate::encode::{self, Chunk, SyncKind, SyncReader};
 use crate::fanout::{Ending, Next, Subscriber};
 use crate::metrics::Metrics;
@@ -248,7 +249,7 @@ impl Body for GetBody {
                 }
                 Poll::Ready(Ok(())) => this.sending.begin(answer),
                 Poll::Ready(Err(refused)) => {
-                    let status = grpc::no_permit(refused, &this.sending.metrics);
+                    let status = no_permit(refused, &this.sending.metrics);
                     return this.fail(&status);
                 }
             }

@@ -106,8 +106,8 @@ impl Connections {
         }
     }
 
-    /// Lays TLS over every connection from now on. Default: none.
-    pub(crate) fn lay_tls(&mut self, tls: Tls) {
+    /// Serves every connection from now on over TLS. Default: none.
+    pub(crate) fn set_tls(&mut self, tls: Tls) {
         self.tls = Some(tls);
     }
 

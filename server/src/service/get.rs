@@ -9,7 +9,9 @@ use tonic::Status;
 use tonic::body::Body;
 
 use super::body::GetBody;
-use super::{ATTEMPTS, Service, check_client, grpc, history_changed, unavailable};
+use super::dispatch::ATTEMPTS;
+use super::refusals::{check_client, history_changed, no_permit, unavailable};
+use super::{Service, grpc};
 use crate::encode::{SyncKind, SyncReader};
 use crate::session::{CallKind, Connection, NewStream};
 
@@ -43,7 +45,7 @@ impl Service {
             };
             let mut stream = self.0.sessions.open(connection, new, ());
             let permit = stream.request_permit();
-            permit.map_err(|refused| grpc::no_permit(refused, &self.0.metrics))?;
+            permit.map_err(|refused| no_permit(refused, &self.0.metrics))?;
             stream.set_cursor(view.root.revision());
             // Of its own: what is asked for is the state now.
             let answer = subscriber.own_sync_response(SyncKind::Snapshot { reset: false }, view);

@@ -11,12 +11,9 @@ use prost::Message;
 use tonic::Status;
 use tonic::body::Body;
 
-use super::unavailable;
 use crate::auth::BearerToken;
 use crate::encode;
-use crate::fanout::Unavailable;
-use crate::metrics::Metrics;
-use crate::session::{Connection, Refused};
+use crate::session::Connection;
 
 /// Largest request for a range, in bytes: twice what the contract's limits come to, which are 4 KiB
 /// each for the range, the token, and the key and path of a rejection, and 16 KiB of labels.
@@ -156,20 +153,6 @@ pub(super) fn retry_after(delay: Duration, mut status: Status) -> Status {
         .metadata_mut()
         .insert("grpc-retry-pushback-ms", millis.into());
     status
-}
-
-/// Refuses a call that gets no permit, where there is no stream yet to say it on. Counts it.
-pub(super) fn no_permit(refused: Refused, metrics: &Metrics) -> Status {
-    match refused {
-        Refused::Closed => unavailable(Unavailable::Draining),
-        Refused::Later(after) => {
-            metrics.answers_deferred.inc();
-            let status = Status::resource_exhausted(
-                "too many clients wait for a snapshot; retry after the time given",
-            );
-            retry_after(after, status)
-        }
-    }
 }
 
 /// The token that a request proves its identity with.

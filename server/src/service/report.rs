@@ -6,7 +6,8 @@ use hyper::body::Incoming;
 use tonic::Status;
 use tonic::body::Body;
 
-use super::{Service, check_client, grpc, short};
+use super::refusals::{check_client, short};
+use super::{Service, grpc};
 use crate::session::Connection;
 
 /// How many watches one report may speak of.

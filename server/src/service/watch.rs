@@ -11,9 +11,11 @@ use tonic::Status;
 use tonic::body::Body;
 
 use super::body::{Due, WatchBody};
+use super::dispatch::ATTEMPTS;
+use super::refusals::{check_client, history_changed, no_permit, unavailable};
 use super::report::check_outcome;
 use super::resume::{Answer, Has, Have, answer};
-use super::{ATTEMPTS, Served, Service, check_client, grpc, history_changed, unavailable};
+use super::{Served, Service, grpc};
 use crate::encode::{self, SyncKind};
 use crate::fanout::{RangeView, Subscriber};
 use crate::ingest::REQUEST_TIMEOUT;
@@ -124,7 +126,7 @@ impl Service {
                     SyncKind::Diff { .. } => metrics.answers_diff.inc(),
                 };
                 let permit = stream.request_permit();
-                permit.map_err(|refused| grpc::no_permit(refused, metrics))?;
+                permit.map_err(|refused| no_permit(refused, metrics))?;
                 let held = start.held;
                 (Some(Due { kind, held }), held)
             }

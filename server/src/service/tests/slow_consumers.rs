@@ -1,11 +1,11 @@
-//! Those who do not read, or hardly: what they cost, and when they are let go.
+//! Slow consumers: what they cost, and when their connections are closed.
 
 use super::*;
 
 /// What one change of the large ones carries, in bytes: nearly a segment, so that no two share one.
 const LARGE: usize = 60_000;
 
-fn patient(timeout: Duration) -> Settings {
+fn settings_with(timeout: Duration) -> Settings {
     let settings = Settings::builder()
         .etcd("http://127.0.0.1:2379")
         .prefix("/c/")
@@ -42,7 +42,7 @@ impl Call {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hundred_thousand_changes_pass_a_client_that_does_not_read() {
+async fn a_stalled_client_gets_one_conflated_diff_at_last() {
     const CHANGES: usize = 100_000;
     /// Made at a time: fewer than a stream that is behind gets one by one.
     const BURST: usize = 100;
@@ -92,7 +92,7 @@ async fn a_hundred_thousand_changes_pass_a_client_that_does_not_read() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_lies_unread_is_two_segments_and_the_window() {
+async fn a_stalled_stream_pins_two_segments_and_the_window() {
     let etcd = ScriptedEtcd::default();
     etcd.put("/c/k", "0");
     let engine = engine(&etcd);
@@ -117,11 +117,11 @@ async fn what_lies_unread_is_two_segments_and_the_window() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_does_not_read_is_let_go_and_who_has_nothing_to_read_is_not() {
+async fn slow_consumers_are_closed_and_idle_ones_are_not() {
     let timeout = Duration::from_secs(60);
     let etcd = ScriptedEtcd::default();
     etcd.put("/c/a", "1");
-    let engine = engine_of(&etcd, &patient(timeout));
+    let engine = engine_of(&etcd, &settings_with(timeout));
     engine.ready().await;
     let metrics = engine.metrics().clone();
     let mut idle = Client::new(&engine).await;
@@ -172,10 +172,10 @@ async fn who_does_not_read_is_let_go_and_who_has_nothing_to_read_is_not() {
 
 /// With a window of nothing a stream is asked for its first piece, and never again.
 #[tokio::test(start_paused = true)]
-async fn who_never_opens_a_window_is_let_go() {
+async fn a_client_that_opens_no_window_is_closed() {
     let etcd = ScriptedEtcd::default();
     etcd.put("/c/a", "1");
-    let engine = engine_of(&etcd, &patient(Duration::from_secs(60)));
+    let engine = engine_of(&etcd, &settings_with(Duration::from_secs(60)));
     engine.ready().await;
     for path in [WATCH, GET] {
         let mut client = Client::connect(&engine, (0, 65_535)).await;
@@ -206,7 +206,7 @@ fn much() -> ScriptedEtcd {
 
 /// The server kept a turn for each of them, until there was none for anybody else.
 #[tokio::test(start_paused = true)]
-async fn who_never_opens_a_window_holds_nobody_up() {
+async fn a_client_that_opens_no_window_delays_nobody() {
     const CLOSED: usize = 100;
     let etcd = ScriptedEtcd::default();
     etcd.put("/c/a", "1");
@@ -232,7 +232,7 @@ async fn who_never_opens_a_window_holds_nobody_up() {
 /// A snapshot is made as it is read: of one that is not, what fits into the window and what is in
 /// hand.
 #[tokio::test(start_paused = true)]
-async fn of_a_snapshot_that_nobody_reads_a_few_chunks_are_made() {
+async fn an_unread_snapshot_costs_a_few_chunks() {
     let etcd = much();
     let engine = engine(&etcd);
     engine.ready().await;
@@ -256,9 +256,9 @@ async fn of_a_snapshot_that_nobody_reads_a_few_chunks_are_made() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_is_read_in_drips_ends_after_ten_minutes() {
+async fn a_snapshot_read_in_drips_ends_after_ten_minutes() {
     let etcd = much();
-    let engine = engine_of(&etcd, &patient(Duration::from_secs(120)));
+    let engine = engine_of(&etcd, &settings_with(Duration::from_secs(120)));
     engine.ready().await;
     let metrics = engine.metrics().clone();
     // A window for each: neither is to wait for the other.
@@ -311,9 +311,9 @@ async fn an_answer_that_is_read_in_drips_ends_after_ten_minutes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_of_which_no_more_is_read_ends_with_its_connection() {
+async fn an_abandoned_snapshot_ends_with_its_connection() {
     let etcd = much();
-    let engine = engine_of(&etcd, &patient(Duration::from_secs(24 * 3600)));
+    let engine = engine_of(&etcd, &settings_with(Duration::from_secs(24 * 3600)));
     engine.ready().await;
     let mut client = Client::new(&engine).await;
     let mut watch = client.watch(&prefix("/c/"), None).await;
