@@ -14,42 +14,42 @@ use driftless_proto::v1::{Copy, DeltaOp, delta_op::Op};
 use driftless_proto::{MAX_CHUNK_BYTES, MAX_VALUE_BYTES};
 use similar::algorithms::{Algorithm, DiffHook, diff_slices_deadline};
 
-/// Values below this size always travel whole, in bytes: such a change fits into one packet either
-/// way, and its delta would be waited for.
+/// Values below this size, in bytes, are always sent whole: such a change fits into one packet either
+/// way, and would have to wait for its delta.
 const SMALLEST: usize = 1024;
 
-/// What is left between the common ends of two values is not looked into when no more than this is
-/// new in it, in bytes: a message is filled up to twice that anyway.
+/// If the new value has at most this many bytes between the common ends, they are not searched: a
+/// message is padded to twice that anyway.
 const ENOUGH: usize = 128;
 
-/// Shorter stretches are not copied but said again, in bytes: a copy costs up to 14 itself, and ends
-/// one insertion and begins another.
+/// Common runs shorter than this, in bytes, are inserted and not copied: a copy costs up to 14 bytes
+/// itself, and splits one insertion into two.
 const SHORTEST_COPY: usize = 16;
 
 /// How many tokens each of two values is cut into at most. It bounds the memory of the search, some
-/// MiB, and the time before its deadline is looked at first.
+/// MiB, and the time before its deadline is first checked.
 const MOST_TOKENS: usize = 16 * 1024;
 
-/// Lines are tokens where they are no longer than this on average, in bytes. Where they are, as in
-/// minified JSON, its items are.
+/// Lines are the tokens if they are no longer than this on average, in bytes. If they are longer, as
+/// in minified JSON, items are.
 const LINE: usize = 256;
 
-/// How many bytes before a possible cut decide whether it is one, where there are too many: enough
-/// that similar lines differ in them, and few, so that what comes after an edit is cut as before it.
+/// How many bytes before a possible cut decide whether it is made, if there are too many cuts: enough
+/// that similar lines differ in them, and few, so that the cuts after an edit stay the same.
 const CUT_BY: usize = 32;
 
-/// After how many bytes the deadline is looked at: some 100 µs.
+/// After how many bytes the deadline is checked: some 100 µs.
 const BLOCK: usize = 64 * 1024;
 
-/// After how many tokens the deadline is looked at while they are compared: some 10 µs, unless they
-/// are long.
-const LOOK: usize = 64;
+/// After how many tokens the deadline is checked while they are numbered: some 10 µs, unless they are
+/// long.
+const CHECK_EVERY: usize = 64;
 
-/// How long the search may take, for values of no size: far above what it takes for any edit that a
-/// person makes, also when the cores are busy.
+/// How long the search may take for the smallest values: far above what it takes for any edit that a
+/// person makes, even if the cores are busy.
 const TIME: Duration = Duration::from_millis(10);
 
-/// How much longer for each MiB of both values together.
+/// How much longer it may take for each MiB of both values together.
 const TIME_PER_MIB: Duration = Duration::from_millis(8);
 
 /// Whether a delta between values of these lengths, in bytes, could pay.
@@ -57,8 +57,8 @@ pub fn is_worth_it(old: usize, new: usize) -> bool {
     new >= SMALLEST && old >= new / 2 && old.max(new) <= MAX_VALUE_BYTES
 }
 
-/// The ops that make `new` from `old`, if they take at most half of the bytes that `new` does, and
-/// fit into one message. `until` shortens the time that the values' sizes allow.
+/// The ops that make `new` from `old`, if they take at most half the bytes of `new` and fit into one
+/// message. The time limit depends on the sizes of the values, and `until` may shorten it.
 pub fn compute(old: &Bytes, new: &Bytes, until: Instant) -> Option<Vec<DeltaOp>> {
     if !is_worth_it(old.len(), new.len()) {
         return None;
@@ -72,29 +72,29 @@ pub fn compute(old: &Bytes, new: &Bytes, until: Instant) -> Option<Vec<DeltaOp>>
     verified(old, new, ops)
 }
 
-/// The ops, if they do make `new` from `old`: a search that is wrong must not lead anybody astray.
+/// The ops, if they make `new` from `old`. A wrong delta must never be sent.
 fn verified(old: &[u8], new: &[u8], ops: Vec<DeltaOp>) -> Option<Vec<DeltaOp>> {
     match apply(old, &ops, new.len() as u64) {
         Ok(made) if made == new => Some(ops),
-        // Nobody must come to hold it; which value it was is nobody's business either.
+        // Values are never logged.
         _ => {
             let (old, new) = (old.len(), new.len());
             tracing::error!(
                 old,
                 new,
-                "a delta does not make the new value; it is sent whole"
+                "a computed delta does not make the new value; sending the value whole"
             );
             None
         }
     }
 }
 
-/// What the ops take in a message, in bytes.
+/// Bytes of the ops in a message.
 fn bytes(ops: &[DeltaOp]) -> usize {
     prost::encoding::message::encoded_len_repeated(7, ops)
 }
 
-/// A stretch that both values have.
+/// A run of bytes that both values have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Run {
     old: usize,
@@ -102,7 +102,7 @@ struct Run {
     len: usize,
 }
 
-/// As good a delta as can be found before the deadline. It may not pay.
+/// The best delta found before the deadline. It may not pay.
 fn search(old: &Bytes, new: &Bytes, deadline: Option<Instant>) -> Vec<DeltaOp> {
     let start = common_start(old, new);
     let end = common_end(&old[start..], &new[start..]);
@@ -129,8 +129,8 @@ fn search(old: &Bytes, new: &Bytes, deadline: Option<Instant>) -> Vec<DeltaOp> {
     ops(new, &runs)
 }
 
-/// What two values have in common, token by token, in order. Nothing when the deadline is over
-/// before they are cut.
+/// The runs of tokens that two values have in common, in order. None if the deadline is over before
+/// they are cut.
 fn common_runs(old: &[u8], new: &[u8], deadline: Option<Instant>) -> Vec<Run> {
     let Some((old_ends, new_ends)) = cut_both(old, new, deadline) else {
         return Vec::new();
@@ -164,7 +164,7 @@ fn common_runs(old: &[u8], new: &[u8], deadline: Option<Instant>) -> Vec<Run> {
     runs.collect()
 }
 
-/// Takes what is equal from a search and leaves the rest, which follows from it.
+/// Collects the equal runs of a search. The rest follows from them.
 struct Found(Vec<Run>);
 
 impl DiffHook for Found {
@@ -176,8 +176,7 @@ impl DiffHook for Found {
     }
 }
 
-/// Where the tokens of each value end. Nothing when the deadline is over, or a value is all one
-/// token.
+/// Where the tokens of each value end. `None` if the deadline is over, or a value is one token.
 fn cut_both(old: &[u8], new: &[u8], deadline: Option<Instant>) -> Option<(Vec<usize>, Vec<usize>)> {
     let lines = |value| count(value, ends_line, deadline);
     let (old_lines, new_lines) = (lines(old)?, lines(new)?);
@@ -198,13 +197,13 @@ const fn ends_line(byte: u8) -> bool {
     byte == b'\n'
 }
 
-/// What lines and the items of minified JSON end with. One byte in 36 of anything else does, too.
+/// True for what ends a line or an item of minified JSON. Of other data, one byte in 36 is such a byte.
 const fn ends_item(byte: u8) -> bool {
     matches!(byte, b'\n' | b',' | b';' | b'{' | b'}' | b'[' | b']')
 }
 
-/// One in how many of so many possible cuts is to be made: a power of two. Twice as few as there may
-/// be, where they are too many: how many are left varies.
+/// Of so many possible cuts, one in how many is made: a power of two. If there are too many, half as
+/// many as allowed are aimed at, since the number that is left varies.
 const fn spread(possible: usize) -> u64 {
     match possible {
         0..=MOST_TOKENS => 1,
@@ -212,7 +211,7 @@ const fn spread(possible: usize) -> u64 {
     }
 }
 
-/// How many places there are to cut at. Nothing when the deadline is over.
+/// How many possible cuts there are. `None` if the deadline is over.
 fn count(value: &[u8], ends: impl Fn(u8) -> bool, deadline: Option<Instant>) -> Option<usize> {
     let mut count = 0;
     for block in value.chunks(BLOCK) {
@@ -225,8 +224,8 @@ fn count(value: &[u8], ends: impl Fn(u8) -> bool, deadline: Option<Instant>) -> 
 }
 
 /// Where the tokens of a value end, the last at its end: at most [`MOST_TOKENS`]. About one in
-/// `spread` of the possible cuts is made, chosen by what is just before it, so that an edit moves
-/// none but those beside it. Nothing when the deadline is over.
+/// `spread` of the possible cuts is made, chosen by the bytes just before it, so that an edit moves
+/// only the cuts beside it. `None` if the deadline is over.
 fn cut(
     value: &[u8],
     ends: impl Fn(u8) -> bool,
@@ -256,7 +255,7 @@ fn cut(
     Some(cuts)
 }
 
-/// Spreads similar lines well enough to choose among them.
+/// A hash that tells similar lines apart well enough to choose among them.
 fn hash(bytes: &[u8; CUT_BY]) -> u64 {
     let (words, _) = bytes.as_chunks::<8>();
     let mixed = words.iter().fold(0_u64, |hash, word| {
@@ -267,7 +266,7 @@ fn hash(bytes: &[u8; CUT_BY]) -> u64 {
     mixed >> 16
 }
 
-/// Numbers for tokens, equal ones for equal tokens. Nothing when the deadline is over.
+/// Numbers the tokens, equal tokens with equal numbers. `None` if the deadline is over.
 fn number<'a>(
     value: &'a [u8],
     ends: &[usize],
@@ -277,7 +276,7 @@ fn number<'a>(
     let mut tokens = Vec::with_capacity(ends.len());
     let mut start = 0;
     for (count, end) in ends.iter().enumerate() {
-        if count % LOOK == 0 && is_over(deadline) {
+        if count % CHECK_EVERY == 0 && is_over(deadline) {
             return None;
         }
         // As many as there are tokens at most.
@@ -292,7 +291,7 @@ fn is_over(deadline: Option<Instant>) -> bool {
     deadline.is_some_and(|deadline| Instant::now() >= deadline)
 }
 
-/// Lets each run reach as far into the gaps beside it as the values agree.
+/// Extends each run into the gaps beside it for as long as the values agree.
 fn widen(old: &[u8], new: &[u8], runs: &mut [Run]) {
     for at in 1..runs.len() {
         let (left, right) = (runs[at - 1], runs[at]);
@@ -309,7 +308,7 @@ fn widen(old: &[u8], new: &[u8], runs: &mut [Run]) {
     }
 }
 
-/// Copies of the runs that are long enough, and insertions of all between them.
+/// Copies of the runs that are long enough, and insertions of everything between them.
 fn ops(new: &Bytes, runs: &[Run]) -> Vec<DeltaOp> {
     let mut copies: Vec<Run> = Vec::new();
     for run in runs {
@@ -348,7 +347,7 @@ fn common_start(a: &[u8], b: &[u8]) -> usize {
     whole + rest.take_while(|(a, b)| a == b).count()
 }
 
-/// As [`common_start`], at their end.
+/// As [`common_start`], at the end.
 fn common_end(a: &[u8], b: &[u8]) -> usize {
     const STEP: usize = 256;
     let steps = a.rchunks_exact(STEP).zip(b.rchunks_exact(STEP));

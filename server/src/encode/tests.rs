@@ -1,4 +1,4 @@
-//! What is written by hand is what the generated code reads, in bounds, and shared.
+//! Messages written by hand decode with generated code, keep their bounds, and share large values.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -58,8 +58,8 @@ fn held(root: &Snapshot, range: &KeyRange) -> Vec<Entry> {
     entries.map(|stored| stored.entry.clone()).collect()
 }
 
-/// Bytes of values in a message, whether more follow, and its digest.
-fn head(message: &Message) -> (usize, bool, &Bytes) {
+/// Bytes of values in a message, whether more messages follow, and its digest.
+fn header(message: &Message) -> (usize, bool, &Bytes) {
     match message {
         Message::Snapshot(snapshot) => {
             let values = snapshot.entries.iter().map(|entry| entry.value.len());
@@ -76,14 +76,14 @@ fn head(message: &Message) -> (usize, bool, &Bytes) {
     }
 }
 
-/// Chunks of one frame are bounded, and only the last says that it is.
+/// The messages of one frame are bounded, and only the last is marked as such.
 fn check_chunks(messages: &[Message], expected: Digest) {
     let (last, others) = messages.split_last().expect("at least one");
     for message in others {
-        let (values, more, digest) = head(message);
+        let (values, more, digest) = header(message);
         assert!(values <= MAX_CHUNK_BYTES && more && digest.is_empty());
     }
-    let (values, more, digest) = head(last);
+    let (values, more, digest) = header(last);
     assert!(values <= MAX_CHUNK_BYTES && !more);
     assert_eq!(Digest::from_bytes(digest), Some(expected));
 }
@@ -122,13 +122,13 @@ fn diff(
     batch.diff(of, variant, metrics)
 }
 
-/// All of what an answer says, and how often it asked to be called again.
-fn exhaust(answer: SyncResponse, metrics: &Metrics) -> (Vec<Bytes>, usize) {
-    read(&Arc::new(answer), metrics)
+/// All segments of a response, and how often its reader was told to yield.
+fn exhaust(response: SyncResponse, metrics: &Metrics) -> (Vec<Bytes>, usize) {
+    read(&Arc::new(response), metrics)
 }
 
-fn read(answer: &Arc<SyncResponse>, metrics: &Metrics) -> (Vec<Bytes>, usize) {
-    let mut reader = SyncReader::new(Arc::clone(answer));
+fn read(response: &Arc<SyncResponse>, metrics: &Metrics) -> (Vec<Bytes>, usize) {
+    let mut reader = SyncReader::new(Arc::clone(response));
     let (mut segments, mut scans) = (Vec::new(), 0);
     loop {
         match reader.next(metrics) {
@@ -150,12 +150,12 @@ fn read(answer: &Arc<SyncResponse>, metrics: &Metrics) -> (Vec<Bytes>, usize) {
     (segments, scans)
 }
 
-/// With nothing kept.
-fn answer(root: &Snapshot, range: &KeyRange, kind: SyncKind) -> SyncResponse {
-    shelved(root, range, kind, &Arc::new(ChunkCache::new(0)))
+/// A response whose chunks are not cached.
+fn uncached(root: &Snapshot, range: &KeyRange, kind: SyncKind) -> SyncResponse {
+    cached(root, range, kind, &Arc::new(ChunkCache::new(0)))
 }
 
-fn shelved(
+fn cached(
     root: &Snapshot,
     range: &KeyRange,
     kind: SyncKind,
@@ -167,11 +167,11 @@ fn shelved(
 }
 
 fn snapshot(root: &Snapshot, range: &KeyRange) -> SyncResponse {
-    answer(root, range, SyncKind::Snapshot { reset: false })
+    uncached(root, range, SyncKind::Snapshot { reset: false })
 }
 
 fn diff_since(root: &Snapshot, range: &KeyRange, since: Revision) -> SyncResponse {
-    answer(root, range, SyncKind::Diff { since })
+    uncached(root, range, SyncKind::Diff { since })
 }
 
 proptest! {
@@ -179,7 +179,7 @@ proptest! {
 
     /// A state, then a transaction: as snapshots, as one diff, as one conflated diff.
     #[test]
-    fn the_generated_code_reads_what_is_written_by_hand(
+    fn hand_written_messages_decode_with_generated_code(
         first in proptest::collection::vec(sizes(), 0..12),
         second in proptest::collection::vec(proptest::option::weighted(0.8, sizes()), 1..12),
     ) {
@@ -234,7 +234,7 @@ proptest! {
 
             for change in batch.within(&range) {
                 let Edit::Put(entry) = &change.edit else { continue };
-                // What is left over after the last whole segment may be small, and copied.
+                // The rest after the last whole segment may be small, and then is copied.
                 let tail = entry.value.len() % SEGMENT;
                 let expected = match tail {
                     1..SHARE_FROM => entry.value.len() - tail,
@@ -250,7 +250,7 @@ proptest! {
 }
 
 #[test]
-fn many_small_changes_are_joined_and_bounded() {
+fn many_small_changes_share_bounded_segments() {
     let metrics = Metrics::new();
     let mut writer = Writer::new(state(1, Vec::new()));
     let edits = (0..20_000).map(|at| Edit::Put(entry(&format!("/c/{at:06}"), value(200, 3), 2)));
@@ -281,7 +281,7 @@ fn many_small_changes_are_joined_and_bounded() {
 }
 
 #[test]
-fn keys_may_be_as_large_as_values() {
+fn keys_as_large_as_values_are_encoded() {
     let metrics = Metrics::new();
     let long = format!("/c/{}", "k".repeat(MIB));
     let mut writer = Writer::new(state(1, vec![entry("/c/a", "", 1)]));
@@ -310,7 +310,7 @@ fn keys_may_be_as_large_as_values() {
 }
 
 #[test]
-fn a_sparse_or_empty_range_yields_its_turn_and_comes_to_its_end() {
+fn sparse_or_empty_range_yields_and_ends() {
     let metrics = Metrics::new();
     let entries = (0..3 * SCAN).map(|at| entry(&format!("/c/{at:06}"), "v", 2));
     let mut writer = Writer::new(state(2, entries.collect()));
@@ -349,7 +349,7 @@ fn a_sparse_or_empty_range_yields_its_turn_and_comes_to_its_end() {
 }
 
 #[test]
-fn what_is_small_is_padded_to_travel_alone() {
+fn small_messages_are_padded() {
     let metrics = Metrics::new();
     for len in [0, 1, 100, 120, 150, 170, 180, 190, 200, 210, 300, 5000] {
         let mut writer = Writer::new(state(1, Vec::new()));
@@ -385,7 +385,7 @@ fn what_is_small_is_padded_to_travel_alone() {
 }
 
 #[test]
-fn a_range_that_ends_in_a_large_value_has_no_empty_chunk_behind_it() {
+fn large_last_value_has_no_empty_chunk_behind_it() {
     let metrics = Metrics::new();
     for (len, messages) in [(1, 1), (2 * SEGMENT, 1), (MIB, 1), (MIB + 1, 2)] {
         let writer = Writer::new(state(2, vec![entry("/c/a", value(len, 1), 2)]));
@@ -395,7 +395,7 @@ fn a_range_that_ends_in_a_large_value_has_no_empty_chunk_behind_it() {
 }
 
 #[test]
-fn a_head_does_not_make_a_full_segment_larger() {
+fn header_does_not_enlarge_a_full_segment() {
     let mut segments = Segments::default();
     segments.open.resize(SEGMENT, 0);
     segments.write(|out| out.put_u8(1));
@@ -409,12 +409,12 @@ fn a_head_does_not_make_a_full_segment_larger() {
 }
 
 #[test]
-fn a_snapshot_says_its_epoch_and_whether_it_is_a_reset() {
+fn snapshot_carries_epoch_and_reset() {
     let metrics = Metrics::new();
     let writer = Writer::new(state(2, vec![entry("/c/a", value(3 * MIB, 1), 2)]));
     let (root, range) = (writer.snapshot(), prefix("/c/"));
     let kind = SyncKind::Snapshot { reset: true };
-    let (segments, _) = exhaust(answer(root, &range, kind), &metrics);
+    let (segments, _) = exhaust(uncached(root, &range, kind), &metrics);
     let messages = frames(&segments);
     assert_eq!(metrics.chunks_encoded.get(), messages.len() as u64);
     let epochs = messages.iter().map(|message| match message {
@@ -432,7 +432,7 @@ fn a_snapshot_says_its_epoch_and_whether_it_is_a_reset() {
 }
 
 #[test]
-fn a_difference_of_states_says_that_it_is_one() {
+fn difference_of_states_is_marked_conflated() {
     let metrics = Metrics::new();
     let mut writer = Writer::new(state(2, vec![entry("/c/a", "1", 2)]));
     let Replaced::Continued(batch) = writer.replace(state(9, vec![entry("/c/b", "1", 7)])) else {
@@ -449,7 +449,7 @@ fn a_difference_of_states_says_that_it_is_one() {
 }
 
 #[test]
-fn a_crowd_reads_chunks_that_were_made_once() {
+fn many_readers_share_chunks_encoded_once() {
     let metrics = Metrics::new();
     let entries = (0..100).map(|at| entry(&format!("/c/{at:03}"), value(10 * 1024, at as u8), 2));
     let writer = Writer::new(state(2, entries.collect()));
@@ -457,23 +457,23 @@ fn a_crowd_reads_chunks_that_were_made_once() {
     let kind = SyncKind::Snapshot { reset: false };
 
     let cache = Arc::new(ChunkCache::new(MIB * 2));
-    let answer = Arc::new(shelved(root, &range, kind, &cache));
-    let (first, _) = read(&answer, &metrics);
+    let response = Arc::new(cached(root, &range, kind, &cache));
+    let (first, _) = read(&response, &metrics);
     let made = metrics.chunks_encoded.get();
     assert!(made > 10, "{made}");
     for _ in 0..50 {
-        assert_eq!(read(&answer, &metrics).0, first);
+        assert_eq!(read(&response, &metrics).0, first);
     }
     assert_eq!(metrics.chunks_encoded.get(), made, "later readers too");
     assert!(cache.room() < MIB + MIB / 2);
-    drop(answer);
+    drop(response);
     assert_eq!(cache.room(), 2 * MIB);
 }
 
 #[test]
-fn what_finds_no_place_on_the_shelf_is_shared_by_those_who_read_together_and_made_again() {
+fn uncached_chunks_are_shared_while_read_and_made_again() {
     let metrics = Metrics::new();
-    // Pieces of large values as well, which chunks end within.
+    // Large values too, so that chunks end within them.
     let sizes = [10_000, 3 * MIB, 5, 70_000, 2 * MIB, 1, 40_000, 40_000];
     let entries = sizes.iter().enumerate();
     let entries = entries.map(|(at, len)| entry(&format!("/c/{at}"), value(*len, at as u8), 2));
@@ -481,10 +481,10 @@ fn what_finds_no_place_on_the_shelf_is_shared_by_those_who_read_together_and_mad
     let (root, range) = (writer.snapshot(), prefix("/c/"));
     let cache = Arc::new(ChunkCache::new(70_000));
     let kind = SyncKind::Snapshot { reset: false };
-    let answer = Arc::new(shelved(root, &range, kind, &cache));
+    let response = Arc::new(cached(root, &range, kind, &cache));
 
     let mut together: Vec<_> = (0..5)
-        .map(|_| SyncReader::new(Arc::clone(&answer)))
+        .map(|_| SyncReader::new(Arc::clone(&response)))
         .collect();
     let mut read_together: Vec<Vec<Bytes>> = vec![Vec::new(); 5];
     let mut in_hand = Vec::new();
@@ -499,7 +499,7 @@ fn what_finds_no_place_on_the_shelf_is_shared_by_those_who_read_together_and_mad
         if frames.is_empty() {
             break;
         }
-        // One step behind, as a connection is.
+        // Holds one chunk, as a connection does.
         in_hand = frames;
     }
     drop(in_hand);
@@ -509,23 +509,23 @@ fn what_finds_no_place_on_the_shelf_is_shared_by_those_who_read_together_and_mad
     check_chunks(&messages, digest(root, &range));
     assert!(read_together.iter().all(|read| *read == read_together[0]));
 
-    let (late, _) = read(&answer, &metrics);
+    let (late, _) = read(&response, &metrics);
     assert_eq!(late, read_together[0]);
     let again = metrics.chunks_encoded.get() - made;
     assert!(
         again > 0 && again < made,
-        "what is on the cache is not made again: {again} of {made}"
+        "cached chunks are not made again: {again} of {made}"
     );
-    // For the next one as well: what was made again went with its reader.
-    assert_eq!(read(&answer, &metrics).0, late);
+    // For the next reader as well: chunks made again are not cached.
+    assert_eq!(read(&response, &metrics).0, late);
     assert_eq!(metrics.chunks_encoded.get() - made, 2 * again);
 }
 
 #[test]
-fn a_patch_is_read_by_the_generated_code_and_makes_the_value() {
+fn patch_decodes_and_makes_the_new_value() {
     let metrics = Metrics::new();
     let range = prefix("/c/");
-    // Patches that are copied into a segment, that are one, and that are many.
+    // Patches that are copied into a segment, that fill one, and that need several.
     for (len, insert) in [(2000, 10), (20_000, 5000), (2 * MIB, 200_000)] {
         let old = entry("/c/a", value(len, 1), 2);
         let others = (0..3).map(|at| entry(&format!("/c/b{at}"), value(100, 3), 2));

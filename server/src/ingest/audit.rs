@@ -1,8 +1,8 @@
-//! Whether the store holds what etcd holds: now and then, etcd's list at one revision is compared
-//! with the state that the store had then, by their digests.
+//! Audits: checks now and then that the store holds what etcd holds, by the digests of both at one
+//! revision.
 //!
-//! The source reads the list page by page and adds it up; the state of that revision is immutable,
-//! and is added up here, a slice at a time. Neither holds up a change.
+//! The source reads etcd's list page by page and adds up its digest. The state of that revision is
+//! immutable, and is added up here, a slice at a time. Neither delays a change.
 
 use std::time::Duration;
 
@@ -14,24 +14,24 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::store::Snapshot;
 
-/// Entries that are added up at a time: some 50 µs.
+/// How many entries are added up at a time: some 50 µs.
 const SLICE: usize = 4096;
 
 /// The audits of one prefix.
 #[derive(Debug)]
 pub(super) struct Audit {
-    /// Between two of them, on average; `None` for none at all.
+    /// Average time between two audits; `None` for no audits.
     interval: Option<Duration>,
     phase: Phase,
 }
 
 #[derive(Debug)]
 enum Phase {
-    /// Until this moment; `None` for ever.
+    /// The next audit starts at this time; `None` for never.
     Waiting(Option<Instant>),
-    /// etcd is being read, at the revision of this state.
+    /// The source reads etcd at the revision of this state.
     Reading(Snapshot),
-    /// This state is being added up.
+    /// The digest of this state is being added up.
     Adding(Adding),
 }
 
@@ -40,18 +40,18 @@ struct Adding {
     state: Snapshot,
     sum: Digest,
     after: Option<Key>,
-    /// What it should come to.
+    /// etcd's digest, which the sum should equal.
     etcd: Digest,
 }
 
-/// What is to be done about an audit.
+/// What the caller has to do about an audit.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Step {
-    /// Begin one.
+    /// Ask the source for etcd's digest, and call [`Audit::begin`].
     Begin,
-    /// More of the same.
-    GoOn,
-    /// It is over: this is the revision, and whether the two were the same.
+    /// Nothing; there is more to do.
+    Continue,
+    /// The audit of this revision ended; true if the digests are equal.
     Done(Revision, bool),
 }
 
@@ -65,8 +65,8 @@ impl Audit {
         audit
     }
 
-    /// Ends the audit that is under way, if one is, without a result. The next comes after the
-    /// interval, half of it more or less: servers that were started together part.
+    /// Ends the audit under way, if there is one, without a result. The next one starts after the
+    /// interval, up to half of it earlier or later, so that servers started together spread out.
     pub(super) fn stop(&mut self) {
         let next = self
             .interval
@@ -74,7 +74,7 @@ impl Audit {
         self.phase = Phase::Waiting(next);
     }
 
-    /// As [`Audit::stop`], if one is under way.
+    /// As [`Audit::stop`], but only if an audit is under way.
     pub(super) fn interrupt(&mut self) {
         if !matches!(self.phase, Phase::Waiting(_)) {
             self.stop();
@@ -97,7 +97,7 @@ impl Audit {
     pub(super) fn step(&mut self, prefix: &KeyRange) -> Step {
         let adding = match &mut self.phase {
             Phase::Waiting(_) => return Step::Begin,
-            Phase::Reading(_) => return Step::GoOn,
+            Phase::Reading(_) => return Step::Continue,
             Phase::Adding(adding) => adding,
         };
         let mut count = 0;
@@ -110,24 +110,24 @@ impl Audit {
         }
         adding.after = last;
         if count == SLICE {
-            return Step::GoOn;
+            return Step::Continue;
         }
         let done = Step::Done(adding.state.revision(), adding.sum == adding.etcd);
         self.stop();
         done
     }
 
-    /// etcd is being asked for the digest of this state.
+    /// The source was asked for etcd's digest at the revision of this state.
     pub(super) fn begin(&mut self, state: Snapshot) {
         self.phase = Phase::Reading(state);
     }
 
-    /// etcd's digest at this revision; `None` when it cannot say.
+    /// Takes etcd's digest at this revision; `None` if it cannot be read.
     pub(super) fn answered(&mut self, revision: Revision, etcd: Option<Digest>) {
         let Phase::Reading(state) = &self.phase else {
             return;
         };
-        // An answer that was on its way when the question was given up.
+        // A late answer to a request that was given up.
         if state.revision() != revision {
             return;
         }
@@ -149,16 +149,16 @@ impl Audit {
 mod tests {
     use super::*;
 
-    /// When the first audit comes, in parts of the interval.
+    /// When the first audit starts, in parts of the interval.
     fn first(interval: Duration) -> f64 {
         let Phase::Waiting(Some(until)) = Audit::new(Some(interval)).phase else {
-            panic!("it waits");
+            panic!("it should wait");
         };
         (until - Instant::now()).div_duration_f64(interval)
     }
 
     #[tokio::test(start_paused = true)]
-    async fn audits_of_servers_that_were_started_together_part() {
+    async fn audits_of_servers_started_together_spread_out() {
         let first: Vec<f64> = (0..1000).map(|_| first(Duration::from_secs(600))).collect();
         assert!(first.iter().all(|at| (0.5..=1.5).contains(at)), "{first:?}");
         // Each tenth of that time has its share, of a hundred on average.
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn without_an_interval_there_is_none() {
+    async fn no_interval_means_no_audits() {
         assert!(matches!(Audit::new(None).phase, Phase::Waiting(None)));
     }
 }

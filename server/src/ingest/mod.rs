@@ -298,7 +298,7 @@ impl Ingest {
     /// Does what [`Audit::due`] waited for.
     fn audit(&mut self) {
         match self.audit.step(self.publisher.prefix()) {
-            Step::GoOn => {}
+            Step::Continue => {}
             Step::Begin => match &self.writer {
                 Some(writer) if !self.lost && self.source.audit(writer.snapshot().revision()) => {
                     self.audit.begin(writer.snapshot().clone());

@@ -392,7 +392,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_store_holds_what_etcd_holds_and_knows_what_changed(events in events()) {
+    fn store_and_log_match_a_model_of_etcd(events in events()) {
         let mut world = World::new();
         world.check();
         events.into_iter().for_each(|event| world.happen(event));

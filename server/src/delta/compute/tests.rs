@@ -1,4 +1,4 @@
-//! Whatever the values, the delta makes the new one, and the work is bounded.
+//! A delta makes the new value from the old one, whatever they are, and the work is bounded.
 
 use proptest::prelude::*;
 
@@ -6,7 +6,7 @@ use super::*;
 
 const MIB: usize = 1024 * 1024;
 
-/// Far enough for any machine: what a test is about is what is found.
+/// No deadline: these tests are about what is found.
 fn in_time() -> Option<Instant> {
     None
 }
@@ -26,7 +26,7 @@ fn check(old: &Bytes, new: &Bytes) -> usize {
     bytes(&ops)
 }
 
-/// What somebody would write by hand: lines, each of its own.
+/// Lines as a person would write them, all different.
 fn lines(count: usize) -> Vec<String> {
     let line = |n: usize| {
         format!(
@@ -102,7 +102,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn whatever_the_values(old in adversarial(), new in adversarial(), common in adversarial()) {
+    fn delta_makes_the_new_value_for_any_values(old in adversarial(), new in adversarial(), common in adversarial()) {
         let (old, new) = (Bytes::from(old), Bytes::from(new));
         check(&old, &new);
         check(&new, &new);
@@ -112,7 +112,7 @@ proptest! {
     }
 
     #[test]
-    fn an_edit_costs_what_it_says(count in 200usize..2000, edits in line_edits()) {
+    fn delta_size_follows_edit_size(count in 200usize..2000, edits in line_edits()) {
         let minified = |lines: &[String]| value(lines).iter().copied().filter(|b| *b != b'\n').collect::<Bytes>();
         let old = lines(count);
         let said = edits.iter().map(|edit| match edit {
@@ -132,7 +132,7 @@ proptest! {
 
     /// Whatever the value, and however many places there are to cut it at.
     #[test]
-    fn tokens_are_bounded(old in adversarial(), new in adversarial(), times in 1usize..12) {
+    fn token_count_is_bounded(old in adversarial(), new in adversarial(), times in 1usize..12) {
         let (old, new) = (old.repeat(times), new.repeat(times));
         if let Some((old_ends, new_ends)) = cut_both(&old, &new, None) {
             for (ends, value) in [(old_ends, &old), (new_ends, &new)] {
@@ -145,7 +145,7 @@ proptest! {
 }
 
 #[test]
-fn one_line_of_a_mebibyte() {
+fn edited_line_in_a_mebibyte() {
     let old = lines(MIB / 45);
     assert!(value(&old).len() > MIB);
     let mut new = old.clone();
@@ -159,7 +159,7 @@ fn one_line_of_a_mebibyte() {
 }
 
 #[test]
-fn lines_far_apart_in_a_mebibyte() {
+fn edited_lines_far_apart_in_a_mebibyte() {
     let old = lines(MIB / 45);
     let mut new = old.clone();
     for at in [3, 1000, 12_345, 20_000] {
@@ -171,10 +171,10 @@ fn lines_far_apart_in_a_mebibyte() {
     assert!(delta <= 300, "{delta}");
 }
 
-/// There are many more places to cut at than tokens: those that are chosen do not depend on what
-/// comes before.
+/// There are many more possible cuts than tokens. Which are chosen does not depend on what comes
+/// before.
 #[test]
-fn items_far_apart_in_four_mebibytes_on_one_line() {
+fn edited_items_far_apart_on_one_long_line() {
     let item = |n: usize| format!("{{\"k{n}\":[{},{},{n}]}},", n % 7, n % 13);
     let mut items: Vec<String> = (0..4 * MIB / 24).map(item).collect();
     let old = value(&items);
@@ -188,7 +188,7 @@ fn items_far_apart_in_four_mebibytes_on_one_line() {
 }
 
 #[test]
-fn bytes_that_are_no_text() {
+fn edited_binary_values() {
     let noise = |seed: u64| {
         let mut state = seed;
         let next = std::iter::repeat_with(move || {
@@ -211,7 +211,7 @@ fn bytes_that_are_no_text() {
 }
 
 #[test]
-fn a_million_identical_short_lines() {
+fn million_identical_short_lines() {
     let old = Bytes::from("ab\n".repeat(MIB));
     let mut new = old.to_vec();
     new[1000] = b'x';
@@ -227,7 +227,7 @@ fn a_million_identical_short_lines() {
 }
 
 #[test]
-fn what_does_not_pay_is_dropped() {
+fn delta_that_does_not_pay_is_dropped() {
     let until = Instant::now() + Duration::from_secs(60);
     let old = value(&lines(100));
     let half = |keep: usize| Bytes::from([&old[..keep], &vec![b'x'; old.len() - keep]].concat());
@@ -245,9 +245,9 @@ fn what_does_not_pay_is_dropped() {
     assert_eq!(compute(&large, &more.into(), until), None);
 }
 
-/// Whatever is wrong with what was found, it does not get out.
+/// Whatever is wrong with a delta, it is not returned.
 #[test]
-fn ops_that_do_not_make_the_new_value_are_dropped() {
+fn wrong_ops_are_dropped() {
     let old = Bytes::from_static(b"rate = 10\nburst = 20\n");
     let new = Bytes::from_static(b"rate = 10\nburst = 25\n");
     let op = |op| DeltaOp { op: Some(op) };
@@ -278,9 +278,9 @@ fn ops_that_do_not_make_the_new_value_are_dropped() {
     }
 }
 
-/// The common ends need no time, so they are found in any case; all else is left alone.
+/// The common ends are found in any case; everything else is skipped.
 #[test]
-fn a_deadline_that_is_over_leaves_the_common_ends() {
+fn expired_deadline_still_finds_common_ends() {
     let old = lines(2000);
     let mut new = old.clone();
     new[500] = new[500].replace("true", "false");
