@@ -1,4 +1,4 @@
-//! Patches: who gets them, who waits for them, and who does not.
+//! Patches: which streams get them, and which wait for them.
 
 use tokio::task::{JoinSet, yield_now};
 
@@ -7,7 +7,7 @@ use crate::delta::WITHIN;
 use crate::source::scripted::ScriptedEtcdSource;
 
 #[tokio::test(start_paused = true)]
-async fn a_change_is_encoded_once_a_variant_however_many_share_it() {
+async fn change_is_encoded_once_per_variant() {
     let mut prefix_c = Prefix::new();
     prefix_c.put("/c/a", &large("1"));
     let mut streams = Vec::new();
@@ -44,7 +44,7 @@ async fn a_change_is_encoded_once_a_variant_however_many_share_it() {
     assert_eq!(metrics.frames_encoded.get(), 2 * 3, "twice a range");
     assert_eq!(prefix_c.frames_kept(), 6);
 
-    // Where no patch pays, the variants are one.
+    // If no patch pays, both variants are the same.
     prefix_c.put("/c/a", &"another value altogether\n".repeat(200));
     prefix_c.resolve_all();
     streams.iter_mut().for_each(Stream::drain);
@@ -53,7 +53,7 @@ async fn a_change_is_encoded_once_a_variant_however_many_share_it() {
     assert_eq!(metrics.deltas_computed.get(), 1);
     assert_eq!(metrics.deltas_dropped.get(), 1);
 
-    // Nor is one made when nobody wants it.
+    // No patch is made if no stream takes patches.
     streams.retain(|stream| stream.patches.is_none());
     prefix_c.put("/c/a", &"another value all together\n".repeat(200));
     assert!(prefix_c.pending.is_empty());
@@ -67,7 +67,7 @@ async fn a_change_is_encoded_once_a_variant_however_many_share_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_those_who_take_patches_wait_and_those_who_share_their_range() {
+async fn only_scopes_with_patching_streams_wait() {
     let mut prefix_c = Prefix::new();
     prefix_c.txn(vec![
         Op::put("/c/a", large("1")),
@@ -79,29 +79,29 @@ async fn only_those_who_take_patches_wait_and_those_who_share_their_range() {
     let mut other = Stream::patched(&prefix_c, prefix("/c/b")).await;
     for stream in [&mut patched, &mut beside, &mut plain, &mut other] {
         stream.drain();
-        stream.heard();
+        stream.applied();
     }
     let before = prefix_c.etcd.revision();
     prefix_c.put("/c/a", &large("2"));
-    // What comes later waits behind it, and is small.
+    // Later changes, although small, wait behind it.
     prefix_c.put("/c/a", "3");
     prefix_c.put("/c/b", "3");
     assert_eq!(prefix_c.pending.len(), 1);
     assert_eq!((patched.woken(), beside.woken()), (0, 0));
     plain.drain();
     other.drain();
-    assert_eq!(plain.heard(), ["diff"; 3]);
-    assert_eq!(other.heard(), ["diff"]);
+    assert_eq!(plain.applied(), ["diff"; 3]);
+    assert_eq!(other.applied(), ["diff"]);
     assert!(patched.drain_is_quiet() && beside.drain_is_quiet());
 
-    // Nor does a sign of life overtake it.
+    // Progress does not overtake it either.
     prefix_c.progress();
     for stream in [&mut patched, &mut beside] {
         stream.drain();
-        assert_eq!(stream.heard(), ["progress"]);
+        assert_eq!(stream.applied(), ["progress"]);
         assert_eq!(stream.replica.revision(), before);
     }
-    // A client that has it already, from another server, has nothing to wait for and is not sent back.
+    // A client that has the change already, from another server, does not wait and is not set back.
     let range = prefix("/c/a");
     let mut ahead = Stream::patched(&prefix_c, range.clone()).await;
     let (epoch, now) = (prefix_c.etcd.epoch(), prefix_c.etcd.revision());
@@ -109,7 +109,7 @@ async fn only_those_who_take_patches_wait_and_those_who_share_their_range() {
     ahead.cursor = now;
     prefix_c.progress();
     ahead.drain();
-    assert!(ahead.heard().is_empty());
+    assert!(ahead.applied().is_empty());
 
     let woken = (patched.woken(), beside.woken());
     patched.drain();
@@ -127,9 +127,9 @@ async fn only_those_who_take_patches_wait_and_those_who_share_their_range() {
     assert_eq!((patched.patches, ahead.patches), (Some(1), Some(0)));
 }
 
-/// The second is found before the first.
+/// The second delta is computed before the first.
 #[tokio::test(start_paused = true)]
-async fn changes_keep_their_order_whichever_delta_is_found_first() {
+async fn changes_keep_order_whichever_delta_is_first() {
     let mut prefix_c = Prefix::new();
     prefix_c.put("/c/a", &large("1"));
     let mut stream = Stream::patched(&prefix_c, prefix("/c/")).await;
@@ -140,7 +140,7 @@ async fn changes_keep_their_order_whichever_delta_is_found_first() {
     prefix_c.resolve(1, true);
     assert_eq!(stream.woken(), woken);
     assert!(stream.drain_is_quiet());
-    // Given up: this one travels whole, and the next as a patch of it.
+    // Given up: this value is sent whole, and the next one as a patch of it.
     prefix_c.resolve(0, false);
     assert_eq!(stream.woken(), woken + 1);
     stream.drain();
@@ -150,7 +150,7 @@ async fn changes_keep_their_order_whichever_delta_is_found_first() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_missed_a_change_gets_no_patch_of_what_it_does_not_have() {
+async fn stream_gets_no_patch_of_a_value_it_missed() {
     let mut prefix_c = Prefix::new();
     prefix_c.put("/c/a", &large("0"));
     let mut behind = Stream::patched(&prefix_c, prefix("/c/")).await;
@@ -168,23 +168,23 @@ async fn who_missed_a_change_gets_no_patch_of_what_it_does_not_have() {
     behind.drain();
     behind.check(&prefix_c.etcd);
     assert_eq!(behind.patches, Some(0));
-    // What is missed unheard, as when etcd has compacted it away, is no base either.
-    prefix_c.etcd.put("/c/a", large("unheard"));
-    prefix_c.etcd.put("/c/b", large("unheard"));
+    // A value that was not published, as after a compaction, is no base either.
+    prefix_c.etcd.put("/c/a", large("not published"));
+    prefix_c.etcd.put("/c/b", large("not published"));
     prefix_c.relist(History::Continues);
     assert!(prefix_c.publisher.take_pending().is_empty());
     behind.drain();
-    prefix_c.put("/c/a", &large("heard"));
+    prefix_c.put("/c/a", &large("published"));
     prefix_c.resolve_all();
     prefix_c.publisher.flush();
     behind.drain();
     behind.check(&prefix_c.etcd);
     assert_eq!(behind.patches, Some(1));
-    // Nor is a value that was there before the key was deleted.
+    // Nor is the value before a delete.
     prefix_c.txn(vec![Op::delete("/c/a")]);
     prefix_c.put("/c/a", &large("anew"));
     assert!(prefix_c.pending.is_empty());
-    // One that was away too long for single changes.
+    // A client that was away too long for single changes.
     let epoch = prefix_c.etcd.epoch();
     let replica = Replica::holding(prefix("/c/"), &epoch, held.0, held.1);
     let mut returned = Stream::of(&prefix_c.fanout, replica, prefix("/c/"), true).await;
@@ -195,9 +195,9 @@ async fn who_missed_a_change_gets_no_patch_of_what_it_does_not_have() {
     assert_eq!(returned.replica.revision(), prefix_c.etcd.revision());
 }
 
-/// Those who return get what was computed while others were there.
+/// Returning clients get patches that were computed for others.
 #[tokio::test(start_paused = true)]
-async fn patches_are_replayed_from_the_log_and_its_budget_counts_them() {
+async fn patches_are_replayed_and_counted_by_the_budget() {
     let mut prefix_c = Prefix::new();
     prefix_c.put("/c/a", &large("0"));
     let watching = Stream::patched(&prefix_c, prefix("/c/a")).await;
@@ -218,7 +218,7 @@ async fn patches_are_replayed_from_the_log_and_its_budget_counts_them() {
         let mut back = Stream::of(&prefix_c.fanout, replica, prefix("/c/"), patches).await;
         back.drain();
         back.check(&prefix_c.etcd);
-        assert_eq!(back.heard(), ["diff"; 4]);
+        assert_eq!(back.applied(), ["diff"; 4]);
         assert_eq!(back.patches, patches.then_some(4));
     }
     drop(watching);
@@ -227,9 +227,9 @@ async fn patches_are_replayed_from_the_log_and_its_budget_counts_them() {
     assert_eq!(log_bytes.get(), 0);
 }
 
-/// The log is full of patches alone: those of small changes to large values.
+/// Small changes of large values: the patches alone fill the log.
 #[tokio::test(start_paused = true)]
-async fn patches_push_out_what_the_log_has_no_room_for() {
+async fn patches_push_old_batches_out_of_the_log() {
     let budget = 60_000;
     let mut prefix_c = Prefix::with(ScriptedEtcd::default(), budget);
     prefix_c.put("/c/a", &large("0"));
@@ -247,9 +247,9 @@ async fn patches_push_out_what_the_log_has_no_room_for() {
     }
 }
 
-/// A flood of large values is neither computed nor waited for as a whole.
+/// In a flood of large values, only some deltas are computed and waited for.
 #[tokio::test(start_paused = true)]
-async fn what_waits_is_bounded() {
+async fn pending_deltas_are_bounded() {
     let mut prefix_c = Prefix::with(ScriptedEtcd::default(), 100 << 20);
     let metrics = prefix_c.fanout.metrics().clone();
     prefix_c.put("/c/a", &large("0"));
@@ -291,9 +291,9 @@ async fn what_waits_is_bounded() {
     prefix_c.resolve_all();
 }
 
-/// Neither those of which nobody wants a delta, nor the others once the work is done.
+/// Old values are dropped if no delta is wanted, and with the work otherwise.
 #[tokio::test(start_paused = true)]
-async fn old_values_are_kept_for_the_work_and_no_others() {
+async fn old_values_are_kept_only_for_pending_work() {
     let mut prefix_c = Prefix::new();
     let keys = ["/c/a", "/c/b", "/c/c"];
     let all = |line: &str| keys.map(|key| Op::put(key, large(line))).to_vec();
@@ -308,7 +308,7 @@ async fn old_values_are_kept_for_the_work_and_no_others() {
     drop(pairs);
     let (left, _) = prefix_c.pending[0].take_work();
     assert!(left.is_empty(), "they went with the work");
-    // Without them nothing is found.
+    // Without them no delta is found.
     prefix_c.resolve_all();
     stream.drain();
     stream.check(&prefix_c.etcd);
@@ -316,7 +316,7 @@ async fn old_values_are_kept_for_the_work_and_no_others() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_range_goes_with_its_last_stream_though_a_delta_is_computed_for_it() {
+async fn scope_is_dropped_while_its_delta_is_pending() {
     let mut prefix_c = Prefix::new();
     prefix_c.put("/c/a", &large("1"));
     let stream = Stream::patched(&prefix_c, prefix("/c/")).await;
@@ -327,7 +327,7 @@ async fn a_range_goes_with_its_last_stream_though_a_delta_is_computed_for_it() {
     prefix_c.resolve_all();
 }
 
-/// Ingest as it is, with a gate before its jobs.
+/// The ingest loop, with a gate before its jobs.
 struct Running {
     etcd: ScriptedEtcd,
     fanout: Fanout,
@@ -360,7 +360,7 @@ impl Running {
         let range = prefix(range);
         let mut stream = Stream::of(&self.fanout, Replica::new(range.clone()), range, true).await;
         stream.drain();
-        stream.heard();
+        stream.applied();
         stream
     }
 
@@ -373,7 +373,7 @@ impl Running {
     }
 }
 
-/// Waits for what threads bring about: the clock stands.
+/// Waits for other threads. The clock is paused.
 async fn until(mut holds: impl FnMut() -> bool) {
     let start = std::time::Instant::now();
     while !holds() {
@@ -396,7 +396,7 @@ async fn goes_on_while_the_delta_is_computed(old: Vec<u8>, new: Vec<u8>) {
     for n in 0..20 {
         running.put("/c/small", n.to_string()).await;
         small.drain();
-        assert_eq!(small.heard(), ["diff"]);
+        assert_eq!(small.applied(), ["diff"]);
         assert_eq!(
             small.replica.entries(),
             running.etcd.state(&prefix("/c/small"))
@@ -410,18 +410,18 @@ async fn goes_on_while_the_delta_is_computed(old: Vec<u8>, new: Vec<u8>) {
         large.replica.entries() == after
     })
     .await;
-    assert_eq!(large.heard(), ["diff"]);
+    assert_eq!(large.applied(), ["diff"]);
     until(|| running.jobs() == 0).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_value_that_is_all_new_holds_up_nobody_else() {
+async fn rewritten_value_delays_no_other_range() {
     let letters = |from: u8| (0..1_u64 << 20).map(move |n| from + (n * n / 7 % 23) as u8);
     goes_on_while_the_delta_is_computed(letters(b'a').collect(), letters(b'A').collect()).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_million_identical_lines_hold_up_nobody_else() {
+async fn million_identical_lines_delay_no_other_range() {
     let mut new = b"on\n".repeat(1 << 20);
     new[3000] = b'i';
     new[3_000_000] = b'i';
@@ -429,7 +429,7 @@ async fn a_million_identical_lines_hold_up_nobody_else() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_not_found_in_time_travels_whole() {
+async fn value_without_delta_in_time_is_sent_whole() {
     let running = Running::start(ScriptedEtcd::default()).await;
     running.put("/c/a", large("1")).await;
     let mut stream = running.stream("/c/").await;
@@ -437,7 +437,7 @@ async fn what_is_not_found_in_time_travels_whole() {
     {
         let _closed = gate.lock().await;
         running.put("/c/a", large("2")).await;
-        // Two run at a time; the third does not get its turn.
+        // Two run at a time; the third gets no permit.
         running.put("/c/a", large("3")).await;
         running.put("/c/a", large("4")).await;
         until(|| running.jobs() == 2).await;
@@ -461,14 +461,14 @@ async fn what_is_not_found_in_time_travels_whole() {
     })
     .await;
     stream.check(&running.etcd);
-    // The one without a turn was not done later, for nobody.
+    // The job without a permit is not run later, since nobody waits for it.
     let metrics = running.fanout.metrics();
     let looked_at = metrics.deltas_computed.get() + metrics.deltas_dropped.get();
     assert_eq!(looked_at, 3);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_job_that_panics_is_one_that_found_nothing() {
+async fn panicking_job_finds_nothing() {
     let running = Running::start(ScriptedEtcd::default()).await;
     running.put("/c/a", large("1")).await;
     let mut stream = running.stream("/c/").await;

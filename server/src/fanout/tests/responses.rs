@@ -1,0 +1,82 @@
+//! Sync responses: how long they are shared, and when they are evicted.
+
+use super::*;
+
+/// Regression: responses were evicted with the next progress, which may be an hour away.
+#[tokio::test(start_paused = true)]
+async fn idle_response_is_evicted_without_progress() {
+    let etcd = ScriptedEtcd::default();
+    etcd.txn((0..100).map(|n| Op::put(format!("/c/{n:02}"), vec![n; 2000])));
+    let hour = Duration::from_secs(3600);
+    let (fanout, _script, _ingest) = ingesting(&etcd, hour).await;
+    let stream = fanout.subscribe(prefix("/c/")).unwrap();
+    let room = fanout.0.chunk_cache.room();
+    let ask = || {
+        let view = stream.view_now().unwrap();
+        stream.sync_response(SyncKind::Snapshot { reset: false }, Revision::NONE, view)
+    };
+    stream.view().await.unwrap();
+    let response = ask();
+    let mut reader = SyncReader::new(Arc::clone(&response));
+    while !matches!(reader.next(fanout.metrics()), Chunk::Done) {}
+    let kept = Arc::downgrade(&response);
+    drop((reader, response));
+    let taken = room - fanout.0.chunk_cache.room();
+    assert!(taken >= 100 * 2000, "{taken}");
+
+    // Kept while somebody asks for it, and a little longer.
+    for _ in 0..3 {
+        tokio::time::sleep(IDLE_FOR - Duration::from_secs(1)).await;
+        assert!(std::ptr::eq(Arc::as_ptr(&ask()), kept.as_ptr()));
+    }
+    tokio::time::sleep(IDLE_FOR + EVICT_EVERY + Duration::from_millis(1)).await;
+    assert!(kept.upgrade().is_none());
+    assert_eq!(fanout.0.chunk_cache.room(), room);
+    assert_eq!(stream.progress_number(), 0, "that hour is not over");
+    assert!(stream.view_now().is_some(), "the range is watched still");
+}
+
+/// Somebody always asks for it, and it pins its state.
+#[tokio::test(start_paused = true)]
+async fn busy_response_is_replaced_when_old() {
+    let hour = Duration::from_secs(3600);
+    let (fanout, _script, _ingest) = ingesting(&ScriptedEtcd::default(), hour).await;
+    let stream = fanout.subscribe(prefix("/c/")).unwrap();
+    stream.view().await.unwrap();
+    let ask = || {
+        let view = stream.view_now().unwrap();
+        stream.sync_response(SyncKind::Snapshot { reset: false }, Revision::NONE, view)
+    };
+    let first = Arc::downgrade(&ask());
+    // So often that it is never idle.
+    let every = IDLE_FOR / 2;
+    let most = SHARED_FOR.div_duration_f64(every) as usize;
+    for asked in 1..=most {
+        tokio::time::sleep(every).await;
+        let is_first = std::ptr::eq(Arc::as_ptr(&ask()), first.as_ptr());
+        assert_eq!(is_first, asked < most, "asked for {asked} times");
+    }
+    assert!(first.upgrade().is_none());
+}
+
+/// Each client was away since another revision, and each response pins a state.
+#[tokio::test(start_paused = true)]
+async fn scope_keeps_a_bounded_number_of_responses() {
+    let hour = Duration::from_secs(3600);
+    let (fanout, script, _ingest) = ingesting(&ScriptedEtcd::default(), hour).await;
+    let stream = fanout.subscribe(prefix("/c/")).unwrap();
+    stream.view().await.unwrap();
+    let mut responses = Vec::new();
+    for revision in 2..50 {
+        say_put(&script, "/c/a", Revision::new(revision)).await;
+        fanout.reached(Revision::new(revision)).await;
+        let since = Revision::new(revision - 1);
+        let view = stream.view_now().unwrap();
+        let response = stream.sync_response(SyncKind::Diff { since }, Revision::NONE, view);
+        responses.push(Arc::downgrade(&response));
+    }
+    let kept = responses
+        .iter()
+        .filter(|response| response.upgrade().is_some());
+    assert_eq!(kept.count(), 8);
+}
