@@ -137,7 +137,7 @@ async fn edit(world: &World, n: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn edits_under_load_are_seen_whole_and_in_order_and_fail_no_request() {
+async fn edits_under_load_are_whole_and_in_order() {
     let web = Web::start().await;
     let mut client = web.client().await;
     assert_eq!(client.get("/").await.body(), "Hello", "the defaults");
@@ -196,7 +196,7 @@ async fn edits_under_load_are_seen_whole_and_in_order_and_fail_no_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_rate_limit_is_real_and_changes_live() {
+async fn rate_limit_changes_live() {
     /// How many requests come at once.
     const RUSH: u32 = 30;
 
@@ -255,7 +255,7 @@ async fn the_rate_limit_is_real_and_changes_live() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_serves_without_a_server_and_stops_when_asked() {
+async fn service_runs_without_a_server_and_stops() {
     let mut web = Web::start().await;
     let mut client = web.client().await;
     web.world.put("/config/web/greeting/text", "Hola");
@@ -288,7 +288,7 @@ async fn it_serves_without_a_server_and_stops_when_asked() {
 /// Values that the type does not take, or that make no sense, and what is said of them on the page of
 /// wrong inputs: once for each, whatever else changes, and never the value.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_refused_is_on_the_page_of_wrong_inputs() {
+async fn rejected_values_match_the_page() {
     let Web {
         world,
         mut program,

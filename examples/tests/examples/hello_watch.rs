@@ -6,7 +6,7 @@ fn hello_watch(server: &str) -> Process {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_prints_the_value_and_each_change() {
+async fn value_and_each_change_are_printed() {
     let mut world = World::holding(&[]).await;
     let mut program = hello_watch(&world.url());
     program.out.expect(&["hello, nobody yet"]);
@@ -24,7 +24,7 @@ async fn it_prints_the_value_and_each_change() {
 }
 
 #[tokio::test]
-async fn a_wrong_url_is_told() {
+async fn wrong_url_is_explained() {
     let mut program = hello_watch("127.0.0.1:7400");
     assert!(!program.end().success());
     let said = program.err.line();
@@ -32,7 +32,7 @@ async fn a_wrong_url_is_told() {
 }
 
 #[tokio::test]
-async fn no_server_is_told() {
+async fn missing_server_is_explained() {
     let mut program = hello_watch("http://127.0.0.1:9");
     assert!(!program.end().success());
     let said = program.err.line();

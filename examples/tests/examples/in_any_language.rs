@@ -27,8 +27,8 @@ fn python(interpreter: &Path) -> Command {
 }
 
 #[tokio::test]
-async fn the_rule_of_application_in_python() {
-    let Some(interpreter) = python::interpreter("the_rule_of_application_in_python") else {
+async fn python_follows_the_rule_of_application() {
+    let Some(interpreter) = python::interpreter("python_follows_the_rule_of_application") else {
         return;
     };
     let mut program = Process::spawn(python(interpreter).args(["-m", "unittest"]));
@@ -39,8 +39,8 @@ async fn the_rule_of_application_in_python() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_in_python_holds_what_the_server_holds() {
-    let name = "a_client_in_python_holds_what_the_server_holds";
+async fn python_client_holds_the_server_state() {
+    let name = "python_client_holds_the_server_state";
     let Some(interpreter) = python::interpreter(name) else {
         return;
     };

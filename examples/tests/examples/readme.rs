@@ -6,7 +6,7 @@ const IN_THE_README: &str = r#""http://127.0.0.1:7400""#;
 const HERE: &str = r#"std::env::args().nth(1).ok_or("which server?")?"#;
 
 #[test]
-fn the_program_in_the_readme_is_the_one_that_is_run() {
+fn readme_program_is_the_one_that_runs() {
     let readme = include_str!("../../../README.md");
     let (_, rest) = readme
         .split_once("```rust,no_run\n")
@@ -20,7 +20,7 @@ fn the_program_in_the_readme_is_the_one_that_is_run() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_prints_the_struct_whenever_a_key_changes() {
+async fn struct_is_printed_for_each_changed_key() {
     let world = World::holding(&[]).await;
     let mut program = Process::spawn(guarded(env!("CARGO_BIN_EXE_readme")).arg(world.url()));
     program.out.expect(&["at most 10 a second, 20 at once"]);

@@ -2,7 +2,7 @@ use crate::world::World;
 use driftless_test_support::{Process, guarded};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_prints_exactly_the_fields_that_changed_and_keeps_the_last_good_value() {
+async fn changed_fields_are_printed_and_bad_values_ignored() {
     let world = World::holding(&[("/config/shop/prices/tea", "250")]).await;
     let bin = env!("CARGO_BIN_EXE_typed_hot_reload");
     let mut program = Process::spawn(guarded(bin).arg(world.url()));
@@ -72,7 +72,7 @@ async fn it_prints_exactly_the_fields_that_changed_and_keeps_the_last_good_value
 }
 
 #[tokio::test]
-async fn a_wrong_url_is_told() {
+async fn wrong_url_is_explained() {
     let bin = env!("CARGO_BIN_EXE_typed_hot_reload");
     let mut program = Process::spawn(guarded(bin).arg("http://127.0.0.1:7400/path"));
     assert!(!program.end().success());

@@ -275,7 +275,7 @@ mod tests {
     const NEW: &str = "+++ /a\\u{1b}  (revision 3)\n";
 
     #[test]
-    fn a_change_is_a_unified_diff() {
+    fn change_is_a_unified_diff() {
         let lines: Vec<_> = (1..=9).map(|n| n.to_string()).collect();
         let before = lines.join("\n");
         let after = before.replace('5', "five");
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn new_deleted_empty_and_unchanged_values() {
+    fn new_deleted_and_empty_values_are_marked() {
         assert_eq!(
             shown(None, Some(b"1"), false),
             format!("--- /a\\u{{1b}}  (new)\n{NEW}@@ -0,0 +1 @@\n+1\n")
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_end_at_the_end_is_mentioned_only_where_it_changed() {
+    fn final_newline_is_mentioned_only_if_it_changed() {
         assert!(!shown(Some(b"1"), Some(b"2"), false).contains("line end"));
         assert_eq!(
             shown(Some(b"1"), Some(b"1\n"), false),
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn binary_values_are_a_size_and_their_start() {
+    fn binary_values_show_size_and_first_bytes() {
         assert_eq!(
             shown(Some(b"\0\xff"), Some(&[0xab; 20]), false),
             format!(
@@ -330,14 +330,14 @@ mod tests {
     }
 
     #[test]
-    fn colours_end_where_their_line_does() {
+    fn colours_end_with_their_line() {
         let shown = shown(Some(b"1"), Some(b"2\r"), true);
         assert!(shown.contains("\x1b[31m-1\x1b[0m\n"), "{shown:?}");
         assert!(shown.contains("\x1b[32m+2\\r\x1b[0m\n"), "{shown:?}");
     }
 
     #[test]
-    fn bytes_cannot_write_to_a_terminal() {
+    fn control_bytes_are_escaped() {
         assert_eq!(
             Tame(b"a\tb\n\x1b[2J\xff\xc2\x9b").to_string(),
             "a\tb\n\\u{1b}[2J\\xff\\u{9b}"

@@ -59,7 +59,7 @@ fn temporary() -> tempfile::TempDir {
 }
 
 #[test]
-fn what_it_says_to_try_works_and_ctrl_c_leaves_nothing() {
+fn printed_commands_work_and_ctrl_c_leaves_nothing() {
     let temporary = temporary();
     let dev = Dev::start(temporary.path(), &[]);
     assert!(
@@ -105,7 +105,7 @@ fn what_it_says_to_try_works_and_ctrl_c_leaves_nothing() {
 }
 
 #[test]
-fn sigterm_keeps_a_data_dir_and_the_next_run_has_its_data() {
+fn data_dir_survives_sigterm_for_the_next_run() {
     let dir = temporary();
     let data = dir.path().join("new/data");
     let flags = [
@@ -140,7 +140,7 @@ fn sigterm_keeps_a_data_dir_and_the_next_run_has_its_data() {
 }
 
 #[test]
-fn killed_outright_it_leaves_no_etcd() {
+fn sigkill_leaves_no_etcd() {
     let temporary = temporary();
     let dev = Dev::start(temporary.path(), &[]);
     assert!(proc::is_running(dev.etcd_pid));
@@ -151,7 +151,7 @@ fn killed_outright_it_leaves_no_etcd() {
 }
 
 #[test]
-fn what_a_killed_run_left_is_removed_by_the_next() {
+fn next_run_removes_folders_of_killed_runs() {
     let temporary = temporary();
     let folder = |dev: &Dev| -> PathBuf {
         let (_, path) = dev.lines[1].split_once("log in ").expect("it names it");
@@ -185,7 +185,7 @@ fn what_a_killed_run_left_is_removed_by_the_next() {
 }
 
 #[test]
-fn an_etcd_that_ends_by_itself_is_said_and_its_log_kept() {
+fn etcd_that_ends_is_reported_and_its_log_kept() {
     let temporary = temporary();
     let dev = Dev::start(temporary.path(), &[]);
     kill(dev.etcd_pid, Signal::KILL);
@@ -205,7 +205,7 @@ fn an_etcd_that_ends_by_itself_is_said_and_its_log_kept() {
 }
 
 #[test]
-fn an_etcd_that_does_not_start_is_said() {
+fn etcd_that_does_not_start_is_reported() {
     let temporary = temporary();
     let bin = temporary.path().join("bin");
     std::fs::create_dir(&bin).unwrap();
@@ -225,7 +225,7 @@ fn an_etcd_that_does_not_start_is_said() {
 }
 
 #[test]
-fn without_etcd_it_says_how_to_get_it() {
+fn missing_etcd_gets_install_advice() {
     let temporary = temporary();
     let finished = run(DRIFTLESS
         .command()
@@ -244,7 +244,7 @@ fn without_etcd_it_says_how_to_get_it() {
 }
 
 #[test]
-fn where_the_usual_ports_are_in_use_it_takes_others() {
+fn used_ports_are_replaced_by_free_ones() {
     // The other tests here hold them for a while; one that does not become free within that while
     // is in use by somebody who stays, which is as good.
     let _taken: Vec<_> = [2379, 2380, 7400, 7401]
@@ -274,7 +274,7 @@ fn where_the_usual_ports_are_in_use_it_takes_others() {
 }
 
 #[test]
-fn a_second_signal_ends_it_at_once() {
+fn second_signal_ends_dev_at_once() {
     let temporary = temporary();
     let dev = Dev::start(temporary.path(), &["--log", "info"]);
     // It cannot end while it is stopped, so it is waited for.
@@ -290,7 +290,7 @@ fn a_second_signal_ends_it_at_once() {
 }
 
 #[test]
-fn stopped_while_etcd_starts_it_leaves_nothing() {
+fn signal_during_etcd_start_leaves_nothing() {
     let temporary = temporary();
     let process = Process::spawn(
         DRIFTLESS
@@ -309,7 +309,7 @@ fn stopped_while_etcd_starts_it_leaves_nothing() {
 }
 
 #[test]
-fn a_prefix_that_a_shell_would_take_apart_is_quoted() {
+fn prefix_is_quoted_for_the_shell() {
     let temporary = temporary();
     let dev = Dev::start(temporary.path(), &["--prefix", "/it's/"]);
     assert!(

@@ -19,7 +19,7 @@ fn get(server: &str) -> Command {
 }
 
 #[test]
-fn keys_and_values_as_etcdctl_prints_them() {
+fn get_prints_like_etcdctl() {
     let etcd = Etcd::started_blocking();
     let binary_key = OsStr::from_bytes(b"/config/\xff");
     etcd.put("/config/a", "one");
@@ -65,7 +65,7 @@ fn keys_and_values_as_etcdctl_prints_them() {
 }
 
 #[test]
-fn what_is_not_there_and_what_is_not_served() {
+fn missing_and_unserved_keys_have_their_own_status() {
     let etcd = Etcd::started_blocking();
     let server = DRIFTLESS.serve(&etcd, &["/config/"]);
     let absent = run(get(&server.url()).arg("/config/none\x1b"));
@@ -83,7 +83,7 @@ fn what_is_not_there_and_what_is_not_served() {
 }
 
 #[test]
-fn no_server_and_one_that_does_not_answer() {
+fn unreachable_and_silent_servers_time_out() {
     let nobody = format!("http://127.0.0.1:{}", free_port());
     let finished = run(get(&nobody).arg("/a"));
     assert_eq!(finished.status.code(), Some(4), "{finished:?}");
@@ -104,7 +104,7 @@ fn no_server_and_one_that_does_not_answer() {
 }
 
 #[test]
-fn a_reader_that_is_gone_is_no_failure() {
+fn closed_output_is_not_an_error() {
     let etcd = Etcd::started_blocking();
     let server = DRIFTLESS.serve(&etcd, &["/config/"]);
     // More than a pipe holds.

@@ -279,7 +279,7 @@ fn measure(stalled: usize, many: usize, value: usize, log: usize) -> [usize; 2] 
 }
 
 #[test]
-fn who_does_not_read_costs_a_connection_and_no_queue() {
+fn slow_consumer_costs_a_connection_and_no_queue() {
     // What is made once for the process is made.
     measure(1, FEW, VALUE, LOG);
     let changes = if is_long() { VERY_MANY } else { MANY };

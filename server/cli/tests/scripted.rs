@@ -475,7 +475,7 @@ fn run(scenario: impl Future<Output = ()>) {
 /// A client whose network stops under it is let go, notices it when the network is back, and gets
 /// what it missed in one diff.
 #[tokio::test(start_paused = true)]
-async fn a_client_that_was_let_go_comes_back_with_what_it_has() {
+async fn stalled_client_resumes_after_disconnect() {
     let (etcd, network) = (ScriptedEtcd::default(), Network::default());
     etcd.txn([Op::put("/c/a", "1"), Op::put("/c/b", "1")]);
     network.start(&etcd);
@@ -525,24 +525,24 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn every_state_that_a_client_shows_is_one_that_etcd_had(events in events()) {
+    fn clients_show_only_states_that_etcd_had(events in events()) {
         run(scenario(events));
     }
 
     #[test]
-    fn after_a_restart_clients_are_sent_what_they_missed(lives in lives()) {
+    fn clients_receive_what_they_missed_after_restart(lives in lives()) {
         run(restarts(lives));
     }
 
     #[test]
-    fn what_a_server_missed_is_found_by_an_audit_and_repaired(missed in missed()) {
+    fn audit_repairs_a_missed_change(missed in missed()) {
         run(audited(missed));
     }
 }
 
 /// However many clients and ranges share it, each is sent the line that changed and not the value.
 #[test]
-fn a_line_of_a_large_value_is_what_travels() {
+fn changed_line_of_a_large_value_travels_as_a_patch() {
     const EDITS: u64 = 20;
     // With what a sign of life may add.
     const MOST: u64 = 300 + 256;

@@ -25,7 +25,7 @@ fn watch(server: &ServerProcess) -> Process {
 }
 
 #[test]
-fn sigterm_and_ctrl_c_end_it_in_time_with_streams_open() {
+fn signals_end_serve_in_time_with_open_streams() {
     let etcd = Etcd::started_blocking();
     for signal in [Signal::TERM, Signal::INT] {
         let mut server = DRIFTLESS.serve(&etcd, &["/config/"]);
@@ -42,7 +42,7 @@ fn sigterm_and_ctrl_c_end_it_in_time_with_streams_open() {
 }
 
 #[test]
-fn a_client_that_does_not_go_is_waited_for_no_longer_than_promised() {
+fn shutdown_waits_for_clients_only_until_its_limit() {
     let etcd = Etcd::started_blocking();
     let server = DRIFTLESS.serve(&etcd, &["/config/"]);
     let watch = watch(&server);
@@ -55,7 +55,7 @@ fn a_client_that_does_not_go_is_waited_for_no_longer_than_promised() {
 }
 
 #[test]
-fn a_second_signal_waits_for_nobody() {
+fn second_signal_ends_serve_at_once() {
     let etcd = Etcd::started_blocking();
     let server = DRIFTLESS.serve_at(
         &etcd.url(),
@@ -75,7 +75,7 @@ fn a_second_signal_waits_for_nobody() {
 }
 
 #[test]
-fn started_before_etcd_it_says_why_it_is_not_ready_and_gets_ready() {
+fn serve_becomes_ready_when_etcd_appears() {
     let mut etcd = Etcd::started_blocking();
     etcd.put("/config/a", "1");
     etcd.kill();
@@ -97,7 +97,7 @@ fn started_before_etcd_it_says_why_it_is_not_ready_and_gets_ready() {
 }
 
 #[test]
-fn with_nobody_at_etcds_address_it_still_ends_at_once() {
+fn signal_ends_serve_without_etcd_at_once() {
     let nobody = format!("http://127.0.0.1:{}", free_port());
     let server = DRIFTLESS.serve_at(&nobody, &["/config/"], 0, &[]);
     let finished = server.stop();

@@ -182,7 +182,7 @@ async fn change(etcd: &mut etcd_client::Client, round: usize) -> Revision {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_that_do_not_read_lose_nothing_and_cost_and_delay_nothing() {
+async fn slow_consumers_lose_nothing_and_delay_nobody() {
     let etcd = Etcd::started_blocking();
     let flags = ["--log-bytes", "1MiB", "--stall-timeout", "1h"];
     let server = DRIFTLESS.serve_at(&etcd.url(), &["/config/"], 0, &flags);

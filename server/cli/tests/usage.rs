@@ -16,7 +16,7 @@ fn refused(arguments: &[&str]) -> String {
 }
 
 #[test]
-fn help_has_what_is_needed_to_begin() {
+fn help_shows_how_to_begin() {
     for (arguments, phrases) in [
         (
             &["--help"][..],
@@ -74,7 +74,7 @@ fn help_has_what_is_needed_to_begin() {
 }
 
 #[test]
-fn what_is_mistyped_is_answered_with_the_nearest() {
+fn misspelt_names_get_the_nearest_name() {
     assert!(refused(&["serv"]).contains("did you mean serve?"));
     assert!(refused(&["serve", "--lisen", "x"]).contains("did you mean --listen?"));
     assert!(refused(&["watch", "--perfix", "/a"]).contains("did you mean --prefix?"));
@@ -83,7 +83,7 @@ fn what_is_mistyped_is_answered_with_the_nearest() {
 }
 
 #[test]
-fn wrong_settings_are_refused_with_their_place_and_what_to_do() {
+fn wrong_flags_name_the_flag_and_what_to_do() {
     let serve = |flags: &[&str]| refused(&[&["serve"], flags].concat());
     let etcd = ["--etcd", "http://127.0.0.1:2379"];
     let both = |flags: &[&str]| serve(&[&etcd, &["--prefix", "/a/"], flags].concat());
@@ -143,7 +143,7 @@ fn wrong_settings_are_refused_with_their_place_and_what_to_do() {
 }
 
 #[test]
-fn wrong_settings_in_a_file_or_the_environment_are_refused_there() {
+fn wrong_settings_name_their_file_or_variable() {
     let (_dir, path) = files::file(
         "driftless.toml",
         "etcd = 'http://127.0.0.1:2379'\n\nprefixs = ['/a/']\n",
@@ -169,7 +169,7 @@ fn wrong_settings_in_a_file_or_the_environment_are_refused_there() {
 }
 
 #[test]
-fn flags_beat_the_environment_which_beats_the_file() {
+fn flags_override_environment_overrides_file() {
     let (_dir, path) = files::file(
         "driftless.toml",
         "etcd = 'http://127.0.0.1:1'\nprefix = ['/file/']\nlisten = '127.0.0.1:0'\nadmin = 'off'\n",
@@ -211,7 +211,7 @@ fn flags_beat_the_environment_which_beats_the_file() {
 }
 
 #[test]
-fn a_port_in_use_is_named() {
+fn used_port_is_named() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     for flags in [
@@ -229,7 +229,7 @@ fn a_port_in_use_is_named() {
 }
 
 #[test]
-fn wrong_targets_are_refused_before_anything_is_dialled() {
+fn wrong_targets_fail_before_dialling() {
     for command in ["watch", "get"] {
         assert!(refused(&[command, ""]).contains("the key is empty"));
         assert!(refused(&[command, "--prefix", ""]).contains("the prefix is empty"));

@@ -23,7 +23,7 @@ fn watch_json(server: &ServerProcess, arguments: &[&str]) -> Process {
 }
 
 #[test]
-fn the_line_protocol() {
+fn json_lines_follow_the_protocol() {
     let etcd = Etcd::started_blocking();
     etcd.put("/config/b", "two");
     etcd.put("/config/a", "ü\u{9b}\"\n");
@@ -89,7 +89,7 @@ fn the_line_protocol() {
 }
 
 #[test]
-fn a_key_that_does_not_exist_yet() {
+fn watch_of_a_missing_key_shows_its_creation() {
     let etcd = Etcd::started_blocking();
     let server = DRIFTLESS.serve(&etcd, &["/config/"]);
     let mut process = watch_json(&server, &["/config/new"]);
@@ -99,7 +99,7 @@ fn a_key_that_does_not_exist_yet() {
 }
 
 #[test]
-fn people_see_the_state_and_then_diffs() {
+fn text_output_is_the_state_then_diffs() {
     let etcd = Etcd::started_blocking();
     etcd.put("/config/list", "one\ntwo\nthree\n");
     let server = DRIFTLESS.serve(&etcd, &["/config/"]);
@@ -151,7 +151,7 @@ fn people_see_the_state_and_then_diffs() {
 }
 
 #[test]
-fn it_outlives_the_server_and_tells_only_differences() {
+fn watch_survives_server_restart_without_repeats() {
     let etcd = Etcd::started_blocking();
     for key in ["gone", "same", "changed"] {
         etcd.put(&format!("/config/{key}"), "before");
@@ -222,7 +222,7 @@ fn it_outlives_the_server_and_tells_only_differences() {
 }
 
 #[test]
-fn started_before_the_server_it_says_what_it_waits_for() {
+fn watch_says_that_it_waits_for_the_server() {
     let etcd = Etcd::started_blocking();
     let port = free_port();
     let url = format!("http://127.0.0.1:{port}");
@@ -237,7 +237,7 @@ fn started_before_the_server_it_says_what_it_waits_for() {
 }
 
 #[test]
-fn a_refusal_ends_it_with_the_servers_message() {
+fn refused_watch_ends_with_the_servers_message() {
     let etcd = Etcd::started_blocking();
     let server = DRIFTLESS.serve(&etcd, &["/config/", "/flags/"]);
     let refused = run(&mut watch(&server.url(), &["--prefix", "/other/"]));
@@ -267,7 +267,7 @@ fn a_refusal_ends_it_with_the_servers_message() {
 }
 
 #[test]
-fn it_ends_quietly_when_its_reader_is_gone() {
+fn closed_output_ends_watch_quietly() {
     let etcd = Etcd::started_blocking();
     let server = DRIFTLESS.serve(&etcd, &["/config/"]);
     for change_follows in [false, true] {
@@ -292,7 +292,7 @@ fn it_ends_quietly_when_its_reader_is_gone() {
 }
 
 #[test]
-fn a_slow_reader_gets_conflated_changes() {
+fn slow_reader_gets_conflated_changes() {
     const CHANGES: usize = 40;
     // Two of them are more than a pipe holds.
     let value = |n: usize| format!("{n} {}", "v".repeat(50_000));

@@ -47,7 +47,7 @@ const DIFFERENCE: [&str; 6] = [
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn compacted_while_the_server_was_cut_off() {
+async fn cut_off_server_recovers_from_compaction() {
     let etcd = Etcd::started_blocking();
     let mut direct = Direct::connect(&etcd.url()).await;
     direct.txn(puts(0..10)).await;
@@ -98,7 +98,7 @@ async fn compacted_while_the_server_was_cut_off() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn compacted_and_restarted_while_the_server_stood_still() {
+async fn stopped_server_recovers_from_compaction() {
     let mut world = World::start().await;
     world.write(puts(0..10)).await;
     let range = prefix("/c/k/");
@@ -120,7 +120,7 @@ async fn compacted_and_restarted_while_the_server_stood_still() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn compacted_while_the_server_was_down() {
+async fn restarted_server_recovers_from_compaction() {
     let mut world = World::start().await;
     world.write(puts(0..10)).await;
     let range = prefix("/c/k/");

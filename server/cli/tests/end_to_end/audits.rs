@@ -10,7 +10,7 @@ use super::world::World;
 
 /// A server that compares itself with etcd all the time, while keys are written, finds nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn audits_pass_while_keys_are_written() {
+async fn audits_pass_during_writes() {
     let mut world = World::with(&["--audit-interval", "100ms"]).await;
     let put = |n: usize| Op::put(format!("/c/{n:04}"), vec![b'v'; 100]);
     for start in (0..1000).step_by(100) {

@@ -14,7 +14,7 @@ const QUIET: [&str; 2] = ["--progress-interval", "1h"];
 const SUBSCRIBERS: usize = 200;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_change_is_encoded_once_for_all_subscribers() {
+async fn change_is_encoded_once_for_all_subscribers() {
     let mut world = World::with(&QUIET).await;
     world.write([Op::put("/c/a", "0")]).await;
     let clients = (0..SUBSCRIBERS).map(|_| world.client()).collect();
@@ -106,7 +106,7 @@ async fn come_read_and_come_back(world: &mut World, count: usize) -> f64 {
 /// etcd is read for a prefix and never for a client: not for one that comes, not for one that comes
 /// back, not for one that reads once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn however_many_clients_come_etcd_is_not_read_for_them() {
+async fn clients_cause_no_reads_from_etcd() {
     /// What the server asks etcd by the clock, and etcd itself, while so many clients are served.
     const BY_THE_CLOCK: f64 = 10.0;
     let mut world = World::with(&QUIET).await;
@@ -125,7 +125,7 @@ async fn however_many_clients_come_etcd_is_not_read_for_them() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ranges_that_overlap_share_the_encoding() {
+async fn overlapping_ranges_share_the_encoding() {
     let mut world = World::with(&QUIET).await;
     let ranges = [
         prefix("/c/"),
@@ -155,7 +155,7 @@ async fn ranges_that_overlap_share_the_encoding() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_change_elsewhere_sends_nothing() {
+async fn change_outside_the_range_sends_nothing() {
     let mut world = World::with(&QUIET).await;
     let mut watchers = Vec::new();
     for range in [prefix("/c/shop/"), key("/c/shop/limits")] {
@@ -194,7 +194,7 @@ async fn a_change_elsewhere_sends_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_nobody_watches_is_never_encoded() {
+async fn unwatched_change_is_not_encoded() {
     let world = World::with(&QUIET).await;
     let mut direct = Direct::connect(&world.etcd.url()).await;
     for n in 0..20 {

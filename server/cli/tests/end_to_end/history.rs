@@ -78,7 +78,7 @@ impl Restorable {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_go_back_with_an_etcd_that_went_back() {
+async fn clients_follow_a_restored_etcd_back() {
     let mut world = Restorable::new().await;
     let before = world.watcher.load().revision();
     let mut direct = world.restore().await;
@@ -95,7 +95,7 @@ async fn clients_go_back_with_an_etcd_that_went_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_etcd_that_went_back_and_grew_past_is_found_out() {
+async fn restored_etcd_that_grew_past_is_detected() {
     let mut world = Restorable::new().await;
     let before = world.watcher.load().revision();
     world.to_etcd.cut();
@@ -117,7 +117,7 @@ async fn an_etcd_that_went_back_and_grew_past_is_found_out() {
 
 /// The new server has no memory of the other history; only its clients do.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_go_back_also_when_the_server_was_restarted_with_etcd() {
+async fn clients_follow_a_restore_across_a_server_restart() {
     let mut world = Restorable::new().await;
     let port = world.server.addr().port();
     world.server.process.signal(Signal::KILL);

@@ -10,7 +10,7 @@ use driftless_test_support::wait_until;
 use super::world::{World, change, entries, in_time, key, prefix, settle};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn keys_of_any_script_and_of_none() {
+async fn keys_may_be_any_bytes() {
     let mut world = World::start().await;
     let names = [
         "ключ",
@@ -58,7 +58,7 @@ async fn keys_of_any_script_and_of_none() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn keys_that_are_prefixes_of_each_other() {
+async fn keys_may_be_prefixes_of_each_other() {
     let mut world = World::start().await;
     let keys = ["/c/a", "/c/a/", "/c/a/b", "/c/ab"];
     let ranges = [

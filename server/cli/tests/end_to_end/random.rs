@@ -399,7 +399,7 @@ impl World {
 // The seed is how a failure is told from its like.
 #[allow(clippy::print_stderr)]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_state_that_a_client_shows_is_one_that_etcd_had() {
+async fn clients_show_only_states_that_etcd_had() {
     let seed = match std::env::var("SEED") {
         Ok(seed) => seed.parse().expect("a number"),
         Err(_) => RandomState::new().hash_one(()),

@@ -17,7 +17,7 @@ use super::world::{
 use crate::DRIFTLESS;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_may_be_first_then_the_server_then_etcd() {
+async fn start_order_client_server_etcd_works() {
     let mut etcd = Etcd::started_blocking();
     etcd.put("/c/a", "1");
     etcd.kill();
@@ -49,7 +49,7 @@ async fn a_client_may_be_first_then_the_server_then_etcd() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn etcd_restarted_with_changes_meanwhile_is_not_read_anew() {
+async fn etcd_restart_needs_no_new_list() {
     let mut etcd = Etcd::started_blocking();
     let road = Proxy::to(etcd.addr().port()).await;
     for name in ["a", "b", "c"] {
@@ -98,7 +98,7 @@ const CLIENTS: usize = 50;
 const CURRENT: u64 = 200;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_a_crash_clients_that_have_it_all_are_sent_nothing() {
+async fn current_clients_receive_nothing_after_a_crash() {
     let mut world = World::start().await;
     let put = |n: usize| Op::put(format!("/c/shop/{n:03}"), vec![b'v'; 200]);
     for start in (0..500).step_by(100) {
@@ -134,7 +134,7 @@ async fn after_a_crash_clients_that_have_it_all_are_sent_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_was_cut_off_is_sent_what_it_missed() {
+async fn cut_off_client_receives_what_it_missed() {
     let mut world = World::with(&["--progress-interval", "1h"]).await;
     let put = |n: usize| Op::put(format!("/c/{n:03}"), vec![b'v'; 1000]);
     world.write((0..100).map(put)).await;
@@ -171,7 +171,7 @@ async fn a_client_that_was_cut_off_is_sent_what_it_missed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn changes_while_the_server_was_down_arrive_with_deletes() {
+async fn changes_during_downtime_arrive_with_deletes() {
     let mut world = World::start().await;
     let put = |name| Op::put(format!("/c/{name}"), "1");
     world.write(["a", "b", "c"].map(put)).await;
@@ -222,7 +222,7 @@ async fn crash<T>(world: &mut World, meanwhile: impl AsyncFnOnce(&mut Direct) ->
 /// Clients that were cut off one after the other, and a server that is killed and missed some more:
 /// each is sent what it missed, and etcd is asked once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_a_crash_clients_of_all_ages_are_sent_what_they_missed() {
+async fn clients_of_all_ages_catch_up_after_a_crash() {
     let mut world = World::with(&["--progress-interval", "1h"]).await;
     let put = |n: usize| Op::put(format!("/c/{}/{n:02}", n % 4), vec![b'v'; 500]);
     world.write((0..100).map(put)).await;
@@ -324,7 +324,7 @@ async fn after_a_crash_clients_of_all_ages_are_sent_what_they_missed() {
 
 /// A server that etcd cannot be reached from goes on serving, and its clients can tell.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn with_etcd_gone_clients_still_come_and_see_how_old_the_state_is() {
+async fn clients_see_the_age_of_the_state_without_etcd() {
     let mut world = World::with(&["--progress-interval", "200ms"]).await;
     world.write([Op::put("/c/a", "1")]).await;
     let old = entries(&world.client(), &key("/c/a")).await;

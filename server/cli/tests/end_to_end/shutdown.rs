@@ -36,7 +36,7 @@ fn was_told(watcher: &EntriesWatcher) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_are_told_and_go_to_another_server() {
+async fn clients_move_to_another_server_on_shutdown() {
     let mut world = World::start().await;
     world.write([Op::put("/c/a", "1")]).await;
     let other = DRIFTLESS.serve(&world.etcd, &[PREFIX]);
@@ -70,7 +70,7 @@ async fn clients_are_told_and_go_to_another_server() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_wait_for_the_only_server_there_is() {
+async fn clients_wait_for_the_only_server() {
     let mut world = World::start().await;
     world.write([Op::put("/c/a", "1")]).await;
     let all = prefix(PREFIX);
@@ -94,7 +94,7 @@ async fn clients_wait_for_the_only_server_there_is() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn stalled_clients_hold_up_neither_it_nor_the_others() {
+async fn stalled_clients_do_not_delay_shutdown() {
     let mut world = World::start().await;
     let all = prefix(PREFIX);
     let road = Proxy::to(world.server.addr().port()).await;

@@ -20,7 +20,7 @@ struct Pair {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_transaction_is_visible_as_a_whole() {
+async fn transaction_becomes_visible_at_once() {
     let mut world = World::start().await;
     let write = |n: u64| {
         // It goes from one to the other: for a reader there is always one.

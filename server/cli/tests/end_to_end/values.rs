@@ -11,7 +11,7 @@ use super::direct::Op;
 use super::world::{World, change, entries, in_time, key, prefix};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_key_is_put_deleted_and_made_again() {
+async fn key_is_put_deleted_and_created_again() {
     let mut world = World::start().await;
     world.write([Op::put("/c/a", "1")]).await;
     let client = world.client();
@@ -55,7 +55,7 @@ async fn a_key_is_put_deleted_and_made_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_prefix_and_a_key_of_it_are_watched_together() {
+async fn prefix_and_its_key_are_watched_together() {
     let mut world = World::start().await;
     world.write([Op::put("/c/shop/limits", "1")]).await;
     let client = world.client();
@@ -102,7 +102,7 @@ async fn a_prefix_and_a_key_of_it_are_watched_together() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_keys_at_the_start() {
+async fn thousand_keys_arrive_at_the_start() {
     let mut world = World::start().await;
     let put = |n: usize| Op::put(format!("/c/keys/{n:04}"), format!("value {n}"));
     for start in (0..1000).step_by(100) {
@@ -128,7 +128,7 @@ async fn a_thousand_keys_at_the_start() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_lease_holds_goes_with_it_and_at_once() {
+async fn keys_of_a_lease_vanish_together() {
     let mut world = World::start().await;
     let granted = world.etcd.ctl(["lease", "grant", "1"]);
     let lease = granted.split(' ').nth(1).expect("its id").to_owned();
@@ -150,7 +150,7 @@ async fn what_a_lease_holds_goes_with_it_and_at_once() {
 
 /// Through the snapshot, through the stream, and through a single read: the same bytes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn values_are_bytes_of_any_kind_and_size() {
+async fn values_may_be_any_bytes_of_any_size() {
     let world = World::start().await;
     let pattern = |len: usize| -> Vec<u8> {
         // No period that a chunk's size could hide in.
@@ -201,7 +201,7 @@ async fn values_are_bytes_of_any_kind_and_size() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_value_may_be_awaited_before_its_key_is_there() {
+async fn watch_waits_for_a_key_that_does_not_exist() {
     let world = World::start().await;
     let client = world.client();
     let mut waiting = JoinSet::new();

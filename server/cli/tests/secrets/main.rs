@@ -136,7 +136,7 @@ fn put(etcd: &Etcd, key: &str, value: &[u8]) {
 }
 
 #[test]
-fn no_output_holds_a_value() {
+fn no_output_shows_a_value() {
     let output = Output::capture("secrets/service.rs");
     let etcd = Etcd::started_blocking();
     let flags = ["--log", "trace", "--report-interval", "1s"];
@@ -341,7 +341,7 @@ async fn failures(server: &ServerProcess, output: &Output) {
 
 /// The search would find a value, wherever it comes from.
 #[test]
-fn what_is_shown_is_found() {
+fn search_finds_a_shown_value() {
     const SHOWN: &str = "sHoWnCaNaRy";
     let output = Output::capture("secrets/service.rs");
     let canary = Canary::new(SHOWN);

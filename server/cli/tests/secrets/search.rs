@@ -115,7 +115,7 @@ impl Output {
 }
 
 #[test]
-fn every_form_is_found() {
+fn search_finds_every_form_of_a_value() {
     const TEXT: &str = "sEcReT42";
     let canary = Canary::new(TEXT);
     let bytes = [b"xyz".as_slice(), TEXT.as_bytes(), b"!"].concat();

@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn what_etcd_went_through_breaks_nothing() {
+    fn real_history_breaks_no_promise() {
         let mut past = Past::new();
         let one = past.put("/c/a", "1");
         let two = past.put("/c/b", "2");
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn control_an_older_revision_after_a_newer_one_is_found() {
+    fn control_older_revision_is_found() {
         let mut past = Past::new();
         let one = past.put("/c/a", "1");
         let two = past.put("/c/b", "2");
@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn control_a_history_that_is_over_is_not_shown_again() {
+    fn control_replaced_history_is_found() {
         let mut past = Past::new();
         let one = past.put("/c/a", "1");
         let two = past.put("/c/b", "2");
@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn control_a_change_that_is_told_twice_is_found() {
+    fn control_repeated_change_is_found() {
         let mut past = Past::new();
         let one = past.put("/c/a", "1");
         let two = past.put("/c/b", "2");
@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn control_a_change_that_is_not_told_is_found() {
+    fn control_untold_change_is_found() {
         let mut past = Past::new();
         let one = past.put("/c/a", "1");
         let two = past.put("/c/a", "2");
@@ -412,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn control_a_state_that_etcd_never_had_is_found() {
+    fn control_invented_state_is_found() {
         let mut past = Past::new();
         let one = past.put("/c/a", "1");
         past.etcd.txn([Op::put("/c/a", "2"), Op::put("/c/b", "2")]);
@@ -428,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn control_a_torn_pair_is_found() {
+    fn control_torn_pair_is_found() {
         let (mut past, whole) = (Past::new(), [Pair::LEFT, Pair::RIGHT]);
         past.etcd.txn(whole.map(|key| Op::put(key, "7")));
         let pair = Pair::of(&past.state().1);

@@ -16,7 +16,7 @@ const A_WHILE: Duration = Duration::from_secs(15);
 /// client that has moved on to the restored history, and then has no other server, is taken back to the
 /// one before, until that server finds etcd.
 #[test]
-fn limit_a_server_that_cannot_hear_of_a_restore_serves_the_history_before_it() {
+fn limit_cut_off_server_serves_the_old_history() {
     let mut world = World::new(1, Plant::None);
     world.add_server();
     world.add_server();

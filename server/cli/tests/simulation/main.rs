@@ -107,7 +107,7 @@ fn attempt(seed: u64) -> Result<Report, String> {
 }
 
 #[test]
-fn every_promise_is_kept_whatever_networks_and_machines_do() {
+fn every_promise_holds_under_random_failures() {
     if let Some(seed) = number("DRIFTLESS_SEED") {
         let report = attempt(seed).unwrap_or_else(|failure| panic!("{failure}"));
         println!("{report:?}");
@@ -182,38 +182,38 @@ fn control(plant: Plant, promise: Promise) {
 }
 
 #[test]
-fn control_a_change_that_servers_miss_is_found() {
+fn control_missed_change_is_found() {
     control(Plant::Swallow, Promise::Reliable);
 }
 
 #[test]
-fn control_a_transaction_that_is_split_is_found() {
+fn control_split_transaction_is_found() {
     control(Plant::Split, Promise::Atomic);
 }
 
 #[test]
-fn control_a_revision_that_stands_still_is_found() {
+fn control_frozen_revision_is_found() {
     control(Plant::Silence, Promise::Bookmarked);
 }
 
 #[test]
-fn control_a_watcher_that_is_kept_is_found() {
+fn control_kept_watcher_is_found() {
     control(Plant::Keep, Promise::NothingLeft);
 }
 
 #[test]
-fn control_a_client_that_forgets_is_found() {
+fn control_forgetful_client_is_found() {
     control(Plant::Forget, Promise::Resumable);
 }
 
 #[test]
-fn control_a_wrong_record_is_found() {
+fn control_wrong_record_is_found() {
     control(Plant::WrongRecord, Promise::Reliable);
 }
 
 /// A failure says what a reader needs: what, who, when, and what came before.
 #[test]
-fn a_failure_tells_what_happened_before() {
+fn failure_shows_what_happened_before() {
     let failure = run(0, Plant::WrongRecord).unwrap_err().to_string();
     for part in [
         "Reliable is broken: client-",
@@ -226,7 +226,7 @@ fn a_failure_tells_what_happened_before() {
 
 /// To the last line, but for the few runs in which tokio's own choices made a difference.
 #[test]
-fn a_seed_goes_the_same_way_again() {
+fn seed_repeats_its_run() {
     let lines = |seed| {
         let (result, journal) = run_with_journal(seed, Plant::None);
         result.unwrap_or_else(|failure| panic!("{failure}"));

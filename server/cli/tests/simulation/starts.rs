@@ -92,7 +92,7 @@ fn starts(mut world: World, why: &'static str, appear: impl FnOnce(&mut World)) 
 }
 
 #[test]
-fn a_client_that_starts_before_its_server_says_so_and_goes_live_once_it_is_there() {
+fn early_client_goes_live_when_its_server_starts() {
     for silently in [false, true] {
         let mut world = World::new(1, Plant::None);
         world.add_server();
@@ -102,7 +102,7 @@ fn a_client_that_starts_before_its_server_says_so_and_goes_live_once_it_is_there
 }
 
 #[test]
-fn a_client_of_a_server_without_etcd_says_so_and_goes_live_once_it_is_there() {
+fn client_goes_live_when_etcd_appears() {
     let mut world = World::new(1, Plant::None);
     world.shared.etcd.disconnect();
     world.add_server();

@@ -18,7 +18,7 @@ use super::place::{
 use crate::DRIFTLESS;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn with_certificates_on_both_ends_changes_arrive() {
+async fn mutual_tls_delivers_changes() {
     let (etcd, ca) = (etcd(), Ca::new("ca"));
     let files = Folder::with(&ca, &ca.server());
     let server = strict_server(&etcd, &files);
@@ -40,7 +40,7 @@ async fn with_certificates_on_both_ends_changes_arrive() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_without_the_right_certificate_is_told_so() {
+async fn client_without_its_certificate_is_told_why() {
     let (etcd, ca) = (etcd(), Ca::new("ca"));
     let files = Folder::with(&ca, &ca.server());
     let server = strict_server(&etcd, &files);
@@ -76,7 +76,7 @@ async fn a_client_without_the_right_certificate_is_told_so() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_is_not_to_be_trusted_is_not_and_the_reason_is_said() {
+async fn untrusted_server_is_rejected_with_the_reason() {
     let (etcd, ca, other) = (etcd(), Ca::new("ca"), Ca::new("other"));
     let trusted = Folder::with(&ca, &ca.client());
     let loopback = ["localhost", "127.0.0.1"];
@@ -132,7 +132,7 @@ async fn a_server_that_is_not_to_be_trusted_is_not_and_the_reason_is_said() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_name_that_is_dialled_need_not_be_the_certificates() {
+async fn server_name_may_differ_from_the_host() {
     let (etcd, ca) = (etcd(), Ca::new("ca"));
     let pair = ca.issue(&["config.example"], NOW, Usage::Server);
     let files = Folder::with(&ca, &pair);
@@ -153,7 +153,7 @@ async fn the_name_that_is_dialled_need_not_be_the_certificates() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn where_one_end_speaks_tls_and_the_other_does_not_it_is_said() {
+async fn tls_on_one_end_only_is_explained() {
     let (etcd, ca) = (etcd(), Ca::new("ca"));
     let files = Folder::with(&ca, &ca.server());
     let secure = server(&etcd, &files);
@@ -180,7 +180,7 @@ async fn where_one_end_speaks_tls_and_the_other_does_not_it_is_said() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_does_not_offer_http2_is_told_apart() {
+async fn server_without_http2_is_explained() {
     let ca = Ca::new("ca");
     let pair = ca.server();
     let files = Folder::with(&ca, &pair);
@@ -214,7 +214,7 @@ async fn a_server_that_does_not_offer_http2_is_told_apart() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn files_that_cannot_be_used_are_named() {
+async fn unusable_files_are_named() {
     let ca = Ca::new("ca");
     let files = Folder::with(&ca, &ca.client());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -7,7 +7,7 @@ use driftless_test_support::wait_until;
 use super::place::{etcd, known, strict_server, trusting, until, value};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_new_ca_and_new_certificates_are_taken_over_without_dropping_a_stream() {
+async fn rotated_certificates_drop_no_stream() {
     let (etcd, old, new) = (etcd(), Ca::new("old"), Ca::new("new"));
     let files = Folder::with(&old, &old.server());
     let server = strict_server(&etcd, &files);
@@ -47,7 +47,7 @@ async fn a_new_ca_and_new_certificates_are_taken_over_without_dropping_a_stream(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_certificate_that_cannot_be_used_replaces_nothing_and_is_said_once() {
+async fn unusable_certificate_is_logged_once_and_ignored() {
     const BAD: &str = "the TLS files cannot be used; the last good ones stay in use";
     let (etcd, ca) = (etcd(), Ca::new("ca"));
     let files = Folder::with(&ca, &ca.server());
@@ -81,7 +81,7 @@ async fn a_certificate_that_cannot_be_used_replaces_nothing_and_is_said_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_was_refused_is_let_in_once_its_files_are_right() {
+async fn refused_client_connects_after_its_files_are_fixed() {
     let (etcd, ca, other) = (etcd(), Ca::new("ca"), Ca::new("other"));
     let files = Folder::with(&ca, &ca.server());
     let server = strict_server(&etcd, &files);

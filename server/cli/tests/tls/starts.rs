@@ -11,7 +11,7 @@ use super::logged;
 use super::place::{etcd, start, trusting, until, value};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_is_first_waits_for_the_server_and_says_so() {
+async fn early_client_waits_for_the_server_and_says_so() {
     logged::listen();
     let (etcd, ca) = (etcd(), Ca::new("ca"));
     let files = Folder::with(&ca, &ca.server());
@@ -31,7 +31,7 @@ async fn a_client_that_is_first_waits_for_the_server_and_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_without_etcd_says_why_there_is_no_value_until_there_is_one() {
+async fn server_without_etcd_says_why_it_has_no_value() {
     logged::listen();
     let (mut etcd, ca) = (etcd(), Ca::new("ca"));
     let files = Folder::with(&ca, &ca.server());
@@ -69,7 +69,7 @@ async fn a_server_without_etcd_says_why_there_is_no_value_until_there_is_one() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn neither_a_token_nor_a_key_is_ever_logged() {
+async fn tokens_and_keys_are_never_logged() {
     const TOKEN: &str = "canary-5Zq8vT";
     logged::listen();
     let (etcd, ca) = (etcd(), Ca::new("ca"));

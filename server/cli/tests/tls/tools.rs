@@ -7,7 +7,7 @@ use super::place::{etcd, strict_server};
 use crate::DRIFTLESS;
 
 #[test]
-fn get_and_watch_take_files_from_flags_and_the_environment() {
+fn get_and_watch_read_tls_flags_and_variables() {
     let (etcd, ca) = (etcd(), Ca::new("ca"));
     let files = Folder::with(&ca, &ca.server());
     let server = strict_server(&etcd, &files);

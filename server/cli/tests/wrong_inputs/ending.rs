@@ -7,7 +7,7 @@ use super::SECTIONS;
 use super::place::Place;
 
 #[test]
-fn any_command() {
+fn any_command_messages_match_the_page() {
     let place = Place::start();
     let rows = [
         ("a command that there is not", "driftless serv"),
@@ -117,7 +117,7 @@ fn targets(place: &Place, name: &str) -> Vec<Row> {
 }
 
 #[test]
-fn get() {
+fn get_messages_match_the_page() {
     let place = Place::start();
     // More than a pipe holds.
     place.etcd.put("/config/large", &"v".repeat(100_000));
@@ -184,7 +184,7 @@ pub(crate) fn watch(place: &Place) -> Vec<Row> {
 }
 
 #[test]
-fn settings() {
+fn settings_messages_match_the_page() {
     let place = Place::start();
     let flags = [
         ("no etcd", "env -u DRIFTLESS_ETCD driftless serve"),
@@ -406,7 +406,7 @@ fn settings_row(place: &Place, wrong: &str, command: &str) -> Row {
 }
 
 #[test]
-fn dev() {
+fn dev_messages_match_the_page() {
     let place = Place::start();
     let mut rows = vec![
         place.row("an empty prefix", "driftless dev --prefix ''"),

@@ -35,7 +35,7 @@ fn backs_off(mut attempts: impl FnMut() -> u64) {
 }
 
 #[test]
-fn watch() {
+fn watch_messages_match_the_page() {
     let mut place = Place::start();
     let mut rows = ending::watch(&place);
     place.lasting_watches(&mut rows);
@@ -107,7 +107,7 @@ fn attempts(process: &Process) -> u64 {
 }
 
 #[test]
-fn serve() {
+fn serve_messages_match_the_page() {
     let command = "driftless serve --etcd http://127.0.0.1:2379 --prefix /config/";
     let mut place = Place::start();
     let mut rows = Vec::new();

@@ -23,6 +23,6 @@ const SECTIONS: [&str; 7] = [
 ];
 
 #[test]
-fn the_page_has_no_table_that_is_not_tested() {
+fn every_table_of_the_page_is_tested() {
     assert_eq!(wrong_inputs::sections(), SECTIONS);
 }
