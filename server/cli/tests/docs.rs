@@ -151,18 +151,18 @@ fn run_page(path: &str, at_least: usize) {
 }
 
 #[test]
-fn the_commands_of_the_readme_run() {
+fn readme_commands_run() {
     run_page("README.md", 4);
 }
 
 #[test]
-fn the_commands_of_the_servers_readme_run() {
+fn server_readme_commands_run() {
     run_page("server/README.md", 7);
 }
 
 /// For services that test against an etcd of their own.
 #[test]
-fn the_server_of_the_leak_suites_readme_starts() {
+fn leak_tests_readme_server_starts() {
     let page = read("leak-tests/README.md");
     let (_, rest) = page.split_once("`driftless serve ").unwrap();
     let (arguments, _) = rest.split_once('`').unwrap();
@@ -170,7 +170,7 @@ fn the_server_of_the_leak_suites_readme_starts() {
 }
 
 #[test]
-fn the_recipe_for_tls_works() {
+fn tls_recipe_works() {
     // What makes certificates is not needed for anything else.
     if find_on_path("openssl").is_none() {
         return;
@@ -203,7 +203,7 @@ fn the_recipe_for_tls_works() {
 }
 
 #[test]
-fn the_dependencies_of_the_readme_are_those_of_its_program() {
+fn readme_dependencies_match_its_program() {
     let page = read("README.md");
     let [file] = &blocks(&page, "toml")[..] else {
         panic!("not one file")
@@ -243,7 +243,7 @@ fn the_dependencies_of_the_readme_are_those_of_its_program() {
 }
 
 #[test]
-fn the_settings_file_of_the_servers_readme_is_taken() {
+fn server_readme_settings_file_is_valid() {
     let page = read("server/README.md");
     let [file] = &blocks(&page, "toml")[..] else {
         panic!("not one file")
@@ -261,7 +261,7 @@ fn the_settings_file_of_the_servers_readme_is_taken() {
 }
 
 #[test]
-fn settings_table_of_the_servers_readme_matches_the_code() {
+fn server_readme_settings_table_matches() {
     let rows = Setting::ALL.map(Setting::readme_row);
     check_table(
         "Settings",
@@ -326,7 +326,7 @@ fn check_table(section: &str, header: &str, rows: &[String]) {
 }
 
 #[test]
-fn every_warning_and_error_is_in_the_servers_readme() {
+fn server_readme_explains_every_warning_and_error() {
     let page = read("server/README.md");
     let mut messages = 0;
     for file in sources(&["server/src", "server/cli/src"]) {
@@ -384,4 +384,52 @@ fn sources(folders: &[&str]) -> Vec<PathBuf> {
         }
     }
     files
+}
+
+/// The folders at the root that pages name files in.
+const FOLDERS: [&str; 7] = [
+    ".ci/",
+    ".github/",
+    "client/",
+    "examples/",
+    "leak-tests/",
+    "proto/",
+    "server/",
+];
+
+/// What a page at the root names: the targets of its links, and paths in backticks.
+fn named_paths(page: &str) -> Vec<&str> {
+    let links = page.split("](").skip(1).filter_map(|rest| {
+        let (target, _) = rest.split_once(')')?;
+        let target = target.split('#').next()?;
+        (!target.is_empty() && !target.contains("://")).then_some(target)
+    });
+    let quoted = page.split('`').skip(1).step_by(2);
+    let quoted = quoted.filter(|text| FOLDERS.iter().any(|folder| text.starts_with(folder)));
+    links.chain(quoted).collect()
+}
+
+#[test]
+fn paths_named_in_root_pages_exist() {
+    let pages = [
+        ("README.md", 10),
+        ("ARCHITECTURE.md", 40),
+        ("CONTRIBUTING.md", 15),
+        ("SECURITY.md", 2),
+    ];
+    for (page, at_least) in pages {
+        let text = read(page);
+        let paths = named_paths(&text);
+        assert!(
+            paths.len() >= at_least,
+            "{page} names only {} paths",
+            paths.len()
+        );
+        for path in paths {
+            assert!(
+                root().join(path).exists(),
+                "{page} names {path}, which does not exist"
+            );
+        }
+    }
 }
