@@ -64,11 +64,12 @@ impl Engine {
         let mut served = Vec::new();
         let mut tasks = JoinSet::new();
         for (prefix, source, handle) in sources {
+            let handle = ingest::Handle::new(handle);
             let (publisher, fanout) =
                 fanout(prefix.clone(), fanout_limits, metrics.clone(), origin);
             served.push(Served {
                 fanout,
-                ingest: ingest::Handle::new(handle.clone()),
+                ingest: handle.clone(),
             });
             let limits = limits.clone();
             tasks.spawn(async move {

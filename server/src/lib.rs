@@ -15,6 +15,7 @@
 //! source and any connection.
 
 pub mod auth;
+pub mod backfill;
 pub mod delta;
 pub mod encode;
 mod engine;

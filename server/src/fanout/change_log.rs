@@ -11,20 +11,6 @@ use driftless_proto::{KeyRange, Revision};
 use imbl::Vector;
 
 use crate::encode::{EncodedBatch, EncodedPatch};
-use crate::store::{PastBatches, Snapshot, Span};
-
-/// How many revisions before the state at the start are asked for at most, whatever client presents:
-/// etcd reads all of them into memory, those of other prefixes too, and takes some 10 s for as many
-/// that are of this one.
-const MOST_BACK: i64 = 100_000;
-
-/// How many are asked for at least, so that a client that is a little older than the first ones to
-/// come back need not ask again: etcd sends as many at a time.
-const LEAST_BACK: i64 = 1_000;
-
-/// How often a log asks for what lies before it: once for the crowd that comes back, once for those
-/// that were away for longer, and once more if something broke.
-const ASKS: u8 = 3;
 
 /// What the log knows about a range at an earlier revision.
 #[derive(Debug)]
@@ -42,10 +28,6 @@ pub struct ChangeLog {
     bytes: usize,
     budget: usize,
     floor: Revision,
-    /// The floor at the start.
-    origin: Revision,
-    /// How many more times it is worth asking for what lies before the floor.
-    asks: u8,
 }
 
 impl ChangeLog {
@@ -56,8 +38,6 @@ impl ChangeLog {
             bytes: 0,
             budget,
             floor,
-            origin: floor,
-            asks: ASKS,
         }
     }
 
@@ -118,77 +98,31 @@ impl ChangeLog {
         let oldest = self.batches.pop_front()?;
         self.bytes -= oldest.bytes();
         self.floor = oldest.to;
-        // The log is full: there is no room for what lies before it.
-        self.asks = 0;
         Some(oldest)
     }
 
-    /// Whether a source could still say what changed after `revision`, which lies before the floor.
-    pub fn may_reach(&self, revision: Revision) -> bool {
-        self.asks > 0 && self.farthest() <= revision && revision < self.floor
+    /// True if the log holds no batch.
+    pub fn is_empty(&self) -> bool {
+        self.batches.is_empty()
     }
 
-    /// The earliest revision that is worth asking for.
-    fn farthest(&self) -> Revision {
-        Revision::new((self.origin.get() - MOST_BACK).max(1))
-    }
-
-    /// What to ask a source for, so that the log comes to reach back to `revision`. Counts: there
-    /// are not many tries. `snapshot` is the state now.
-    pub fn ask_back(&mut self, revision: Revision, snapshot: &Snapshot) -> Option<Span> {
-        if !self.may_reach(revision) {
-            return None;
-        }
-        self.asks -= 1;
-        let farthest = self.farthest();
-        let after = if self.floor == self.origin {
-            let near = Revision::new(self.floor.get() - LEAST_BACK);
-            revision.min(near).max(farthest)
-        } else {
-            // Clients of all ages keep coming: the next time is the last.
-            self.asks = 0;
-            farthest
-        };
-        Some(Span {
-            after,
-            up_to: self.floor,
-            last_put: self.batches.is_empty().then(|| snapshot.last_put()),
-        })
-    }
-
-    /// A log of what changed before another one begins, as etcd reported it at `contact_ms`.
-    pub fn of_past(past: PastBatches, contact_ms: u64) -> Self {
-        let mut log = Self::new(past.floor(), usize::MAX);
-        if !past.is_complete() {
-            log.asks = 0;
-        }
-        for batch in past.into_batches() {
-            log.push(Arc::new(EncodedBatch::new(batch, contact_ms)));
-        }
-        log
-    }
-
-    /// Puts in front what changed before, up to `up_to`, and drops the oldest until the budget is
-    /// kept. Returns what was dropped; `None`, and no change, when the two do not meet.
-    pub fn reach_back(
+    /// Puts older batches in front, oldest first, and drops the oldest until the budget is kept. The
+    /// batches hold every change after `floor`, up to `up_to`. Returns what was dropped; `None`, and
+    /// changes nothing, if the log does not begin at `up_to`.
+    pub fn prepend(
         &mut self,
-        mut earlier: Self,
+        floor: Revision,
+        batches: Vector<Arc<EncodedBatch>>,
         up_to: Revision,
     ) -> Option<Vec<Arc<EncodedBatch>>> {
         if self.floor != up_to {
             return None;
         }
-        self.floor = earlier.floor;
-        self.bytes += earlier.bytes;
-        self.asks = self.asks.min(earlier.asks);
-        earlier.batches.append(std::mem::take(&mut self.batches));
-        self.batches = earlier.batches;
+        self.floor = floor;
+        self.bytes += batches.iter().map(|batch| batch.bytes()).sum::<usize>();
+        let newer = std::mem::replace(&mut self.batches, batches);
+        self.batches.append(newer);
         Some(self.keep_budget())
-    }
-
-    /// Nothing that lies before the floor is worth asking for any more.
-    pub const fn give_up_back(&mut self) {
-        self.asks = 0;
     }
 
     /// The batches that touch `range` after `revision`. `None` if the log does not reach back that

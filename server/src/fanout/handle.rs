@@ -83,29 +83,6 @@ impl Fanout {
             .await;
     }
 
-    /// Waits until the log reaches back to `revision`, or it turns out that it cannot. At once where
-    /// that is clear already. Whoever waits at the same time shares one look at etcd's past.
-    ///
-    /// # Cancel safety
-    /// Cancel-safe.
-    pub async fn reach_back(&self, revision: Revision) {
-        let mut settled = self.0.settled.subscribe();
-        loop {
-            let may_reach = {
-                let published = self.0.published.lock();
-                let state = published.state.as_ref();
-                state.is_some_and(|state| state.log.may_reach(revision))
-            };
-            if !may_reach {
-                return;
-            }
-            self.0.want(revision);
-            if settled.changed().await.is_err() {
-                return;
-            }
-        }
-    }
-
     /// Why etcd cannot be reached; `None` while it can.
     pub fn lost(&self) -> Option<String> {
         self.0.lost.borrow().clone()

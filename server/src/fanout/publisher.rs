@@ -1,9 +1,9 @@
 //! The publishing end of a prefix.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 
 use driftless_proto::{KeyRange, Revision};
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::change_log::ChangeLog;
@@ -14,7 +14,7 @@ use super::scopes::ScopeCursor;
 use super::shared::{Ending, Limits, Published, PublishedState, Shared};
 use crate::encode::{EncodedBatch, EncodedPatch};
 use crate::metrics::Metrics;
-use crate::store::{Batch, PastBatches, Snapshot, Span};
+use crate::store::{Batch, Snapshot};
 
 /// How many scopes of a round are visited before changes, and those who wait for the prefix's lock,
 /// get their turn: some 20 µs.
@@ -101,64 +101,40 @@ impl Publisher {
                 .dec_by(i64::try_from(old.log.bytes()).unwrap_or(i64::MAX));
         }
         self.shared.revision.send_replace(revision);
-        self.shared.settle();
     }
 
-    /// Tells when somebody would like the log to reach back further.
-    pub fn wanted(&self) -> watch::Receiver<Option<Revision>> {
-        self.shared.wanted.subscribe()
+    /// The change log; `None` before the first state.
+    pub fn change_log(&self) -> Option<ChangeLog> {
+        let published = self.shared.published.lock();
+        published.state.as_ref().map(|state| state.log.clone())
     }
 
-    /// Somebody would like the log to reach back to `revision`.
-    pub fn want(&self, revision: Revision) {
-        self.shared.want(revision);
-    }
-
-    /// What to ask the source for, so that the log comes to reach back as far as is wanted, and how
-    /// many bytes of batches there is room for. `None` when it cannot; nobody waits for it then.
-    pub fn ask_back(&self) -> Option<(Span, usize)> {
-        let wanted = self.shared.wanted.send_replace(None)?;
+    /// Puts batches in front of the change log. They hold every change after `floor`, up to `up_to`;
+    /// `snapshot` holds their deletes. Returns where the log begins then; `None`, and changes nothing,
+    /// if it does not begin at `up_to` any more.
+    pub fn prepend(
+        &self,
+        snapshot: Snapshot,
+        floor: Revision,
+        batches: VecDeque<Batch>,
+        up_to: Revision,
+    ) -> Option<Revision> {
+        let contact_ms = self.shared.contact_ms();
+        let encoded = batches
+            .into_iter()
+            .map(|batch| Arc::new(EncodedBatch::new(batch, contact_ms)))
+            .collect();
         let mut published = self.shared.published.lock();
-        let state = published.state.as_mut();
-        let asked = state.and_then(|state| {
-            let span = state.log.ask_back(wanted, &state.snapshot)?;
-            Some((span, state.log.room()))
-        });
-        drop(published);
-        if asked.is_none() {
-            self.shared.settle();
-        }
-        asked
-    }
-
-    /// What changed before, up to `up_to`, is put in front of the log. Returns whether it still fits
-    /// there. `snapshot` knows of the deletes.
-    pub fn reach_back(&self, snapshot: Snapshot, past: PastBatches, up_to: Revision) -> bool {
-        let earlier = ChangeLog::of_past(past, self.shared.contact_ms());
-        let mut published = self.shared.published.lock();
-        let Some(state) = &mut published.state else {
-            return false;
-        };
+        let state = published.state.as_mut()?;
         let before = state.log.bytes();
-        let (fits, dropped) = match state.log.reach_back(earlier, up_to) {
-            Some(dropped) => (true, dropped),
-            None => (false, Vec::new()),
-        };
+        let dropped = state.log.prepend(floor, encoded, up_to)?;
         let grown = state.log.bytes() as i64 - before as i64;
+        let floor = state.log.floor();
         let old = std::mem::replace(&mut state.snapshot, snapshot);
         drop(published);
         self.shared.metrics.log_bytes.inc_by(grown);
-        self.shared.settle();
         drop((old, dropped));
-        fits
-    }
-
-    /// What changed before cannot be had.
-    pub fn give_up_back(&self) {
-        if let Some(state) = &mut self.shared.published.lock().state {
-            state.log.give_up_back();
-        }
-        self.shared.settle();
+        Some(floor)
     }
 
     /// Publishes a batch and the state that it led to. Wakes the streams whose range it touches, and

@@ -67,10 +67,6 @@ pub(super) struct Shared {
     pub(super) revision: watch::Sender<Revision>,
     /// Why etcd cannot be reached, while that is so.
     pub(super) lost: watch::Sender<Option<String>>,
-    /// The earliest revision that the log does not reach back to and somebody would like it to.
-    pub(super) wanted: watch::Sender<Option<Revision>>,
-    /// How often it turned out whether the log can reach back.
-    pub(super) settled: watch::Sender<u64>,
     /// When etcd last answered, in milliseconds since `origin`.
     contact_ms: AtomicU64,
     origin: Instant,
@@ -122,21 +118,6 @@ impl Shared {
         self.lost.send_if_modified(|lost| lost.take().is_some());
         self.contact_ms.store(self.clock_ms(), Ordering::Relaxed);
     }
-
-    pub(super) fn want(&self, revision: Revision) {
-        self.wanted.send_if_modified(|wanted| {
-            let earlier = wanted.is_none_or(|wanted| revision < wanted);
-            if earlier {
-                *wanted = Some(revision);
-            }
-            earlier
-        });
-    }
-
-    /// Whoever waits for the log to reach back has to look again.
-    pub(super) fn settle(&self) {
-        self.settled.send_modify(|settled| *settled += 1);
-    }
 }
 
 /// Both ends of one served prefix, with nothing published yet. `origin` is the origin of the server's
@@ -161,8 +142,6 @@ pub fn fanout(
         published: Mutex::new(published),
         revision: watch::Sender::new(Revision::NONE),
         lost: watch::Sender::new(None),
-        wanted: watch::Sender::new(None),
-        settled: watch::Sender::new(0),
         contact_ms: AtomicU64::new(0),
         origin,
     });

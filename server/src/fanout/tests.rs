@@ -370,7 +370,12 @@ async fn ingesting(
         jobs: JobPool::new(fanout.metrics().clone()),
     };
     let mut ingest = tokio::task::JoinSet::new();
-    ingest.spawn(ingest::run(source, handle, publisher, limits));
+    ingest.spawn(ingest::run(
+        source,
+        ingest::Handle::new(handle),
+        publisher,
+        limits,
+    ));
     let state = state_of(etcd, History::Continues);
     assert!(script.send(Update::State(state)).await);
     fanout.synced().await;

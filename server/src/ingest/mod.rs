@@ -5,26 +5,25 @@
 //! of its own compute them, and only the streams whose range they are in are kept waiting.
 
 mod audit;
+mod backfill_driver;
 #[cfg(test)]
 mod tests;
 
 use std::time::Duration;
 
-use driftless_proto::{KeyRange, Revision};
+use driftless_proto::Revision;
 use tokio::pin;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 
 use self::audit::{Audit, Step};
+use self::backfill_driver::backfill_due;
+use crate::backfill::{self, Backfill};
 use crate::delta::{JobPool, Jobs};
 use crate::fanout::Publisher;
 pub use crate::source::REQUEST_TIMEOUT;
 use crate::source::{Source, SourceHandle, Update};
-use crate::store::{BackfillEvent, Earlier, Misfit, Replaced, Settling, Writer};
-
-/// How long the clients that come back at the start are waited for before etcd is asked what changed
-/// while there was no server: the first of a crowd are not those that were away the longest.
-const GATHER: Duration = Duration::from_millis(200);
+use crate::store::{Replaced, Writer};
 
 /// What ingest needs to know.
 #[derive(Clone, Debug)]
@@ -35,40 +34,49 @@ pub struct Limits {
     pub jobs: JobPool,
 }
 
-/// Lets the service ask the source of a prefix. Cheap to clone.
+/// Lets streams send requests to the ingest task of a prefix. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Handle(SourceHandle);
+pub struct Handle {
+    source: SourceHandle,
+    backfill: backfill::Requests,
+}
 
 impl Handle {
-    /// For the source that `source` asks.
-    pub const fn new(source: SourceHandle) -> Self {
-        Self(source)
+    /// For the prefix whose source receives the requests of `source`.
+    pub fn new(source: SourceHandle) -> Self {
+        Self {
+            source,
+            backfill: backfill::Requests::new(),
+        }
     }
 
-    /// etcd's revision now, as a linearizable read gives it; the published revision reaches it soon
-    /// after. `None` when etcd did not answer within [`REQUEST_TIMEOUT`], or too many requests wait.
+    /// etcd's revision now, by a linearizable read. The published revision reaches it soon after.
+    /// `None` when etcd did not answer within [`REQUEST_TIMEOUT`], or when too many requests wait.
     ///
     /// # Cancel safety
     /// Cancel-safe: the answer is dropped.
     pub async fn revision(&self) -> Option<Revision> {
-        self.0.revision().await
+        self.source.revision().await
+    }
+
+    /// Waits until the change log reaches back to `revision`, or it is clear that it cannot.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe: the backfill continues, for other streams.
+    pub async fn backfill(&self, revision: Revision) {
+        self.backfill.request(revision).await;
     }
 }
 
-/// Runs until it is dropped. `handle` sends requests to `source`.
-pub async fn run(
-    mut source: impl Source,
-    handle: SourceHandle,
-    publisher: Publisher,
-    limits: Limits,
-) {
-    let mut wanted = publisher.wanted();
+/// Runs until it is dropped. `handle` is the one that streams use; `source` receives its requests.
+pub async fn run(mut source: impl Source, handle: Handle, publisher: Publisher, limits: Limits) {
+    let requests = handle.backfill.clone();
     let mut ingest = Ingest {
         publisher,
-        source: handle,
+        handle,
         writer: None,
         lost: false,
-        back: Back::Idle,
+        backfill: Backfill::new(),
         audit: Audit::new(limits.audit_interval),
     };
     let mut jobs = Jobs::new(limits.jobs);
@@ -80,10 +88,8 @@ pub async fn run(
             tokio::select! {
                 update = &mut next => break update,
                 () = until(ingest.publisher.due()) => ingest.publisher.tick(),
-                Ok(_) = wanted.wait_for(Option::is_some), if ingest.may_ask_back() => {
-                    ingest.back = Back::Gathering(Instant::now() + GATHER);
-                }
-                () = ingest.back.due() => ingest.go_back(),
+                revision = requests.taken() => ingest.backfill_requested(revision),
+                () = backfill_due(&ingest.backfill) => ingest.backfill_due(),
                 () = ingest.audit.due() => ingest.audit(),
                 (pending, patches) = jobs.next() => ingest.publisher.resolve(pending, patches),
             }
@@ -114,41 +120,13 @@ async fn until(due: Instant) {
 /// The writing side of one prefix.
 struct Ingest {
     publisher: Publisher,
-    source: SourceHandle,
+    handle: Handle,
     /// `None` before the first state.
     writer: Option<Writer>,
-    /// Whether etcd is.
+    /// True while the source is disconnected from etcd.
     lost: bool,
-    back: Back,
+    backfill: Backfill,
     audit: Audit,
-}
-
-/// What goes on about the time before the log begins.
-#[derive(Debug)]
-enum Back {
-    /// Nothing.
-    Idle,
-    /// Somebody wants to know; others may follow, until this moment.
-    Gathering(Instant),
-    /// The source says it.
-    Hearing(Box<Earlier>),
-    /// It is being compared with the state.
-    Settling(Box<Settling>),
-}
-
-impl Back {
-    /// Waits until there is something to do by itself.
-    ///
-    /// # Cancel safety
-    /// Cancel-safe.
-    async fn due(&self) {
-        match self {
-            Self::Gathering(until) => sleep_until(*until).await,
-            // Others first: this has waited since before the server's start.
-            Self::Settling(_) => yield_now().await,
-            Self::Idle | Self::Hearing(_) => std::future::pending().await,
-        }
-    }
 }
 
 impl Ingest {
@@ -158,12 +136,12 @@ impl Ingest {
             Update::Lost { reason } => {
                 self.lost = true;
                 self.publisher.lost(reason.clone());
-                self.ask_back_again();
+                self.step_backfill(backfill::Event::Disconnected);
                 self.audit.interrupt();
                 return;
             }
             Update::State(_) => {
-                self.ask_back_again();
+                self.step_backfill(backfill::Event::Interrupted);
                 self.audit.interrupt();
             }
             Update::Audited { revision, digest } => self.audit.answered(*revision, *digest),
@@ -171,17 +149,18 @@ impl Ingest {
         }
         self.lost = false;
         self.publisher.contact();
+        self.step_backfill(backfill::Event::Connected);
         match (update, &mut self.writer) {
             (Update::State(state), Some(writer)) => match writer.replace(state) {
-                Replaced::Anew => self.publisher.publish_anew(writer.snapshot().clone()),
+                Replaced::Anew => self.publish_anew(),
                 Replaced::Continued(batch) => {
                     self.publisher.publish(writer.snapshot().clone(), batch);
                 }
                 Replaced::Unchanged => self.publisher.advance(writer.snapshot().clone()),
             },
             (Update::State(state), None) => {
-                let writer = self.writer.insert(Writer::new(state));
-                self.publisher.publish_anew(writer.snapshot().clone());
+                self.writer = Some(Writer::new(state));
+                self.publish_anew();
             }
             (Update::Changes { revision, changes }, Some(writer)) => {
                 match writer.apply(revision, changes) {
@@ -195,7 +174,9 @@ impl Ingest {
                 writer.advance(revision);
                 self.publisher.advance(writer.snapshot().clone());
             }
-            (Update::Backfill(earlier), Some(_)) => self.hear(earlier),
+            (Update::Backfill(event), Some(_)) => {
+                self.step_backfill(backfill::Event::Received(event));
+            }
             // Nothing to build on, or nothing new.
             (
                 Update::Changes { .. }
@@ -209,90 +190,13 @@ impl Ingest {
         }
     }
 
-    /// Whether etcd can be asked what changed before the log begins.
-    const fn may_ask_back(&self) -> bool {
-        matches!(self.back, Back::Idle) && self.writer.is_some() && !self.lost
-    }
-
-    /// The source has stopped in the midst of what it was saying: once more, when it can.
-    fn ask_back_again(&mut self) {
-        let span = match std::mem::replace(&mut self.back, Back::Idle) {
-            Back::Hearing(earlier) => earlier.span(),
-            Back::Settling(settling) => settling.span(),
-            Back::Idle | Back::Gathering(_) => return,
-        };
-        self.publisher.want(span.after);
-    }
-
-    /// Does what [`Back::due`] waited for.
-    fn go_back(&mut self) {
-        match &mut self.back {
-            Back::Gathering(_) => {
-                self.back = Back::Idle;
-                if let Some((span, room)) = self.publisher.ask_back() {
-                    if self.source.backfill(span) {
-                        self.back = Back::Hearing(Box::new(Earlier::new(span, room)));
-                    } else {
-                        self.publisher.want(span.after);
-                    }
-                }
-            }
-            Back::Settling(settling) => {
-                let Some(writer) = &mut self.writer else {
-                    return;
-                };
-                let up_to = settling.span().up_to;
-                match settling.settle(writer) {
-                    Ok(None) => {}
-                    Ok(Some(past)) => {
-                        self.back = Back::Idle;
-                        let snapshot = writer.snapshot().clone();
-                        if !self.publisher.reach_back(snapshot, past, up_to) {
-                            self.publisher.give_up_back();
-                        }
-                    }
-                    Err(misfit) => self.refuse(&misfit),
-                }
-            }
-            Back::Idle | Back::Hearing(_) => {}
-        }
-    }
-
-    /// Takes a part of what happened before.
-    fn hear(&mut self, said: BackfillEvent) {
-        let Back::Hearing(earlier) = &mut self.back else {
-            return;
-        };
-        match said {
-            BackfillEvent::Begin { after } => earlier.begin(after),
-            BackfillEvent::Transactions(transactions) => {
-                if let Err(misfit) = earlier.take(transactions) {
-                    self.refuse(&misfit);
-                }
-            }
-            BackfillEvent::End => {
-                if let Back::Hearing(earlier) = std::mem::replace(&mut self.back, Back::Idle) {
-                    self.back = Back::Settling(Box::new(earlier.end()));
-                }
-            }
-            BackfillEvent::Failed { reason } => {
-                let prefix = self.publisher.prefix();
-                tracing::info!(%prefix, %reason, "what changed before the start cannot be had; clients from then get a snapshot");
-                self.give_up_back();
-            }
-        }
-    }
-
-    fn refuse(&mut self, misfit: &Misfit) {
-        let prefix: &KeyRange = self.publisher.prefix();
-        tracing::error!(%prefix, %misfit, "what etcd says of the time before the start does not fit the state; clients from then get a snapshot");
-        self.publisher.metrics().earlier_refused.inc();
-        self.give_up_back();
-    }
-
-    fn give_up_back(&mut self) {
-        self.back = Back::Idle;
-        self.publisher.give_up_back();
+    /// Publishes the state of a new history.
+    fn publish_anew(&mut self) {
+        let Some(writer) = &self.writer else { return };
+        let snapshot = writer.snapshot().clone();
+        let floor = snapshot.revision();
+        self.publisher.publish_anew(snapshot);
+        self.step_backfill(backfill::Event::LogStarted { floor });
     }
 
     /// Does what [`Audit::due`] waited for.
@@ -300,7 +204,9 @@ impl Ingest {
         match self.audit.step(self.publisher.prefix()) {
             Step::Continue => {}
             Step::Begin => match &self.writer {
-                Some(writer) if !self.lost && self.source.audit(writer.snapshot().revision()) => {
+                Some(writer)
+                    if !self.lost && self.handle.source.audit(writer.snapshot().revision()) =>
+                {
                     self.audit.begin(writer.snapshot().clone());
                 }
                 _ => self.audit.stop(),
@@ -313,7 +219,7 @@ impl Ingest {
                 tracing::error!(%prefix, %revision, "the state differs from what etcd holds; reading it anew");
                 self.publisher.metrics().audit_differences.inc();
                 // Should too many requests wait, the next audit finds the same.
-                self.source.relist();
+                self.handle.source.relist();
             }
         }
     }

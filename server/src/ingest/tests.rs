@@ -10,7 +10,7 @@ use super::*;
 use crate::fanout::{self, Fanout, fanout};
 use crate::metrics::Metrics;
 use crate::source::{SourceRequest, SourceRequests};
-use crate::store::{History, Span, State};
+use crate::store::{BackfillEvent, History, State};
 use crate::testing::{entry, prefix};
 
 /// A source that says what a test says, and leaves the requests to it.
@@ -47,7 +47,7 @@ fn prefix_c() -> (Publisher, Fanout) {
 struct Loop {
     say: mpsc::Sender<Update>,
     requests: SourceRequests,
-    fanout: Fanout,
+    handle: Handle,
     _running: JoinSet<()>,
 }
 
@@ -61,13 +61,14 @@ impl Loop {
             jobs: JobPool::new(fanout.metrics().clone()),
         };
         let mut running = JoinSet::new();
-        running.spawn(run(Said(said), handle, publisher, limits));
+        let handle = Handle::new(handle);
+        running.spawn(run(Said(said), handle.clone(), publisher, limits));
         say.send(state()).await.unwrap();
         fanout.synced().await;
         Self {
             say,
             requests,
-            fanout,
+            handle,
             _running: running,
         }
     }
@@ -119,78 +120,56 @@ async fn audits_again_after<U: IntoIterator<Item = Update>>(updates: impl Fn() -
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_etcd_was_saying_of_the_past_as_it_was_lost_is_asked_for_again() {
-    asks_for_the_past_again_after(lost()).await;
+async fn backfill_is_requested_again_after_disconnect() {
+    requests_backfill_again_after(lost()).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_etcd_was_saying_of_the_past_as_the_state_was_read_anew_is_asked_for_again() {
-    asks_for_the_past_again_after([state()]).await;
+async fn backfill_is_requested_again_after_a_new_state() {
+    requests_backfill_again_after([state()]).await;
 }
 
-async fn asks_for_the_past_again_after(updates: impl IntoIterator<Item = Update>) {
+async fn requests_backfill_again_after(updates: impl IntoIterator<Item = Update>) {
     let mut ingest = Loop::start().await;
-    let fanout = ingest.fanout.clone();
+    let handle = ingest.handle.clone();
     let mut waiting = JoinSet::new();
-    waiting.spawn(async move { fanout.reach_back(Revision::new(4_200)).await });
-    let is_past = |request: &SourceRequest| matches!(request, SourceRequest::Backfill(_));
-    ingest.asked(is_past).await;
+    waiting.spawn(async move { handle.backfill(Revision::new(4_200)).await });
+    let is_backfill = |request: &SourceRequest| matches!(request, SourceRequest::Backfill(_));
+    ingest.asked(is_backfill).await;
     ingest.hear(updates).await;
-    ingest.asked(is_past).await;
+    ingest.asked(is_backfill).await;
 }
 
-/// How far back etcd says what was before: less far than the only key is old.
+/// Where etcd's past begins: after the only key was put.
 const PAST: Revision = Revision::new(4_600);
 
-/// A prefix at revision 5,000 of which etcd says what was before.
-fn hearing() -> Ingest {
-    let (publisher, _) = prefix_c();
-    let (handle, _) = SourceHandle::channel();
-    let mut ingest = Ingest {
-        publisher,
-        source: handle,
-        writer: None,
-        lost: false,
-        back: Back::Idle,
-        audit: Audit::new(None),
-    };
-    ingest.take(state());
-    let span = Span {
-        after: PAST,
-        up_to: Revision::new(5_000),
-        last_put: None,
-    };
-    ingest.back = Back::Hearing(Box::new(Earlier::new(span, 1024 * 1024)));
+#[tokio::test(start_paused = true)]
+async fn adopted_backfill_wakes_the_streams_that_requested_it() {
+    let mut ingest = Loop::start().await;
+    let handle = ingest.handle.clone();
+    let mut waiting = JoinSet::new();
+    waiting.spawn(async move { handle.backfill(PAST).await });
     ingest
+        .asked(|request| matches!(request, SourceRequest::Backfill(_)))
+        .await;
+    let events = [BackfillEvent::Begin { after: PAST }, BackfillEvent::End];
+    ingest.hear(events.map(Update::Backfill)).await;
+    waiting.join_next().await.unwrap().unwrap();
+    // The change log has it now.
+    ingest.handle.backfill(PAST).await;
 }
 
-#[tokio::test]
-async fn what_etcd_said_of_the_past_is_let_go_of_when_it_fails() {
-    let mut ingest = hearing();
+#[tokio::test(start_paused = true)]
+async fn failed_backfill_wakes_the_streams_that_requested_it() {
+    let mut ingest = Loop::start().await;
+    let handle = ingest.handle.clone();
+    let mut waiting = JoinSet::new();
+    waiting.spawn(async move { handle.backfill(PAST).await });
+    ingest
+        .asked(|request| matches!(request, SourceRequest::Backfill(_)))
+        .await;
     let reason = "a test".to_owned();
-    ingest.take(Update::Backfill(BackfillEvent::Failed { reason }));
-    assert!(matches!(ingest.back, Back::Idle), "{:?}", ingest.back);
-}
-
-#[tokio::test]
-async fn what_etcd_said_of_the_past_is_let_go_of_once_all_is_adopted() {
-    let mut ingest = hearing();
-    ingest.take(Update::Backfill(BackfillEvent::Begin { after: PAST }));
-    ingest.take(Update::Backfill(BackfillEvent::End));
-    for _ in 0..10 {
-        assert!(
-            matches!(ingest.back, Back::Settling(_)),
-            "{:?}",
-            ingest.back
-        );
-        ingest.go_back();
-        if matches!(ingest.back, Back::Idle) {
-            // It fitted: what could be asked for next is from before that.
-            ingest.publisher.want(Revision::new(4_200));
-            let next = ingest.publisher.ask_back().map(|(span, _)| span.up_to);
-            assert_eq!(next, Some(PAST));
-            return;
-        }
-    }
-    panic!("it is not let go of: {:?}", ingest.back);
+    let failed = BackfillEvent::Failed { reason };
+    ingest.hear([Update::Backfill(failed)]).await;
+    waiting.join_next().await.unwrap().unwrap();
 }

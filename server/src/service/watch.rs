@@ -190,8 +190,8 @@ async fn start(
         && is_before_the_log(have, &view, subscriber)
     {
         // In time or not: whatever the log says then is the answer.
-        let reach_back = served.fanout.reach_back(have.revision);
-        let _ = tokio::time::timeout(REQUEST_TIMEOUT, reach_back).await;
+        let backfill = served.ingest.backfill(have.revision);
+        let _ = tokio::time::timeout(REQUEST_TIMEOUT, backfill).await;
         match subscriber.view().await {
             Some(now) => view = now,
             None => return Ok(None),

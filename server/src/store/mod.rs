@@ -7,7 +7,6 @@
 //! This room must not know about streams, encodings or etcd. Nothing in it waits or locks.
 
 mod batch;
-mod earlier;
 mod past;
 mod snapshot;
 mod state;
@@ -16,7 +15,6 @@ mod tests;
 mod writer;
 
 pub use batch::{Batch, Change, OldValue};
-pub use earlier::{Earlier, Misfit, PastBatches, Settling};
 pub use past::{BackfillEvent, PastChange, PastTransaction, Span};
 pub use snapshot::{Changed, Position, Snapshot, Stored};
 pub use state::{History, State};

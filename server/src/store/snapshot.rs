@@ -87,6 +87,11 @@ impl Snapshot {
         self.floor
     }
 
+    /// The entry of a key.
+    pub fn get(&self, key: &Key) -> Option<&Arc<Stored>> {
+        self.by_key.get(key)
+    }
+
     /// The entries of `range` in ascending order of keys, those after `after` only.
     pub fn entries<'a>(
         &'a self,

@@ -6,8 +6,10 @@ use driftless_proto::apply::Edit;
 use driftless_proto::digest::Digest;
 use driftless_proto::{Entry, Epoch, Key, KeyRange, Revision};
 use proptest::prelude::*;
+use tokio::time::Instant;
 
 use super::*;
+use crate::backfill::{self, Action, Backfill, LogStart};
 use crate::encode::EncodedBatch;
 use crate::fanout::ChangeLog;
 use crate::source::scripted::{Op, ScriptedEtcd};
@@ -97,6 +99,7 @@ struct World {
     etcd: ScriptedEtcd,
     writer: Writer,
     log: ChangeLog,
+    backfill: Backfill,
     digest: Digest,
     /// Differences of states: nobody knows what was between.
     opaque: Vec<(Revision, Revision)>,
@@ -114,6 +117,7 @@ impl World {
         let writer = Writer::bounded(Self::state_of(&etcd, History::Continues), GRAVES);
         let mut world = Self {
             log: ChangeLog::new(writer.snapshot().revision(), BUDGET),
+            backfill: Backfill::new(),
             digest: Digest::EMPTY,
             opaque: Vec::new(),
             unheard: Vec::new(),
@@ -135,7 +139,10 @@ impl World {
     }
 
     fn anew(&mut self) {
-        self.log = ChangeLog::new(self.etcd.revision(), BUDGET);
+        let floor = self.etcd.revision();
+        self.log = ChangeLog::new(floor, BUDGET);
+        assert!(self.step(backfill::Event::Connected).is_none());
+        assert!(self.step(backfill::Event::LogStarted { floor }).is_none());
         self.digest = self.etcd.state(&prefix()).iter().collect();
         self.opaque.clear();
         self.unheard.clear();
@@ -199,43 +206,68 @@ impl World {
         }
     }
 
-    fn look_back(&mut self, by: i64, txn: Txn) {
-        let wanted = Revision::new(self.log.floor().get() - by);
-        let may_reach = self.log.may_reach(wanted);
-        let snapshot = self.writer.snapshot();
-        let Some(span) = self.log.ask_back(wanted, snapshot) else {
-            assert!(!may_reach);
-            return;
+    fn step(&mut self, event: backfill::Event<'_>) -> Option<Action> {
+        self.backfill.step(event, Instant::now())
+    }
+
+    fn backfill_due(&mut self) -> Option<Action> {
+        let log = LogStart {
+            floor: self.log.floor(),
+            room: self.log.room(),
+            is_empty: self.log.is_empty(),
         };
-        assert!(may_reach && span.after <= wanted && span.up_to == self.log.floor());
-        let mut earlier = Earlier::new(span, self.log.room());
-        for said in self.etcd.backfill(span, &prefix()) {
-            match said {
-                BackfillEvent::Begin { after } => earlier.begin(after),
-                BackfillEvent::Transactions(said) => earlier.take(said).unwrap(),
-                BackfillEvent::End => {}
-                BackfillEvent::Failed { .. } => return self.log.give_up_back(),
+        let writer = &mut self.writer;
+        let due = backfill::Event::Due { log, writer };
+        self.backfill.step(due, Instant::now())
+    }
+
+    fn look_back(&mut self, by: i64, txn: Txn) {
+        let floor = self.log.floor();
+        let revision = Revision::new(floor.get() - by);
+        let requested = backfill::Event::Requested { revision, floor };
+        assert!(self.step(requested).is_none());
+        let reachable = self.backfill.reachable();
+        if matches!(self.backfill.state(), backfill::State::Idle) {
+            assert!(!reachable.contains(revision));
+            return;
+        }
+        assert!(reachable.contains(revision));
+        let Some(Action::Request(span)) = self.backfill_due() else {
+            panic!("no request: {:?}", self.backfill);
+        };
+        assert!(span.after <= revision && span.up_to == floor);
+        for event in self.etcd.backfill(span, &prefix()) {
+            let failed = matches!(event, BackfillEvent::Failed { .. });
+            let action = self.step(backfill::Event::Received(event));
+            assert_eq!(action.is_some(), failed, "{action:?}");
+            if failed {
+                return;
             }
         }
-        let floor = self.writer.snapshot().floor();
-        let mut settling = earlier.end();
-        let mut first = settling.settle(&mut self.writer).unwrap();
+        let deletes_floor = self.writer.snapshot().floor();
+        let mut action = self.backfill_due();
         // The state moves while it is being compared.
         self.hear(txn);
         if self.published.last() != Some(&self.etcd.revision()) {
             self.published.push(self.etcd.revision());
         }
-        let past = loop {
-            match first.take() {
-                Some(past) => break past,
-                None => first = settling.settle(&mut self.writer).unwrap(),
+        let (from, batches) = loop {
+            match action {
+                None => action = self.backfill_due(),
+                Some(Action::Adopt { floor, batches, .. }) => break (floor, batches),
+                other => panic!("not adopted: {other:?}"),
             }
         };
-        let Some(_dropped) = self.log.reach_back(ChangeLog::of_past(past, 0), span.up_to) else {
-            assert!(self.log.floor() > span.up_to, "it dropped what came first");
+        let encode = |batch| Arc::new(EncodedBatch::new(batch, 0));
+        let encoded = batches.into_iter().map(encode).collect();
+        let dropped = self.log.prepend(from, encoded, span.up_to);
+        let floor = dropped.as_ref().map(|_| self.log.floor());
+        assert!(self.step(backfill::Event::Adopted { floor }).is_none());
+        if dropped.is_none() {
+            assert!(self.log.floor() > span.up_to, "it dropped its oldest batch");
             return;
-        };
-        assert!(self.writer.snapshot().floor() <= floor);
+        }
+        assert!(self.writer.snapshot().floor() <= deletes_floor);
         let first = self.log.floor().min(span.up_to).get();
         let known = (first..self.published[0].get()).map(Revision::new);
         self.published = known.chain(self.published.iter().copied()).collect();
@@ -457,136 +489,4 @@ fn a_batch_larger_than_the_log_leaves_an_empty_log_behind() {
     assert_eq!(log.floor(), Revision::new(12));
     assert!(log.since(&prefix(), Revision::new(11)).is_none());
     assert!(log.since(&prefix(), Revision::new(12)).is_some());
-}
-
-/// A state at 20 with `/c/a` of 15 and `/c/b` of 5, and what was said of the time after 10.
-fn looked_back(said: Vec<PastTransaction>) -> Result<PastBatches, Misfit> {
-    let entries = vec![entry("/c/a", "2", 15), entry("/c/b", "1", 5)];
-    let mut writer = Writer::new(state(20, entries));
-    let span = Span {
-        after: Revision::new(10),
-        up_to: Revision::new(20),
-        last_put: Some(Revision::new(15)),
-    };
-    let mut earlier = Earlier::new(span, BUDGET);
-    earlier.begin(span.after);
-    earlier.take(said)?;
-    let mut settling = earlier.end();
-    loop {
-        if let Some(log) = settling.settle(&mut writer)? {
-            return Ok(log);
-        }
-    }
-}
-
-fn said(revision: i64, changes: Vec<(Edit, Option<Entry>)>) -> PastTransaction {
-    let changes = changes.into_iter();
-    let changes = changes.map(|(edit, previous)| PastChange { edit, previous });
-    PastTransaction {
-        revision: Revision::new(revision),
-        changes: changes.collect(),
-    }
-}
-
-#[test]
-fn a_past_that_does_not_lead_to_the_state_is_refused() {
-    let put = |key, value: &'static str, at| Edit::Put(entry(key, value, at));
-    let old = || Some(entry("/c/a", "1", 5));
-    let gone = |key: &'static str, at| Edit::Delete {
-        key: Key::new(key).unwrap(),
-        mod_revision: Revision::new(at),
-    };
-    let right = || said(15, vec![(put("/c/a", "2", 15), old())]);
-    let also = |at, changes| vec![right(), said(at, changes)];
-    assert!(looked_back(vec![right()]).is_ok());
-    let c = || Some(entry("/c/c", "1", 5));
-    let with_delete = looked_back(also(16, vec![(gone("/c/c", 16), c())]));
-    assert_eq!(with_delete.unwrap().floor(), Revision::new(10));
-
-    let at = |revision| Revision::new(revision);
-    let cases = [
-        (
-            vec![],
-            Misfit::State { revision: at(15) },
-            "a put is missing",
-        ),
-        (
-            vec![said(15, vec![(put("/c/a", "3", 15), old())])],
-            Misfit::State { revision: at(15) },
-            "another value",
-        ),
-        (
-            also(16, vec![(gone("/c/b", 16), Some(entry("/c/b", "1", 5)))]),
-            Misfit::State { revision: at(16) },
-            "it is still there",
-        ),
-        (
-            also(16, vec![(put("/c/c", "1", 16), None)]),
-            Misfit::State { revision: at(16) },
-            "it is not there",
-        ),
-        (
-            also(16, vec![(gone("/c/a", 16), old())]),
-            Misfit::Chain { revision: at(16) },
-            "something else was there before",
-        ),
-        (
-            also(15, vec![]),
-            Misfit::Order { revision: at(15) },
-            "twice",
-        ),
-        (
-            also(21, vec![]),
-            Misfit::Order { revision: at(21) },
-            "beyond",
-        ),
-        (
-            vec![said(10, vec![])],
-            Misfit::Order { revision: at(10) },
-            "before",
-        ),
-    ];
-    for (said, misfit, what) in cases {
-        assert_eq!(looked_back(said).unwrap_err(), misfit, "{what}");
-    }
-}
-
-#[test]
-fn a_log_asks_for_the_past_a_few_times_and_not_for_more_than_it_may() {
-    let revision = |revision| Revision::new(revision);
-    let state = state(1_000_000, vec![entry("/c/a", "1", 999_000)]);
-    let snapshot = Writer::new(state).snapshot().clone();
-    let floor = snapshot.revision();
-    let mut log = ChangeLog::new(floor, BUDGET);
-    assert!(!log.may_reach(floor) && !log.may_reach(revision(0)));
-    assert!(log.may_reach(revision(900_000)) && !log.may_reach(revision(899_999)));
-    assert_eq!(log.ask_back(revision(899_999), &snapshot), None);
-    let span = |after, up_to| Span {
-        after: revision(after),
-        up_to: revision(up_to),
-        last_put: Some(revision(999_000)),
-    };
-    // One that is a little older will come soon.
-    let near = log.ask_back(revision(999_999), &snapshot).unwrap();
-    assert_eq!(near, span(999_000, 1_000_000));
-    let far = log.ask_back(revision(950_000), &snapshot).unwrap();
-    assert_eq!(far, span(950_000, 1_000_000));
-    let earlier = || ChangeLog::new(far.after, BUDGET);
-    assert!(log.reach_back(earlier(), far.up_to).is_some());
-    assert_eq!(log.floor(), far.after);
-    assert!(
-        log.reach_back(earlier(), far.up_to).is_none(),
-        "it has moved"
-    );
-    // The last time, as far as it may.
-    let last = log.ask_back(revision(949_999), &snapshot).unwrap();
-    assert_eq!(last, span(900_000, 950_000));
-    assert!(!log.may_reach(revision(949_999)));
-    assert_eq!(
-        ChangeLog::new(revision(5), BUDGET)
-            .ask_back(revision(4), &snapshot)
-            .unwrap()
-            .after,
-        revision(1)
-    );
 }

@@ -206,14 +206,14 @@ impl Writer {
         }
     }
 
-    /// When a key that is not there was deleted, as far as that is remembered.
-    pub(super) fn deleted_at(&self, key: &Key) -> Option<Revision> {
+    /// When a missing key was deleted; `None` without a tombstone.
+    pub fn deleted_at(&self, key: &Key) -> Option<Revision> {
         self.tombstones.get(key).copied()
     }
 
-    /// Remembers a delete that is older than all that are remembered. `false` when there is no room.
-    pub(super) fn bury_earlier(&mut self, revision: Revision, key: Key) -> bool {
-        // It may have come back, or come and gone, since the past was compared.
+    /// Records a delete that is older than all recorded ones, unless the key changed since. Returns
+    /// `false` when there is no room.
+    pub fn record_past_tombstone(&mut self, revision: Revision, key: Key) -> bool {
         if self.snapshot.by_key.contains_key(&key) || self.tombstones.contains_key(&key) {
             return true;
         }
@@ -226,9 +226,9 @@ impl Writer {
         true
     }
 
-    /// Every delete since `floor` is remembered now, up to `up_to`.
-    pub(super) fn knows_deletes_since(&mut self, floor: Revision, up_to: Revision) {
-        // Unless some after that were forgotten.
+    /// Every delete after `floor` is recorded now, up to `up_to`.
+    pub fn lower_floor(&mut self, floor: Revision, up_to: Revision) {
+        // Unless tombstones after that were dropped.
         if self.snapshot.floor <= up_to {
             self.snapshot.floor = self.snapshot.floor.min(floor);
         }

@@ -346,7 +346,12 @@ impl Running {
             jobs: pool.clone(),
         };
         let mut ingest = JoinSet::new();
-        ingest.spawn(ingest::run(source, handle, publisher, limits));
+        ingest.spawn(ingest::run(
+            source,
+            ingest::Handle::new(handle),
+            publisher,
+            limits,
+        ));
         fanout.synced().await;
         Self {
             etcd,
