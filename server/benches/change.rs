@@ -12,11 +12,11 @@ use std::time::Duration;
 use criterion::{Criterion, criterion_group, criterion_main};
 use driftless_proto::apply::Edit;
 use driftless_proto::{Entry, Epoch, Key, KeyRange, Revision};
-use driftless_server::fanout::{
+use driftless_server::internals::fanout::{
     ChangeLog, Fanout, Limits, Publisher, RangeView, Subscriber, fanout,
 };
+use driftless_server::internals::store::{Batch, History, State, Writer};
 use driftless_server::metrics::Metrics;
-use driftless_server::store::{Batch, History, State, Writer};
 use tokio::time::Instant;
 
 const KEYS: [usize; 4] = [1_000, 10_000, 100_000, 1_000_000];

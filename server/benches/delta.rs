@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use driftless_server::delta::compute;
+use driftless_server::internals::delta::compute;
 
 const MIB: usize = 1024 * 1024;
 

@@ -20,9 +20,64 @@ use crate::session::Registry;
 use crate::settings::Settings;
 use crate::source::{Source, SourceHandle};
 
-/// The inside of a server, over any sources and any connections: [`Server`] is one over etcd and
-/// TCP. Dropping it ends everything at once: connections are cut off, without the goodbye that
+/// A server without ports and without etcd: it takes any sources and any connections.
+/// [`Server`](crate::Server) is one over etcd and TCP.
+///
+/// Dropping it ends everything at once: connections are closed, without the goodbye that
 /// [`Engine::shut_down`] says.
+///
+/// # Examples
+/// A source that reports one state, and a client over an in-memory pipe:
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use driftless_proto::{Epoch, KeyRange, Revision};
+/// use driftless_server::source::{History, SourceHandle, State, Update};
+/// use driftless_server::{Engine, Metrics, Settings, Source};
+///
+/// /// Reports its state once, and then that nothing changes.
+/// struct Fixed(Option<State>);
+///
+/// impl Source for Fixed {
+///     async fn next(&mut self) -> Update {
+///         match self.0.take() {
+///             Some(state) => Update::State(state),
+///             None => std::future::pending().await,
+///         }
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// // The engine uses neither the address nor etcd; the settings require both to be named.
+/// let settings = Settings::builder()
+///     .etcd("http://127.0.0.1:2379")
+///     .prefix("/config/")
+///     .build()?;
+/// let state = State {
+///     epoch: Epoch::of_cluster(1, ""),
+///     revision: Revision::new(7),
+///     entries: Vec::new(),
+///     history: History::Continues,
+/// };
+/// // The other end of the handle receives requests to the source, which this one never answers.
+/// let (handle, _requests) = SourceHandle::channel();
+/// let sources = [(KeyRange::prefix("/config/")?, Fixed(Some(state)), handle)];
+/// let engine = Engine::start(&settings, Metrics::new(), sources);
+/// engine.ready().await;
+///
+/// // Give `client` to a gRPC client; it speaks HTTP/2.
+/// let (client, server) = tokio::io::duplex(64 * 1024);
+/// engine.serve(server);
+/// assert_eq!(engine.sessions().connections().count(), 1);
+///
+/// drop(client);
+/// let closed_late = engine.shut_down(Duration::from_secs(5)).await;
+/// assert_eq!(closed_late, 0);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Engine {
     service: Service,
@@ -39,8 +94,8 @@ impl Drop for Engine {
 }
 
 impl Engine {
-    /// Starts a task for each source. Of `settings`, the addresses, the files of TLS and etcd's URLs are
-    /// not used.
+    /// Starts one task a source, and those that the engine needs itself; they end with the engine. Of
+    /// `settings`, the addresses, the TLS files, the prefixes and etcd's URLs are not used.
     ///
     /// # Panics
     /// Outside a tokio runtime.
@@ -103,12 +158,13 @@ impl Engine {
         engine
     }
 
-    /// Who is connected, to be read: what an admin's questions will be answered from.
+    /// Who is connected: each connection and stream, with who it is, how far it is and what its client
+    /// reported. To be read only.
     pub fn sessions(&self) -> &Registry {
         self.service.sessions()
     }
 
-    /// The server's counters.
+    /// What the server counts.
     pub const fn metrics(&self) -> &Metrics {
         &self.metrics
     }
@@ -126,7 +182,11 @@ impl Engine {
         self.connections.set_tls(tls);
     }
 
-    /// Serves one connection, in a task that ends with it.
+    /// Serves one connection over anything that reads and writes, such as an in-memory pipe: HTTP/2
+    /// without TLS. The task that it spawns ends with the connection, or with the engine.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
     pub fn serve(&self, io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
         self.connections.serve(io);
     }
@@ -139,11 +199,11 @@ impl Engine {
         self.service.ready().await;
     }
 
-    /// Ends everything: goodbyes first, and what has not ended after `within` is cut off. Returns how
-    /// many connections had to be.
+    /// Says goodbye on every stream, and closes the connections that have not ended after `within`.
+    /// Returns how many had to be closed. Nothing is left of the engine then.
     ///
     /// # Cancel safety
-    /// Dropping it cuts off what is left.
+    /// Dropping the future closes what is left at once.
     pub async fn shut_down(mut self, within: Duration) -> usize {
         let cut_off = self.connections.shut_down(sleep(within)).await;
         // Ingest last, so that the streams' last words are true; dropping a source ends its watch.

@@ -34,7 +34,7 @@ pub enum StartError {
         /// What the system says.
         source: io::Error,
     },
-    /// A file of TLS cannot be used.
+    /// A TLS file cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
     /// etcd's endpoints are not usable.
@@ -54,7 +54,7 @@ fn advice(error: &io::Error) -> &'static str {
     }
 }
 
-/// The files as [`net`] takes them, which knows no settings.
+/// The TLS files for [`net`], which knows no settings.
 pub(crate) fn tls_files(files: &settings::TlsFiles) -> net::TlsFiles {
     let named = |setting: Setting, path: &Path| NamedFile {
         setting: setting.name(),
@@ -69,11 +69,11 @@ pub(crate) fn tls_files(files: &settings::TlsFiles) -> net::TlsFiles {
     }
 }
 
-/// Why a server stopped by itself.
+/// Why a server stopped without being told to, or not in order.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ServeError {
-    /// A task that ends only with the server has ended: a bug.
+    /// A task ended that should end only with the server: a bug.
     #[error("the {task} task ended unexpectedly: {reason}; this is a bug")]
     Task {
         /// Which.
@@ -81,7 +81,7 @@ pub enum ServeError {
         /// How.
         reason: String,
     },
-    /// Connections had to be cut off when the drain timeout was over.
+    /// Connections had not ended by the drain timeout, and were cut off.
     #[error("{connections} connections did not end in time and were cut off")]
     CutOff {
         /// How many.
@@ -89,7 +89,33 @@ pub enum ServeError {
     },
 }
 
-/// A server that is bound and not running yet.
+/// A server over etcd and TCP, bound and not running yet.
+///
+/// # Examples
+/// etcd need not be there: the server looks for it until it finds it.
+///
+/// ```
+/// use driftless_server::{Server, Settings};
+/// use tokio_util::sync::CancellationToken;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let settings = Settings::builder()
+///     .etcd("http://127.0.0.1:2379")
+///     .prefix("/config/")
+///     .listen(([127, 0, 0, 1], 0).into())
+///     .build()?;
+/// let server = Server::bind(settings).await?;
+/// println!("serving gRPC on {}", server.local_addr());
+///
+/// let shutdown = CancellationToken::new();
+/// let stop = shutdown.clone();
+/// // A real server would cancel it when it gets a signal.
+/// tokio::spawn(async move { stop.cancel() });
+/// server.run(shutdown).await?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Server {
     settings: Settings,
@@ -102,12 +128,11 @@ pub struct Server {
 }
 
 impl Server {
-    /// Reads the files of TLS and binds the addresses. Leaves no task running, and does not look for
-    /// etcd yet.
+    /// Reads the TLS files and binds the addresses. Starts no task, and does not connect to etcd yet.
     ///
     /// # Errors
-    /// When a file of TLS cannot be used, an address is in use or not of this machine, or etcd's URLs
-    /// cannot work.
+    /// When a TLS file cannot be used, an address is in use or not one of this machine, or etcd's URLs
+    /// cannot be used.
     ///
     /// # Cancel safety
     /// Cancel-safe: what was bound is closed.
@@ -152,7 +177,7 @@ impl Server {
         })
     }
 
-    /// Where gRPC is served, with the real port.
+    /// The address that gRPC is served on, with the port that was bound.
     pub const fn local_addr(&self) -> SocketAddr {
         self.local
     }
@@ -162,19 +187,20 @@ impl Server {
         self.tls.is_some()
     }
 
-    /// Where health and metrics are served, with the real port.
+    /// The address that health and metrics are served on, with the port that was bound. `None` when they
+    /// are not served.
     pub fn admin_addr(&self) -> Option<SocketAddr> {
         self.admin.as_ref().map(|(_, address)| *address)
     }
 
-    /// Serves until `shutdown` is cancelled; then says goodbye on every stream and returns once
+    /// Serves until `shutdown` is cancelled. Then it says goodbye on every stream and returns once
     /// everything has ended, after the drain timeout at the latest.
     ///
     /// # Errors
-    /// When connections had to be cut off, or there is a bug.
+    /// When connections had to be cut off, or a task ended that should not.
     ///
     /// # Cancel safety
-    /// Dropping it ends everything at once: connections are cut off, without a goodbye.
+    /// Dropping the future ends everything at once: connections are closed, without a goodbye.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), ServeError> {
         let mut engine = Engine::start(&self.settings, self.metrics, self.sources);
         if let Some((tls, reloader)) = self.tls {

@@ -10,8 +10,9 @@ use driftless_proto::digest::Digest;
 use driftless_proto::{Entry, Key, KeyRange, Revision};
 use driftless_server::metrics::Metrics;
 use driftless_server::source::etcd::{EtcdConfig, EtcdSource};
-use driftless_server::source::{Source, SourceHandle, Update};
-use driftless_server::store::{BackfillEvent, History, PastTransaction, Span, State};
+use driftless_server::source::{
+    BackfillEvent, History, PastTransaction, Source, SourceHandle, Span, State, Update,
+};
 use driftless_test_support::{Etcd, PATIENCE, Proxy, eventually, free_port};
 use etcd_client::{Client, GetOptions, Txn, TxnOp};
 use rand::rngs::StdRng;

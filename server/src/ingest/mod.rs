@@ -21,13 +21,13 @@ use self::backfill_driver::backfill_due;
 use crate::backfill::{self, Backfill};
 use crate::delta::{JobPool, Jobs};
 use crate::fanout::Publisher;
-pub use crate::source::REQUEST_TIMEOUT;
+pub(crate) use crate::source::REQUEST_TIMEOUT;
 use crate::source::{Source, SourceHandle, Update};
 use crate::store::{Replaced, Writer};
 
 /// What ingest needs to know.
 #[derive(Clone, Debug)]
-pub struct Limits {
+pub(crate) struct Limits {
     /// How often the state is compared with etcd's, on average; `None` for never.
     pub audit_interval: Option<Duration>,
     /// What the jobs of all prefixes share.
@@ -36,14 +36,14 @@ pub struct Limits {
 
 /// Lets streams send requests to the ingest task of a prefix. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Handle {
+pub(crate) struct Handle {
     source: SourceHandle,
     backfill: backfill::Requests,
 }
 
 impl Handle {
     /// For the prefix whose source receives the requests of `source`.
-    pub fn new(source: SourceHandle) -> Self {
+    pub(crate) fn new(source: SourceHandle) -> Self {
         Self {
             source,
             backfill: backfill::Requests::new(),
@@ -55,7 +55,7 @@ impl Handle {
     ///
     /// # Cancel safety
     /// Cancel-safe: the answer is dropped.
-    pub async fn revision(&self) -> Option<Revision> {
+    pub(crate) async fn revision(&self) -> Option<Revision> {
         self.source.revision().await
     }
 
@@ -63,13 +63,18 @@ impl Handle {
     ///
     /// # Cancel safety
     /// Cancel-safe: the backfill continues, for other streams.
-    pub async fn backfill(&self, revision: Revision) {
+    pub(crate) async fn backfill(&self, revision: Revision) {
         self.backfill.request(revision).await;
     }
 }
 
 /// Runs until it is dropped. `handle` is the one that streams use; `source` receives its requests.
-pub async fn run(mut source: impl Source, handle: Handle, publisher: Publisher, limits: Limits) {
+pub(crate) async fn run(
+    mut source: impl Source,
+    handle: Handle,
+    publisher: Publisher,
+    limits: Limits,
+) {
     let requests = handle.backfill.clone();
     let mut ingest = Ingest {
         publisher,

@@ -76,7 +76,7 @@ const MAX_HEADERS: u32 = 20 * 1024;
 
 /// All connections of one server. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Connections {
+pub(crate) struct Connections {
     service: Service,
     metrics: Metrics,
     tls: Option<Tls>,
@@ -91,7 +91,7 @@ pub struct Connections {
 
 impl Connections {
     /// At most `limit` connections at a time.
-    pub fn new(service: Service, limit: usize) -> Self {
+    pub(crate) fn new(service: Service, limit: usize) -> Self {
         let metrics = service.0.metrics.clone();
         let ping = service.0.intervals.ping;
         Self {
@@ -123,7 +123,7 @@ impl Connections {
     ///
     /// # Cancel safety
     /// Dropping it closes the listener; connections that were accepted go on.
-    pub async fn accept(&self, listener: TcpListener) {
+    pub(crate) async fn accept(&self, listener: TcpListener) {
         // A shutdown waits for this to end: one more connection may come of it.
         let _accepting = self.tasks.token();
         self.drain
@@ -142,7 +142,7 @@ impl Connections {
 
     /// Serves one connection over anything that reads and writes, in a task of its own, which ends
     /// with the connection, and at the latest at the end of [`Connections::shut_down`].
-    pub fn serve(&self, io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
+    pub(crate) fn serve(&self, io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
         self.serve_holding(io, None, ());
     }
 
@@ -235,7 +235,7 @@ impl Connections {
     /// # Cancel safety
     /// Not cancel-safe: dropped half-way, what is left ends with its peers, unless somebody cuts it
     /// off, as an engine that is dropped does.
-    pub async fn shut_down(&self, deadline: impl Future<Output = ()>) -> usize {
+    pub(crate) async fn shut_down(&self, deadline: impl Future<Output = ()>) -> usize {
         self.drain();
         self.service.drain();
         self.tasks.close();

@@ -23,27 +23,27 @@ use crate::session::{Connection, Registry, SlowConsumers};
 
 /// One served prefix.
 #[derive(Clone, Debug)]
-pub struct Served {
+pub(crate) struct Served {
     /// Its streams' side.
-    pub fanout: Fanout,
+    pub(crate) fanout: Fanout,
     /// Asks its ingest task.
-    pub ingest: ingest::Handle,
+    pub(crate) ingest: ingest::Handle,
 }
 
 /// The intervals that both ends of a stream keep.
 #[derive(Clone, Copy, Debug)]
-pub struct Intervals {
+pub(crate) struct Intervals {
     /// See `Hello.progress_interval_ms`.
-    pub progress: Duration,
+    pub(crate) progress: Duration,
     /// See `Hello.ping_interval_ms`.
-    pub ping: Duration,
+    pub(crate) ping: Duration,
     /// See `Hello.report_interval_ms`.
-    pub report: Duration,
+    pub(crate) report: Duration,
 }
 
 /// All that calls need. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Service(pub(super) Arc<Inner>);
+pub(crate) struct Service(pub(super) Arc<Inner>);
 
 #[derive(Debug)]
 pub(super) struct Inner {
@@ -65,7 +65,7 @@ pub(super) const ATTEMPTS: usize = 3;
 impl Service {
     /// For these prefixes, none of them ready yet. A connection is closed when something that a
     /// stream on it has to send is not taken within `stall_timeout`.
-    pub fn new(
+    pub(crate) fn new(
         served: Vec<Served>,
         intervals: Intervals,
         stall_timeout: Duration,
@@ -98,7 +98,7 @@ impl Service {
     }
 
     /// The served prefixes.
-    pub fn served(&self) -> &[Served] {
+    pub(crate) fn served(&self) -> &[Served] {
         &self.0.served
     }
 
@@ -106,34 +106,34 @@ impl Service {
     ///
     /// # Cancel safety
     /// Cancel-safe.
-    pub async fn ready(&self) {
+    pub(crate) async fn ready(&self) {
         for served in &self.0.served {
             served.fanout.synced().await;
         }
     }
 
     /// Who is connected.
-    pub fn sessions(&self) -> &Registry {
+    pub(crate) fn sessions(&self) -> &Registry {
         &self.0.sessions
     }
 
     /// Sees to the streams that wait for a permit to read a snapshot. Runs until it is dropped.
-    pub async fn run_admission(&self) {
+    pub(crate) async fn run_admission(&self) {
         self.0.sessions.admission().run().await;
     }
 
     /// Closes the connections of slow consumers. Runs until it is dropped.
-    pub async fn close_slow_consumers(&self) {
+    pub(crate) async fn close_slow_consumers(&self) {
         self.0.slow_consumers.run().await;
     }
 
     /// Whether the server shuts down.
-    pub fn is_draining(&self) -> bool {
+    pub(crate) fn is_draining(&self) -> bool {
         self.0.draining.is_cancelled()
     }
 
     /// Ends every stream with a goodbye and refuses new ones.
-    pub fn drain(&self) {
+    pub(crate) fn drain(&self) {
         self.0.draining.cancel();
         self.0
             .served

@@ -10,7 +10,7 @@ const SERVICE: &str = "driftless.v1.Config";
 impl Service {
     /// Keeps the standard health service truthful: not serving until every prefix has its first
     /// state, nor once the server shuts down. Runs until it is dropped.
-    pub async fn keep_health(&self) {
+    pub(crate) async fn keep_health(&self) {
         let draining = &self.0.draining;
         self.set_serving(ServingStatus::NotServing).await;
         if draining.run_until_cancelled(self.ready()).await.is_some() {

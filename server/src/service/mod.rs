@@ -23,6 +23,6 @@ mod tests;
 mod until_drained;
 mod watch;
 
-pub use connections::Connections;
+pub(crate) use connections::Connections;
 pub(crate) use connections::Timeouts;
-pub use dispatch::{Intervals, Served, Service};
+pub(crate) use dispatch::{Intervals, Served, Service};

@@ -2,7 +2,7 @@
 //!
 //! A source is a state machine that never ends and never fails. It connects, lists and watches. When
 //! anything breaks, it reports that ([`Update::Lost`]), backs off and starts again. It returns a
-//! sequence of [`Update`]s, which [ingest](crate::ingest) applies one after the other. It holds no
+//! sequence of [`Update`]s, which ingest applies one after the other. It holds no
 //! copy of the keyspace: the store computes the difference of two states.
 //!
 //! The ingest task of the prefix owns it. It must not know about streams, scopes or gRPC.
@@ -19,7 +19,7 @@ use driftless_proto::apply::Edit;
 use driftless_proto::digest::Digest;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::store::{BackfillEvent, Span, State};
+pub use crate::store::{BackfillEvent, History, PastChange, PastTransaction, Span, State};
 
 /// What a source reports about its prefix, in order.
 #[derive(Clone, Debug)]
