@@ -8,9 +8,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-# How long anything here may take: an idle machine needs a fraction of a second.
+# How long a step may take. An idle machine needs a fraction of a second.
 readonly START_LIMIT=30 CHANGE_LIMIT=10
-# The server has 10 s to say goodbye to its streams.
+# The server has 10 s to end its streams.
 readonly STOP_LIMIT=12
 
 if [[ -t 1 && -z ${NO_COLOR:-} && ${TERM:-dumb} != dumb ]]; then
@@ -25,14 +25,14 @@ dir=$(mktemp -d "${TMPDIR:-/tmp}/driftless-demo.XXXXXX")
 pids=()
 names=()
 
-# Should this script itself be killed outright, the kernel ends its children.
+# If this script is killed, the kernel ends its children.
 guard=()
 if command -v setpriv >/dev/null; then
     guard=(setpriv --pdeathsig TERM --)
 fi
 
-# Each child leads a process group of its own, so that Ctrl-C reaches this
-# script only, which then stops them in order and whole.
+# Each child leads its own process group. So Ctrl-C reaches only this script,
+# which stops the children in order.
 start() {
     names+=("$1")
     shift

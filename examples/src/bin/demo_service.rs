@@ -2,7 +2,7 @@
 //! prints a line for each state of it.
 //!
 //! It shows what a service has to write: a struct, a `watch`, a loop. It prints
-//! what it reads because that is the point of a demo; the library never does.
+//! the values because it is a demo; the library never does.
 //!
 //! ```text
 //! demo_service [URL]
@@ -18,11 +18,11 @@ use std::fmt;
 use driftless_client::{Client, KeyRange};
 use serde::Deserialize;
 
-/// Where the server listens unless the first argument says otherwise.
+/// The default of the first argument: where the server listens.
 const DEFAULT_SERVER: &str = "http://127.0.0.1:7400";
 
-/// The shop's configuration: each field is a key below `/config/shop/`, and one
-/// that is not there has its default.
+/// The shop's configuration: each field is a key below `/config/shop/`. A field
+/// without a key has its default.
 #[derive(Deserialize)]
 #[serde(default)]
 struct Shop {
@@ -63,7 +63,7 @@ impl Default for Limits {
     }
 }
 
-/// One line, which `examples/demo/demo.sh` compares with what it expects.
+/// One line, which `examples/demo/demo.sh` compares with the expected one.
 impl fmt::Display for Shop {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(

@@ -1,7 +1,7 @@
-//! A web service whose greeting, rate limit and feature flags are edited while it serves.
+//! A web service whose greeting, rate limit and feature flags change while it serves.
 //!
-//! Every request loads the configuration once, which is wait-free, and answers from that one state
-//! of it: what was edited together is seen together, or not at all.
+//! Every request loads the configuration once, which is wait-free, and answers from that state. So a
+//! request sees all of an edit or nothing of it.
 //!
 //! ```text
 //! embed_in_axum [URL [LISTEN]]
@@ -9,7 +9,7 @@
 //! etcdctl put /config/web/greeting/text Hola
 //! ```
 
-// What it says on a terminal is its address, or why it did not start.
+// It prints its address, or why it did not start.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::collections::BTreeMap;
@@ -29,10 +29,10 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Where the driftless server listens unless the first argument says otherwise.
+/// The default of the first argument: where the driftless server listens.
 const DEFAULT_SERVER: &str = "http://127.0.0.1:7400";
 
-/// Where this service listens unless the second argument says otherwise.
+/// The default of the second argument: where this service listens.
 const DEFAULT_LISTEN: &str = "127.0.0.1:8080";
 
 const HELP: &str = "usage: embed_in_axum [URL [LISTEN]], LISTEN such as 127.0.0.1:8081";
@@ -43,7 +43,7 @@ const HELP: &str = "usage: embed_in_axum [URL [LISTEN]], LISTEN such as 127.0.0.
 struct Web {
     greeting: Greeting,
     limit: Limit,
-    /// `features/NAME`: `true` or `false`. What is not there is off.
+    /// `features/NAME`: `true` or `false`. A missing flag is off.
     features: BTreeMap<String, bool>,
 }
 
@@ -85,7 +85,7 @@ impl Default for Limit {
 }
 
 impl Web {
-    /// So that no request ever meets a configuration that it cannot be answered with.
+    /// Rejects a configuration with which a request could not be answered.
     fn check(&self) -> Result<(), &'static str> {
         if self.limit.rps == 0 || self.limit.burst == 0 {
             return Err("limit.rps and limit.burst must be at least 1");
@@ -100,7 +100,7 @@ impl Web {
     }
 }
 
-/// What all requests share.
+/// Shared by all requests.
 struct App {
     config: Watcher<Web>,
     bucket: Bucket,
@@ -118,7 +118,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run() -> Result<(), Box<dyn Error>> {
-    // The library logs when it loses its server and when a value is refused; never the value.
+    // The library logs lost servers and rejected values, but never a value.
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
@@ -134,7 +134,7 @@ async fn run() -> Result<(), Box<dyn Error>> {
         .endpoint(server)
         .label("service", "embed_in_axum")
         .build()?;
-    // It does not start without a configuration that is good. From then on it always has one.
+    // The service starts only with a valid configuration. From then on it always has one.
     let config = client
         .watch::<Web>(KeyRange::prefix("/config/web/"))
         .validate(Web::check)
@@ -179,31 +179,31 @@ async fn greet(State(app): State<Arc<App>>) -> Response {
         let retry = [(header::RETRY_AFTER, "1")];
         (StatusCode::TOO_MANY_REQUESTS, retry, "slow down\n").into_response()
     };
-    // For whoever asks "does this instance have my edit?".
+    // Tells an operator whether this instance has an edit.
     let revision = HeaderValue::from(config.revision().get());
     response.headers_mut().insert("x-config-revision", revision);
     response
 }
 
-/// What `/healthz` answers.
+/// The answer of `/healthz`.
 #[derive(Serialize)]
 struct Health {
-    /// `Live` when the configuration is known to be what etcd holds.
+    /// `Live` while the configuration is known to be the one in etcd.
     subscription: String,
     /// The revision of the configuration in use.
     revision: i64,
     /// How old it may be.
     age_ms: Option<u128>,
-    /// Why a newer one is not in use: which key to mend. It never holds a value.
+    /// Why a newer one is not in use, and which key to fix. Never has a value.
     rejected: Option<String>,
 }
 
-/// Well as long as it can answer, with the last good configuration if need be: an orchestrator that
-/// restarted services because their configuration server is away would make an outage of it.
+/// Healthy while it can answer, even with an old configuration: if an orchestrator restarted services
+/// because the configuration server is away, it would cause an outage.
 async fn health(State(app): State<Arc<App>>) -> (StatusCode, Json<Health>) {
     let status = app.config.status();
     let code = match status.state {
-        // No change will ever come again, which only a restart mends.
+        // No further change will arrive. Only a restart helps.
         WatchState::Closed => StatusCode::SERVICE_UNAVAILABLE,
         _ => StatusCode::OK,
     };
@@ -218,7 +218,7 @@ async fn health(State(app): State<Arc<App>>) -> (StatusCode, Json<Health>) {
     (code, Json(health))
 }
 
-/// A token bucket. How large it is and how fast it fills may differ from one request to the next.
+/// A token bucket. Its size and rate may change between requests.
 struct Bucket(Mutex<Level>);
 
 struct Level {
@@ -227,7 +227,7 @@ struct Level {
 }
 
 impl Bucket {
-    /// Full, whatever the size.
+    /// A full bucket of any size.
     fn new() -> Self {
         Self(Mutex::new(Level {
             tokens: f64::INFINITY,

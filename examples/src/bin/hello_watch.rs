@@ -15,7 +15,7 @@ use driftless_client::Client;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
-    // The client says what it waits for, and what it refuses.
+    // The log says what the client waits for, and which values it rejects.
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .init();

@@ -1,5 +1,5 @@
-//! The program of the project's README, word for word but for the server's address, which comes
-//! from the first argument. A test holds the two together.
+//! The program of the project's README, except for the server's address, which is the first argument.
+//! A test compares the two.
 
 // Printing is what this program is for.
 #![allow(clippy::print_stdout)]

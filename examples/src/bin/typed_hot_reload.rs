@@ -1,8 +1,8 @@
-//! Watches `/config/shop/` as one validated struct and prints which of its fields changed, from
-//! what to what, each time that a new value takes the place of the old one.
+//! Watches `/config/shop/` as one validated struct, and prints the old and new value of each field that
+//! changed.
 //!
-//! A value that does not decode, or does not make sense, changes nothing: the program goes on with
-//! the last good one and says which key is to be mended.
+//! A value that does not decode or validate changes nothing: the program keeps the last good one and
+//! says which key to fix.
 //!
 //! ```text
 //! typed_hot_reload [URL]
@@ -21,14 +21,14 @@ use driftless_client::{Client, KeyRange, RejectedState, Watcher};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// Where the server listens unless the first argument says otherwise.
+/// The default of the first argument: where the server listens.
 const DEFAULT_SERVER: &str = "http://127.0.0.1:7400";
 
-/// How long to wait for a server before saying that there is none: somebody watches the terminal.
+/// How long to wait for a server before saying that there is none: a person is watching the terminal.
 const FIRST_VALUE: Duration = Duration::from_secs(5);
 
-/// Everything below `/config/shop/`. A key that does not exist leaves its field at the default, so
-/// deleting a key goes back to it.
+/// Everything below `/config/shop/`. A field without a key has its default, so deleting a key resets
+/// the field.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(default)]
 struct Shop {
@@ -36,9 +36,9 @@ struct Shop {
     currency: String,
     /// `/config/shop/banner`, as text; `None` while there is no such key.
     banner: Option<String>,
-    /// `/config/shop/limits/…`: a struct within is one more level of keys.
+    /// `/config/shop/limits/…`: a nested struct is one more level of keys.
     limits: Limits,
-    /// `/config/shop/prices/…`: a map takes whatever keys there are, here prices in cents.
+    /// `/config/shop/prices/…`: a map takes any keys, here prices in cents.
     prices: BTreeMap<String, u32>,
 }
 
@@ -70,8 +70,8 @@ impl Default for Limits {
 }
 
 impl Shop {
-    /// What the types cannot say. The reason is part of the program, so it quotes no value and the
-    /// library may show it; of any other error it would not show the text.
+    /// Checks what the types cannot express. The reasons are constant texts without values, so the
+    /// library shows them. It does not show the text of other errors.
     fn check(&self) -> Result<(), &'static str> {
         if self.limits.burst < self.limits.rps {
             return Err("limits.burst must be at least limits.rps");
@@ -106,7 +106,7 @@ async fn run() -> Result<(), Box<dyn Error>> {
         .validate(Shop::check)
         .await?;
 
-    // A refused state changes no value, so `changed` says nothing about it.
+    // A rejected state changes no value, so `changed` does not report it.
     let mut status = shop.watch_status();
     let mut told = None;
     let mut shown = BTreeMap::new();
@@ -119,7 +119,7 @@ async fn run() -> Result<(), Box<dyn Error>> {
             }
             status = status.changed() => {
                 let rejected = status.last_rejection;
-                // What else the status tells of, such as a server that is lost, is not shown here.
+                // Other news of the status, such as a lost server, is not shown here.
                 if let Some(rejected) = rejected.as_ref().filter(|_| rejected != told) {
                     refused(&shop, rejected);
                 }
@@ -129,7 +129,7 @@ async fn run() -> Result<(), Box<dyn Error>> {
     }
 }
 
-/// Prints what differs from what was shown before, which it then is.
+/// Prints the differences from the last printed value, and remembers this one.
 fn show(shop: &Watcher<Shop>, shown: &mut BTreeMap<String, Value>) -> Result<(), Box<dyn Error>> {
     let shop = shop.load();
     let fields = fields(&*shop)?;
@@ -145,7 +145,7 @@ fn show(shop: &Watcher<Shop>, shown: &mut BTreeMap<String, Value>) -> Result<(),
     Ok(())
 }
 
-/// Prints what is to be mended, and what is used until then.
+/// Prints which key to fix, and which value is used until then.
 fn refused(shop: &Watcher<Shop>, rejected: &RejectedState) {
     let why = &rejected.rejection;
     println!("revision {} refused: {}", rejected.revision, why.kind());
@@ -159,7 +159,7 @@ fn refused(shop: &Watcher<Shop>, rejected: &RejectedState) {
     println!("  still used: revision {}", shop.load().revision());
 }
 
-/// The fields of any struct by their paths, such as `limits.rps`; what is `None` has none.
+/// The fields of a struct by their paths, such as `limits.rps`. A field that is `None` has no path.
 fn fields(of: &impl Serialize) -> serde_json::Result<BTreeMap<String, Value>> {
     fn collect(path: &str, value: Value, into: &mut BTreeMap<String, Value>) {
         match value {
