@@ -1,4 +1,4 @@
-//! `driftless dev`, with a real etcd: what it starts, says, and leaves behind.
+//! `driftless dev` with a real etcd: what it starts, prints and leaves behind.
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ struct Dev {
     server: String,
     etcd: String,
     etcd_pid: i32,
-    /// What it said.
+    /// What it printed.
     lines: Vec<String>,
 }
 
@@ -30,7 +30,7 @@ impl Dev {
             .arg("dev")
             .args(arguments)
             .env("TMPDIR", temporary)
-            // What the user has for another etcd.
+            // Settings of the user's environment for another etcd.
             .env("ETCD_NAME", "another")
             .env("ETCD_LISTEN_CLIENT_URLS", "http://127.0.0.1:1");
         let mut process = Process::spawn(&mut command);
@@ -157,7 +157,7 @@ fn next_run_removes_folders_of_killed_runs() {
         let (_, path) = dev.lines[1].split_once("log in ").expect("it names it");
         path.into()
     };
-    // Of the name, and not ours to remove: never locked, and somewhere else.
+    // Has the name, but must not be removed: it was never locked, or is elsewhere.
     let unlocked = temporary.path().join("driftless-dev-unlocked");
     std::fs::create_dir(&unlocked).unwrap();
     let elsewhere = temporary.path().join("elsewhere");
@@ -193,7 +193,7 @@ fn etcd_that_ends_is_reported_and_its_log_kept() {
     assert_eq!(finished.status.code(), Some(1), "{finished:?}");
     // Nor does the next run remove it.
     drop(Dev::start(temporary.path(), &[]));
-    // The server logs something about it, too, before that or on a busy machine after it.
+    // The server logs it too: before, or on a busy machine afterwards.
     let mut lines = finished.stderr.lines();
     let named = lines.find_map(|line| line.split_once("; its log is "));
     let (message, log) = named.unwrap_or_else(|| panic!("it names no log: {finished:?}"));
@@ -333,7 +333,7 @@ fn prefix_is_quoted_for_the_shell() {
     });
 }
 
-/// Listens on a port, or gives up on somebody else who does.
+/// Listens on a port, unless another process does.
 fn taken(port: u16) -> Option<TcpListener> {
     let deadline = Instant::now() + PATIENCE / 2;
     while Instant::now() < deadline {

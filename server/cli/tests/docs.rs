@@ -1,4 +1,4 @@
-//! The READMEs are true: every command in them runs, every setting and log line is there.
+//! Checks the READMEs: every command runs, every setting and log line is explained, every path exists.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -19,7 +19,7 @@ const DRIFTLESS: Driftless = Driftless::at(env!("CARGO_BIN_EXE_driftless"));
 /// Commands that end only when they are stopped.
 const ENDLESS: [&str; 3] = ["driftless dev", "driftless serve", "driftless watch"];
 
-/// What the pipeline itself runs, or has run to get here.
+/// Commands that the pipeline runs itself.
 const ELSEWHERE: [&str; 2] = ["make ", "cargo build "];
 
 fn root() -> PathBuf {
@@ -52,7 +52,7 @@ fn blocks(page: &str, language: &str) -> Vec<String> {
     blocks
 }
 
-/// A place in which a page's commands run: an etcd and a server instead of those at the usual ports.
+/// Runs a page's commands, with an etcd and a server of its own instead of those at the default ports.
 struct Shell {
     etcd: Etcd,
     server: ServerProcess,
@@ -70,7 +70,7 @@ impl Shell {
         }
     }
 
-    /// Runs what a block says, as somebody would who types it line by line.
+    /// Runs a block as if typed line by line.
     fn run(&self, block: &str) {
         let block = block.replace("http://127.0.0.1:2379", &self.etcd.url());
         let mut script = String::new();
@@ -171,7 +171,7 @@ fn leak_tests_readme_server_starts() {
 
 #[test]
 fn tls_recipe_works() {
-    // What makes certificates is not needed for anything else.
+    // openssl makes the certificates; nothing else needs it.
     if find_on_path("openssl").is_none() {
         return;
     }
@@ -235,7 +235,7 @@ fn readme_dependencies_match_its_program() {
         let ours = &workspace["workspace"]["dependencies"][name];
         assert_eq!(version(wanted), version(ours), "{name}");
     }
-    // What the program names, and nothing that it does not.
+    // All dependencies are used by the program.
     let program = read("examples/src/bin/readme.rs").replace('-', "_");
     for name in named.keys() {
         assert!(program.contains(&name.replace('-', "_")), "{name}");
@@ -336,7 +336,7 @@ fn server_readme_explains_every_warning_and_error() {
             .chain(source.match_indices("tracing::error!("))
         {
             let message = last_literal(&source[start..]);
-            // One that is only a placeholder has its text elsewhere.
+            // A message that is only a placeholder has its text elsewhere.
             if message.starts_with('{') {
                 continue;
             }

@@ -1,10 +1,9 @@
-//! What clients that do not read cost the heap: so much each, and no more however much changes.
+//! Measures the heap that clients cost which do not read. It must not grow with the number of changes.
 //!
-//! One test, alone in its process, on one thread and a paused clock, and an allocator that counts:
-//! what it says does not depend on the machine. Both ends are in the process, so what lies unread at
-//! a client's end counts too.
+//! The process has one test, one thread, a paused clock and a counting allocator, so the result does not
+//! depend on the machine. Both ends are in the process, so unread bytes at the client's end count too.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
-// What a test prints is for those who read why it failed.
+// The output explains a failure.
 #![allow(clippy::print_stderr)]
 
 use std::time::Duration;
@@ -30,8 +29,8 @@ static ALLOCATOR: PeakAlloc = PeakAlloc;
 /// How many clients do not read.
 const STALLED: usize = 20;
 
-/// After how many changes the heap is measured: when all that a connection takes is full, and long
-/// after that. `make long-tests` goes on for longer.
+/// The heap is measured after so many changes: once all buffers of a connection are full, and much later.
+/// `make long-tests` goes on for longer.
 const FEW: usize = 1_000;
 const MANY: usize = 20_000;
 const VERY_MANY: usize = 100_000;
@@ -40,40 +39,40 @@ fn is_long() -> bool {
     std::env::var_os("DRIFTLESS_LONG").is_some()
 }
 
-/// Made at a time: fewer than a stream that is behind gets one by one.
+/// Changes made at a time: fewer than a stream that is behind receives one by one.
 const BURST: usize = 100;
 
 const KEYS: usize = 10;
 
-/// Of a value, in bytes: [`FEW`] of them are far more than a connection takes.
+/// The length of a value in bytes. [`FEW`] of them are far more than a connection buffers.
 const VALUE: usize = 500;
 
-/// Of a value beside which everything else that a change costs is much, in bytes.
+/// The length of a value that is small beside the other costs of a change, in bytes.
 const TINY: usize = 4;
 
-/// What the change log may hold, by its own estimate, in bytes: the least that a server takes.
+/// The limit of the change log, by its own estimate, in bytes: the lowest that a server allows.
 const LOG: usize = 1024 * 1024;
 
-/// And more, for the difference.
+/// A larger limit, to measure the difference.
 const LARGE_LOG: usize = 4 * LOG;
 
-/// What a client allows the server to send before it reads, in bytes: HTTP/2's own default.
+/// How much the server may send before the client reads, in bytes: HTTP/2's default.
 const WINDOW: usize = 65_535;
 
-/// What a stream has in hand: one segment that is being sent, and one that it was asked for ahead.
+/// What a stream holds: the segment that is being sent, and the next one.
 const SEGMENTS: usize = 2 * 64 * 1024;
 
-/// What lies between the two ends, in bytes.
+/// The capacity of the pipe between the two ends, in bytes.
 const PIPE: usize = 64 * 1024;
 
-/// What the rest of a connection may take, both ends of it: HTTP/2's state and buffers, the tasks, and
-/// what the allocator's sizes are larger than what is in them.
+/// What the rest of a connection may take at both ends: HTTP/2's state and buffers, the tasks, and the
+/// allocator's rounding.
 const SLACK: usize = 16 * 1024;
 
 /// What a client may cost more after many changes than after [`FEW`].
 const MAY_GROW: usize = 16 * 1024;
 
-/// A server of `/c/`, and what etcd says to it.
+/// A server of `/c/`, and the script of its source.
 struct World {
     engine: Engine,
     script: Script,
@@ -86,7 +85,7 @@ struct World {
     connections: JoinSet<Result<(), h2::Error>>,
 }
 
-/// A stream; it is unread while nobody reads from it.
+/// A stream that stays unread until someone reads from it.
 struct Watch {
     body: RecvStream,
     _sender: SendRequest<Bytes>,
@@ -100,7 +99,7 @@ impl World {
             .prefix("/c/")
             .log_bytes(log)
             .audit_interval(None)
-            // Those who do not read are put up with.
+            // Slow consumers are not disconnected.
             .stall_timeout(Duration::from_secs(24 * 3600));
         let (handle, requests) = SourceHandle::channel();
         let (script, source) = ScriptedSource::new(requests);
@@ -130,7 +129,7 @@ impl World {
         }
     }
 
-    /// A client of HTTP/2 and nothing else, so that it is certain that nothing drains it.
+    /// A bare HTTP/2 client, so that nothing reads the stream.
     async fn watch(&mut self) -> Watch {
         let (client, server) = duplex(PIPE);
         self.engine.serve(server);
@@ -189,7 +188,7 @@ impl World {
         assert!(self.script.send(update).await);
     }
 
-    /// A key that nobody had comes and goes.
+    /// Puts a new key and deletes it.
     async fn pass(&mut self, number: usize) {
         let key = Key::new(format!("/c/passing/{number:020}")).unwrap();
         self.revision = self.revision.next();
@@ -218,8 +217,8 @@ impl World {
         self.changes += 2;
     }
 
-    /// Waits until the server has heard of everything, and whoever reads as well: the clock moves
-    /// only when nobody has anything to do.
+    /// Waits until the server and the client that reads have everything: the clock moves only when no
+    /// task can run.
     async fn settle(&self) {
         let heard = async {
             while self.metrics.changes.get() < self.changes as u64 {
@@ -227,12 +226,12 @@ impl World {
             }
         };
         timeout(Duration::from_secs(60), heard).await.unwrap();
-        // More than changes are held back for.
+        // Longer than changes are held back.
         sleep(Duration::from_millis(50)).await;
     }
 }
 
-/// The bytes on the heap after [`FEW`] and after `many` changes, with so many clients that do not read
+/// The bytes on the heap after [`FEW`] and after `many` changes, with `stalled` clients that do not read
 /// and one that does.
 fn measure(stalled: usize, many: usize, value: usize, log: usize) -> [usize; 2] {
     let before = ALLOCATOR.current_usage();
@@ -259,7 +258,7 @@ fn measure(stalled: usize, many: usize, value: usize, log: usize) -> [usize; 2] 
         let mut measured = [0; 2];
         for (measured, changes) in measured.iter_mut().zip([FEW, many]) {
             world.change_to(changes).await;
-            // What is kept for those who may yet come is let go of.
+            // Caches for further clients expire.
             sleep(Duration::from_secs(60)).await;
             *measured = ALLOCATOR.current_usage() - before;
         }
@@ -279,7 +278,7 @@ fn measure(stalled: usize, many: usize, value: usize, log: usize) -> [usize; 2] 
 
 #[test]
 fn slow_consumer_costs_a_connection_and_no_queue() {
-    // What is made once for the process is made.
+    // Allocates what is made once for the process.
     measure(1, FEW, VALUE, LOG);
     let changes = if is_long() { VERY_MANY } else { MANY };
     let none = measure(0, changes, VALUE, LOG);
@@ -292,7 +291,7 @@ fn slow_consumer_costs_a_connection_and_no_queue() {
     assert!(many <= few + MAY_GROW, "{few} bytes became {many}");
     let bound = WINDOW + SEGMENTS + PIPE + SLACK;
     assert!(many <= bound, "{many} bytes, more than {bound}");
-    // It is not nothing: what lies there unread is counted.
+    // Unread bytes are counted, so it is not 0.
     assert!(many >= WINDOW, "{many}");
     let grown = none[1].saturating_sub(none[0]);
     assert!(grown <= LOG, "the log's budget, not {grown}");
@@ -300,8 +299,8 @@ fn slow_consumer_costs_a_connection_and_no_queue() {
     a_deleted_key_costs_what_is_said();
 }
 
-/// Where changes are tiny, what is around them is nearly all of it. In the same test: another would
-/// run beside it and be counted.
+/// With tiny changes, nearly all of the log is overhead. In the same test, because another would run at
+/// the same time and be counted.
 fn the_log_holds_what_it_says() {
     // Enough to fill the larger log.
     let held = |log| measure(0, MANY, TINY, log)[1];
@@ -311,11 +310,11 @@ fn the_log_holds_what_it_says() {
     assert!((said / 2..=said).contains(&held), "{held} of {said}");
 }
 
-/// How many deleted keys are remembered of a prefix, and what `store/writer.rs` says of them.
+/// How many deleted keys are remembered of a prefix, and their cost according to `store/writer.rs`.
 const TOMBSTONES: usize = 65_536;
 const TOMBSTONE: usize = 320;
 
-/// And no more of them, whatever comes and goes.
+/// The number of remembered deletions is limited.
 fn a_deleted_key_costs_what_is_said() {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -334,7 +333,7 @@ fn a_deleted_key_costs_what_is_said() {
             sleep(Duration::from_secs(60)).await;
             ALLOCATOR.current_usage()
         };
-        // The log, too, is full then.
+        // The log is full then, too.
         let few = pass_to(TOMBSTONES / 4).await;
         let full = pass_to(TOMBSTONES).await;
         // Trees from which the oldest are taken are less dense.

@@ -1,5 +1,5 @@
-//! The whole path over a scripted etcd, in-memory connections and a paused clock: whatever is
-//! written, restarted, cut or compacted, every client's state is etcd's at the client's revision.
+//! The whole path over a scripted etcd, in-memory connections and a paused clock. After any writes,
+//! restarts, cuts and compactions, every client's state is etcd's at the client's revision.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod model;
@@ -42,28 +42,27 @@ const KEYS: [&str; 6] = ["/c/a", "/c/a/x", "/c/a/y", "/c/ab", "/c/b", "/elsewher
 /// How often servers compare themselves with etcd.
 const AUDIT: Duration = Duration::from_secs(2);
 
-/// For anything that is waited for, by a paused clock.
+/// The limit of every wait, by the paused clock.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// How long the server waits for who does not read: not as long as it takes to notice that the
-/// network is gone.
+/// How long the server waits for a slow consumer: less than it takes to notice a dead network.
 const STALL: Duration = Duration::from_secs(10);
 
-/// A network with one server on it, which may be down.
+/// A network with one server, which may be down.
 #[derive(Clone, Default)]
 struct Network(Arc<Mutex<Inside>>);
 
 #[derive(Default)]
 struct Inside {
     engine: Option<Engine>,
-    /// Of the server that runs, or ran last.
+    /// The metrics of the server that runs, or ran last.
     metrics: Metrics,
-    /// The cables of each client, by the port that it dials: one task a connection, and aborting it
-    /// cuts the connection.
+    /// The connections of each client, by the port that it dials. Each is a task; aborting it cuts the
+    /// connection.
     wires: HashMap<u16, JoinSet<io::Result<(u64, u64)>>>,
-    /// Clients that reach nobody for a while.
+    /// Clients that cannot connect for a while.
     away: HashSet<u16>,
-    /// Cables that are there now carry nothing while this is so.
+    /// While true, existing connections carry nothing.
     stalled: watch::Sender<bool>,
 }
 
@@ -157,7 +156,7 @@ impl Network {
 /// The clients, by the port that they dial. They share nothing but the server.
 const CLIENTS: std::ops::Range<u16> = 1..4;
 
-/// Keys, each with what its new value is made of or, for a delete, nothing.
+/// Keys, each with the seed of its new value, or `None` for a delete.
 type Txn = Vec<(usize, Option<u8>)>;
 
 fn txns() -> impl Strategy<Value = Txn> {
@@ -175,10 +174,10 @@ enum Event {
     /// Back by this many revisions at most.
     Restore(i64),
     Cut(u16),
-    /// The client's connection is cut, and it gets no other before it is back.
+    /// The client's connection is cut, and it gets no other until [`Event::Back`].
     Away(u16),
     Back(u16),
-    /// With this going on while there is none.
+    /// These transactions happen while the server is down.
     RestartServer(Vec<Txn>),
     Wait(u64),
 }
@@ -262,9 +261,9 @@ fn txn(etcd: &ScriptedEtcd, edits: Txn) {
 
 fn ops(edits: Txn) -> impl Iterator<Item = Op> {
     edits.into_iter().map(|(key, value)| match value {
-        // Some are large: the log holds few of those, and they travel in pieces of their own.
+        // Some values are large: few of them fit in the log, and they travel in pieces.
         Some(value) if value % 8 == 0 => Op::put(KEYS[key], vec![value; 100_000]),
-        // Some differ by a line, and travel as patches.
+        // Some values differ by a line, and travel as patches.
         Some(value) if value % 3 == 0 => Op::put(KEYS[key], document(value)),
         Some(value) => Op::put(KEYS[key], [value]),
         None => Op::delete(KEYS[key]),
@@ -338,7 +337,7 @@ async fn scenario(events: Vec<Event>) {
 #[derive(Clone, Debug)]
 struct Life {
     up: Vec<Txn>,
-    /// Who leaves then.
+    /// The clients that are cut off then.
     away: Vec<u16>,
     without_them: Vec<Txn>,
     down: Vec<Txn>,
@@ -356,7 +355,7 @@ fn lives() -> impl Strategy<Value = Vec<Life>> {
     proptest::collection::vec(life, 1..4)
 }
 
-/// Servers come and go; as long as etcd remembers, nobody who was there before is sent everything.
+/// Servers restart. As long as etcd has the history, no client that was there before gets a snapshot.
 async fn restarts(lives: Vec<Life>) {
     let (etcd, network, mut record) = (
         ScriptedEtcd::default(),
@@ -368,7 +367,7 @@ async fn restarts(lives: Vec<Life>) {
     let watching = Watching::start(&network).await;
     let write = |txns: Vec<Txn>, record: &mut Record| {
         for mut edits in txns {
-            // None is large: all of it has its place in the log.
+            // No value is large: all changes fit in the log.
             let values = edits.iter_mut().filter_map(|(_, value)| value.as_mut());
             values.for_each(|value| *value |= 1);
             txn(&etcd, edits);
@@ -412,7 +411,7 @@ async fn restarts(lives: Vec<Life>) {
     network.stop().await;
 }
 
-/// A change that the server never hears of, as if there were a bug.
+/// A change that the server never receives, as if there were a bug.
 #[derive(Clone, Debug)]
 struct Missed {
     before: Vec<Txn>,
@@ -427,7 +426,7 @@ fn missed() -> impl Strategy<Value = Vec<Missed>> {
     proptest::collection::vec(missed, 1..4)
 }
 
-/// Whatever the server misses, an audit finds it, and its clients come to hold what etcd holds.
+/// An audit finds whatever the server misses, and its clients reach etcd's state.
 async fn audited(all: Vec<Missed>) {
     let (etcd, network) = (ScriptedEtcd::default(), Network::default());
     let prefix = KeyRange::prefix(PREFIX).unwrap();
@@ -453,7 +452,7 @@ async fn audited(all: Vec<Missed>) {
         timeout(PATIENCE, settled)
             .await
             .expect("an audit passes, and every client holds what etcd holds");
-        // What came after may have made up for it.
+        // Later changes may have repaired it.
         if differs && others {
             assert_eq!(metrics.audit_differences.get(), before + 1);
         }
@@ -472,8 +471,8 @@ fn run(scenario: impl Future<Output = ()>) {
         .block_on(scenario);
 }
 
-/// A client whose network stops under it is let go, notices it when the network is back, and gets
-/// what it missed in one diff.
+/// The server disconnects a client whose network stalls. The client notices when the network is back, and
+/// receives what it missed in one diff.
 #[tokio::test(start_paused = true)]
 async fn stalled_client_resumes_after_disconnect() {
     let (etcd, network) = (ScriptedEtcd::default(), Network::default());
@@ -487,7 +486,7 @@ async fn stalled_client_resumes_after_disconnect() {
     let snapshots = metrics.answers_snapshot.get();
 
     network.set_stalled(true);
-    // More than the cables and the connections hold, and less than the log has room for.
+    // More than the connections buffer, and less than fits in the log.
     for value in 0..8_u8 {
         etcd.put("/c/a", vec![value; 60_000]);
         record.note(&etcd);
@@ -540,11 +539,11 @@ proptest! {
     }
 }
 
-/// However many clients and ranges share it, each is sent the line that changed and not the value.
+/// Every client and range receives the line that changed, not the value.
 #[test]
 fn changed_line_of_a_large_value_travels_as_a_patch() {
     const EDITS: u64 = 20;
-    // With what a sign of life may add.
+    // A progress frame may add to it.
     const MOST: u64 = 300 + 256;
     let value = |edit: u64| {
         let line = |n: u64| format!("  \"limit_{n}\": {{ \"rate\": {n}, \"burst\": 10 }},\n");

@@ -1,4 +1,4 @@
-//! `driftless serve` as a process: how it starts without etcd, and how it ends.
+//! `driftless serve` as a process: its start without etcd, and its end.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use rustix::process::Signal;
 /// The program under test.
 const DRIFTLESS: Driftless = Driftless::at(env!("CARGO_BIN_EXE_driftless"));
 
-/// What service managers give, and `--help` promises.
+/// The limit that service managers set, and that `--help` promises.
 const ENDS_WITHIN: Duration = Duration::from_secs(10);
 
 fn watch(server: &ServerProcess) -> Process {
@@ -91,7 +91,7 @@ fn serve_becomes_ready_when_etcd_appears() {
     server.wait_ready();
     let finished = server.stop();
     assert!(finished.status.success(), "{finished:?}");
-    // One line for each change of state, not one for each attempt.
+    // One log line for each change of state, not one for each attempt.
     let lost = finished.stderr.matches("etcd is lost").count();
     assert!(lost <= 1, "{finished:?}");
 }

@@ -1,10 +1,10 @@
-//! Clients that do not read: their connections live, the server does not grow, and when they read
-//! again they come to the right state.
+//! Clients that do not read: their connections stay open, the server does not grow, and they reach the
+//! right state when they read again.
 //!
-//! The clients here are HTTP/2 and nothing else, so that it is certain that nothing drains them.
+//! The clients are bare HTTP/2 clients, so that nothing reads their streams.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
-// What a test prints is for those who read why it failed.
+// The output explains a failure.
 #![allow(clippy::print_stderr)]
 
 use std::collections::BTreeMap;

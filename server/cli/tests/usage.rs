@@ -1,4 +1,4 @@
-//! What the command says about itself, and what it answers to what is wrong.
+//! The command's help, and its answers to wrong arguments.
 
 use driftless_test_support::{Driftless, Process, files, run};
 use rustix::process::Signal;

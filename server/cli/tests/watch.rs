@@ -161,7 +161,7 @@ fn watch_survives_server_restart_without_repeats() {
     let mut process = watch_json(&server, &["--prefix", "/config/"]);
     while process.json()["type"] != "synced" {}
 
-    // A restart in which nothing changes: not a word on the standard output.
+    // A restart without changes prints nothing on the standard output.
     let stopped = server.stop();
     assert!(stopped.status.success(), "{stopped:?}");
     wait_until("the loss is said", || {
@@ -175,7 +175,7 @@ fn watch_survives_server_restart_without_repeats() {
     });
     assert!(process.is_quiet());
 
-    // And one in which something does.
+    // A restart with changes.
     server.stop();
     wait_until("the loss is said", || {
         process.stderr().matches("lost http://").count() >= 2
@@ -187,7 +187,7 @@ fn watch_survives_server_restart_without_repeats() {
     etcd.ctl(["del", "/config/brief"]);
     etcd.put("/config/new", "new");
     let _server = DRIFTLESS.serve_at(&etcd.url(), &["/config/"], port, &[]);
-    // One by one or what they come to, but each only once, in order, and nothing else.
+    // Single or combined changes, each only once and in order, and nothing else.
     let mut told = std::collections::BTreeMap::new();
     let mut last = 0;
     while !told.contains_key("/config/new") {
@@ -321,7 +321,7 @@ fn slow_reader_gets_conflated_changes() {
     }
     assert!(lines < CHANGES / 2, "{lines} lines for {CHANGES} changes");
 
-    // And one that does not read at all holds up nobody's end.
+    // A reader that does not read at all delays no exit.
     process.signal(Signal::TERM);
     process.wait();
     let mut rest = Vec::new();

@@ -1,4 +1,4 @@
-//! etcd forgot what happened while the server was away: clients get the difference.
+//! etcd compacts its history while the server is away: clients receive the difference.
 
 use driftless_client::EntryChange;
 use driftless_test_support::Proxy;
@@ -69,7 +69,7 @@ async fn cut_off_server_recovers_from_compaction() {
     let counted = Counters::of(&server);
     to_etcd.heal();
 
-    // One step, from what it had to what there is.
+    // One step, from the old state to the new one.
     let difference = change(&mut stayed).await;
     assert_eq!(told(&difference.changes), DIFFERENCE);
     assert!(difference.revision > before);
@@ -90,7 +90,7 @@ async fn cut_off_server_recovers_from_compaction() {
     assert_eq!((status.reconnects, status.diverged), (0, 0), "{status:?}");
     assert_eq!(left.status().diverged, 0);
 
-    // And it goes on.
+    // Later changes arrive too.
     let put = direct.put("/c/k/5", "3").await;
     for watcher in [&mut stayed, &mut left] {
         assert_eq!(change(watcher).await.revision, put);

@@ -8,7 +8,7 @@ use super::counters::Counters;
 use super::direct::Op;
 use super::world::World;
 
-/// A server that compares itself with etcd all the time, while keys are written, finds nothing.
+/// A server that audits all the time during writes finds no difference.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn audits_pass_during_writes() {
     let mut world = World::with(&["--audit-interval", "100ms"]).await;

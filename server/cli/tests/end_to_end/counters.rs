@@ -1,4 +1,4 @@
-//! What a server says that it counts.
+//! Reads a server's metrics.
 
 use std::collections::HashMap;
 
@@ -22,7 +22,7 @@ impl Counters {
         Self(counters.collect())
     }
 
-    /// One of them, by its name without `driftless_` and `_total`.
+    /// The metric with this name, without `driftless_` and `_total`.
     #[track_caller]
     pub(crate) fn get(&self, name: &str) -> u64 {
         let gauge = format!("driftless_{name}");

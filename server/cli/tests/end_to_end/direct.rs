@@ -1,4 +1,4 @@
-//! etcd without driftless: what tests write where etcdctl is too slow, and what they compare with.
+//! Talks to etcd directly: for writes where etcdctl is too slow, and for the state to compare with.
 //! The only user of etcd-client here.
 
 use std::time::Duration;
@@ -9,7 +9,7 @@ use etcd_client::{
     Client, CompactionOptions, Error, EventType, GetOptions, KeyValue, Txn, TxnOp, WatchOptions,
 };
 
-/// How long a write to an etcd that may be away may take before it is given up: it may have been done all the same.
+/// How long a write may take while etcd may be away. A write that timed out may have been done.
 const WRITE_WITHIN: Duration = Duration::from_secs(1);
 
 /// A client of etcd. Cheap to clone.
@@ -32,7 +32,7 @@ impl Op {
     }
 }
 
-/// What one key became.
+/// The change of one key.
 #[derive(Clone, Debug)]
 pub(crate) struct Event {
     pub(crate) revision: Revision,
@@ -46,7 +46,7 @@ impl Direct {
         Self(Client::connect([url], None).await.expect("a valid URL"))
     }
 
-    /// Puts a key; its revision.
+    /// Puts a key and returns the revision.
     pub(crate) async fn put(&mut self, key: &str, value: impl Into<Vec<u8>>) -> Revision {
         self.txn([Op::put(key, value)]).await
     }
@@ -56,12 +56,12 @@ impl Direct {
         self.txn([Op::delete(key)]).await
     }
 
-    /// All of it at once; etcd's revision then.
+    /// Writes all of it in one transaction and returns the revision.
     pub(crate) async fn txn(&mut self, ops: impl IntoIterator<Item = Op>) -> Revision {
         self.within(PATIENCE, ops).await.expect("etcd is there")
     }
 
-    /// The same with an etcd that may be away; `None` when it is not known whether it was done.
+    /// The same while etcd may be away. `None` if it is unknown whether the write was done.
     pub(crate) async fn try_txn(&mut self, ops: impl IntoIterator<Item = Op>) -> Option<Revision> {
         self.within(WRITE_WITHIN, ops).await
     }
@@ -83,7 +83,7 @@ impl Direct {
         Some(Revision::new(done.header()?.revision()))
     }
 
-    /// What is in a range now, by a linearizable read, and the revision of that.
+    /// The entries of a range now, by a linearizable read, and their revision.
     pub(crate) async fn list(&mut self, range: &KeyRange) -> (Revision, Vec<Entry>) {
         self.try_list(range).await.expect("etcd is there")
     }
@@ -100,7 +100,7 @@ impl Direct {
         Ok((Revision::new(revision), entries))
     }
 
-    /// Forgets what was before `revision`.
+    /// Compacts the history before `revision`.
     pub(crate) async fn compact(&mut self, revision: Revision) {
         let options = CompactionOptions::new().with_physical();
         self.0
@@ -109,8 +109,7 @@ impl Direct {
             .expect("etcd is there");
     }
 
-    /// All that happened under `prefix` after `from`, up to `to`, in order. Something must have
-    /// happened there at `to`.
+    /// All changes under `prefix` after `from`, up to `to`, in order. There must be a change at `to`.
     pub(crate) async fn history(
         &mut self,
         prefix: &str,

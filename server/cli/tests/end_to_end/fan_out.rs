@@ -1,4 +1,4 @@
-//! What a change costs does not depend on how many watch it.
+//! The cost of a change does not depend on the number of watchers.
 
 use driftless_test_support::Proxy;
 use driftless_test_support::{Etcd, wait_until};
@@ -8,7 +8,7 @@ use super::direct::{Direct, Op};
 use super::world::{World, change, client, entries, in_time, is_live, key, many, prefix};
 use crate::DRIFTLESS;
 
-/// Nothing is sent by the clock while a test counts bytes.
+/// So long that no progress is sent while a test counts bytes.
 const QUIET: [&str; 2] = ["--progress-interval", "1h"];
 
 const SUBSCRIBERS: usize = 200;
@@ -67,7 +67,7 @@ async fn etcd_has_one_watch_for_each_served_prefix() {
     watches(0.0);
 }
 
-/// How often etcd was asked for a range, by its own count.
+/// The number of range requests to etcd, by its own count.
 fn ranges_read(etcd: &Etcd) -> f64 {
     let count = etcd.metric("etcd_mvcc_range_total");
     count.expect("etcd counts what it reads")
@@ -103,8 +103,8 @@ async fn come_read_and_come_back(world: &mut World, count: usize) -> f64 {
     ranges_read(&world.etcd) - before
 }
 
-/// etcd is read for a prefix and never for a client: not for one that comes, not for one that comes
-/// back, not for one that reads once.
+/// The server reads etcd once for a prefix, and never for a client: not for a new one, not for one that
+/// reconnects, not for one that reads once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_cause_no_reads_from_etcd() {
     /// What the server asks etcd by the clock, and etcd itself, while so many clients are served.
@@ -118,7 +118,7 @@ async fn clients_cause_no_reads_from_etcd() {
         "{many} reads for {SUBSCRIBERS} clients, {few} for 10"
     );
     assert_eq!(Counters::of(&world.server).get("etcd_lists"), 1);
-    // The witness does notice a read.
+    // The count does notice a read.
     let before = ranges_read(&world.etcd);
     world.direct.list(&prefix("/c/")).await;
     assert!(ranges_read(&world.etcd) > before);

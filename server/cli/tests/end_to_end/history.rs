@@ -1,4 +1,4 @@
-//! etcd is replaced by an older backup of itself: revisions mean something else from then on.
+//! etcd is replaced by an older backup of itself: from then on, its revisions mean something else.
 
 use driftless_client::{EntriesWatcher, KeyRange};
 use driftless_test_support::Proxy;
@@ -11,7 +11,7 @@ use super::direct::Direct;
 use super::world::{PREFIX, change, client, entries, is_live, prefix, settle};
 use crate::DRIFTLESS;
 
-/// An etcd that has moved on from a backup of it, and a server with a client, which did too.
+/// An etcd that has moved on from its backup, and a server with a client, which have too.
 struct Restorable {
     etcd: Etcd,
     backup: TempDir,
@@ -115,7 +115,7 @@ async fn restored_etcd_that_grew_past_is_detected() {
     assert_eq!(counters.get("etcd_history_replaced"), 1);
 }
 
-/// The new server has no memory of the other history; only its clients do.
+/// The new server does not know the other history; only its clients do.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_follow_a_restore_across_a_server_restart() {
     let mut world = Restorable::new().await;

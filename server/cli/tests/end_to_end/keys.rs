@@ -17,7 +17,7 @@ async fn keys_may_be_any_bytes() {
         "設定",
         "🔑/🗝",
         "with space",
-        // Looks the same twice, and is two keys.
+        // Two different keys that look the same.
         "caf\u{e9}",
         "cafe\u{301}",
         "\u{202e}right to left",

@@ -1,8 +1,8 @@
-//! The whole path on real processes: etcd, the server's binary, and the client library in the
-//! process of the test.
+//! The whole path with real processes: etcd, the server's binary, and the client library in the test's
+//! process.
 //!
-//! What needs a paused clock or faults that a real etcd does not commit on demand is in
-//! `scripted.rs`; here is what only the real thing shows.
+//! Tests that need a paused clock, or faults that a real etcd does not produce on demand, are in
+//! `scripted.rs`.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod counters;

@@ -1,5 +1,5 @@
-//! Whatever is written, cut, killed and compacted, in whatever order: every state that a client
-//! shows is the one that etcd had at that revision, and in the end all hold what etcd holds.
+//! Random writes, cuts, kills and compactions: every state that a client shows is the one that etcd had
+//! at that revision, and in the end all clients have etcd's state.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher, RandomState};
@@ -20,19 +20,19 @@ use super::direct::{Direct, Event, Op};
 use super::world::{PREFIX, entries, in_time, is_live, key, prefix, settle};
 use crate::DRIFTLESS;
 
-/// How long things happen.
+/// How long the random events go on.
 const CHAOS: Duration = Duration::from_secs(15);
 
-/// How many write at the same time.
+/// The number of concurrent writers.
 const WRITERS: u64 = 4;
 
 /// Clients that are there from the start.
 const CLIENTS: usize = 3;
 
-/// Clients that come in the middle of it, at most.
+/// The most clients that start later.
 const LATE_CLIENTS: usize = 4;
 
-/// How often a revision that moved without a change is looked at.
+/// How often to look for a revision that moved without a change.
 const LOOK: Duration = Duration::from_millis(50);
 
 fn ranges() -> Vec<KeyRange> {
@@ -106,7 +106,7 @@ struct Seen {
     hash: u64,
 }
 
-/// Of all that makes up a state. Written down instead of the state, of which there are many.
+/// A hash of a whole state, kept instead of the many states.
 fn hash<'a>(entries: impl Iterator<Item = &'a Entry>) -> u64 {
     let mut hasher = DefaultHasher::new();
     for entry in entries {
@@ -118,7 +118,7 @@ fn hash<'a>(entries: impl Iterator<Item = &'a Entry>) -> u64 {
     hasher.finish()
 }
 
-/// Writes down all that a watcher shows until it is told to stop.
+/// Records everything that a watcher shows, until it is stopped.
 async fn observe(
     who: usize,
     range: KeyRange,
@@ -155,7 +155,7 @@ async fn observe(
     }
 }
 
-/// What etcd itself says about its history.
+/// etcd's own history.
 struct Record {
     direct: Direct,
     events: Vec<Event>,
@@ -163,7 +163,7 @@ struct Record {
 }
 
 impl Record {
-    /// Reads on, up to now.
+    /// Reads the history up to now.
     async fn catch_up(&mut self) {
         // Something that is known to have happened, to read up to.
         let mark = async {
@@ -180,7 +180,7 @@ impl Record {
         self.to = to;
     }
 
-    /// Lets etcd forget what has been read.
+    /// Compacts the history that has been read.
     async fn compact(&mut self) {
         self.catch_up().await;
         self.direct.compact(self.to).await;
@@ -229,7 +229,7 @@ impl Record {
     }
 }
 
-/// One of two servers, with a way of its own to etcd: one may know more than the other.
+/// One of two servers, each with its own connection to etcd, so one may know more than the other.
 struct Server {
     process: ServerProcess,
     to_etcd: Proxy,
@@ -331,7 +331,7 @@ impl World {
         });
     }
 
-    /// Something goes wrong, and is mended after a while.
+    /// Causes a fault and repairs it after a while.
     async fn happen(&mut self) {
         let a_while = Duration::from_millis(self.random.random_range(0..400));
         let what = *[

@@ -1,4 +1,4 @@
-//! Servers and etcd that come late, go, and come back.
+//! Servers and etcd start late, stop and come back.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -64,7 +64,7 @@ async fn etcd_restart_needs_no_new_list() {
     wait_until("the server misses etcd", || {
         Counters::of(&server).get("etcd_lost") == 1
     });
-    // What was read stays good, and that it is old is said, a moment after it is counted.
+    // The state stays valid. Its age is shown a moment after it is counted.
     wait_until("it says that it is old", || {
         let (status, text) = http::get(server.admin(), "/readyz").expect("it answers");
         assert_eq!(status, 200);
@@ -91,10 +91,10 @@ async fn etcd_restart_needs_no_new_list() {
     assert_eq!((status.reconnects, status.diverged), (0, 0), "{status:?}");
 }
 
-/// How many clients come back at a time.
+/// How many clients reconnect at a time.
 const CLIENTS: usize = 50;
 
-/// The answer to a client that has it all, in bytes at most.
+/// The largest answer to a current client, in bytes.
 const CURRENT: u64 = 200;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -111,7 +111,7 @@ async fn current_clients_receive_nothing_after_a_crash() {
     let port = world.server.addr().port();
     world.server.process.signal(Signal::KILL);
     world.server.process.wait();
-    // What is not theirs does not matter.
+    // Changes outside their range do not matter.
     world.direct.put("/c/other", "1").await;
     let etcd = world.etcd.url();
     world.server = DRIFTLESS.serve_at(&etcd, &[PREFIX], port, &["--progress-interval", "1h"]);
@@ -208,7 +208,7 @@ fn etcd_watches(world: &World) -> Option<f64> {
     world.etcd.metric("etcd_debugging_mvcc_watcher_total")
 }
 
-/// Kills the server, and starts another in its place after this has happened.
+/// Kills the server, runs `meanwhile`, and starts another server in its place.
 async fn crash<T>(world: &mut World, meanwhile: impl AsyncFnOnce(&mut Direct) -> T) -> T {
     let port = world.server.addr().port();
     world.server.process.signal(Signal::KILL);
@@ -219,8 +219,8 @@ async fn crash<T>(world: &mut World, meanwhile: impl AsyncFnOnce(&mut Direct) ->
     done
 }
 
-/// Clients that were cut off one after the other, and a server that is killed and missed some more:
-/// each is sent what it missed, and etcd is asked once.
+/// Clients are cut off one after the other, and the server is killed and misses more changes. Each client
+/// receives what it missed, and the server asks etcd once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_of_all_ages_catch_up_after_a_crash() {
     let mut world = World::with(&["--progress-interval", "1h"]).await;
@@ -243,7 +243,7 @@ async fn clients_of_all_ages_catch_up_after_a_crash() {
         let range = &ranges[n / roads.len() % ranges.len()];
         watchers.push((range, entries(&client(&road.url()), range).await));
     }
-    // Each road is cut a little later than the one before.
+    // Each connection is cut a little later than the one before.
     for (n, road) in roads.iter().enumerate() {
         let ops = [
             Op::put("/c/0/00", n.to_string()),
@@ -322,7 +322,7 @@ async fn clients_of_all_ages_catch_up_after_a_crash() {
     assert!(watchers.iter().all(|(_, w)| w.status().diverged == 0));
 }
 
-/// A server that etcd cannot be reached from goes on serving, and its clients can tell.
+/// A server that cannot reach etcd goes on serving, and its clients can tell.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_see_the_age_of_the_state_without_etcd() {
     let mut world = World::with(&["--progress-interval", "200ms"]).await;
@@ -334,7 +334,7 @@ async fn clients_see_the_age_of_the_state_without_etcd() {
     });
     let new = entries(&world.client(), &key("/c/a")).await;
     assert_eq!(new.load().get(b"/c/a").unwrap().value, "1");
-    // It grows while progress frames arrive, each of which proves the state and no contact.
+    // The age grows while progress frames arrive: they prove the state, but no contact with etcd.
     let aged = Duration::from_millis(1500);
     wait_until("the age grows", || {
         [&old, &new]

@@ -1,4 +1,4 @@
-//! A server that stops says goodbye and does not wait for those who do not listen.
+//! A server that stops sends `Goodbye` and does not wait for clients that do not read.
 
 use std::time::{Duration, Instant};
 
@@ -15,13 +15,13 @@ const STREAMS: usize = 200;
 
 const STALLED: usize = 5;
 
-/// Those beside them that read.
+/// The clients that read.
 const WELL: usize = 50;
 
-/// What service managers give, and `--help` promises.
+/// The limit that service managers set, and that `--help` promises.
 const ENDS_WITHIN: Duration = Duration::from_secs(10);
 
-/// Stops a server; it must end well, and in time.
+/// Stops a server, which must end with status 0 in time.
 fn stop(server: ServerProcess) -> Finished {
     let start = Instant::now();
     let finished = server.stop();

@@ -1,7 +1,6 @@
-//! The library behind a connection that does not move: it comes back with one step, on the same
-//! stream.
+//! The client library behind a stalled connection catches up in one step, on the same stream.
 //!
-//! What stalled connections cost the server is in `stalled.rs`.
+//! `stalled.rs` measures what stalled connections cost the server.
 
 use driftless_test_support::Proxy;
 use driftless_test_support::wait_until;
@@ -14,7 +13,7 @@ use super::world::{PREFIX, World, client, entries, is_live, many, prefix, settle
 /// How many clients stall.
 const STALLED: usize = 5;
 
-/// More small frames than HTTP/2 libraries put up with.
+/// More small frames than HTTP/2 libraries tolerate.
 const CHANGES: usize = 10_000;
 
 /// Puts made at a time.

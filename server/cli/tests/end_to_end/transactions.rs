@@ -1,4 +1,4 @@
-//! What one transaction wrote becomes visible at once, or not at all.
+//! The writes of one transaction become visible together.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -75,7 +75,7 @@ async fn transaction_becomes_visible_at_once() {
         typed.load().left == TRANSACTIONS
             && raw.load().get(b"/c/pair/left").unwrap().value == TRANSACTIONS.to_string()
     });
-    // One more look at the last before it is told to stop.
+    // Checks the last state before it is stopped.
     done.store(true, Ordering::Relaxed);
     let (highest, seen) = reader.join().unwrap();
     assert!(seen > 1, "it looked while something changed: {seen}");

@@ -1,4 +1,4 @@
-//! What people put: values that come, change, go and come again.
+//! Values that are put, changed, deleted and put again.
 
 use std::collections::HashMap;
 
@@ -87,7 +87,7 @@ async fn prefix_and_its_key_are_watched_together() {
         );
     }
 
-    // What only the prefix has, the key is not told of: the next thing it hears is its deletion.
+    // The watch of the key does not see changes of other keys: next it sees its deletion.
     world.etcd.put("/c/shop/name", "another");
     world.etcd.delete("/c/shop/limits");
     let told = change(&mut one).await;

@@ -1,4 +1,4 @@
-//! One etcd, one server, and clients of it.
+//! One etcd, one server, and its clients.
 
 use std::future::Future;
 
@@ -13,7 +13,7 @@ use crate::DRIFTLESS;
 /// What servers serve here.
 pub(crate) const PREFIX: &str = "/c/";
 
-/// Between two looks at what takes a round trip to look at.
+/// The wait between two polls that need a round trip.
 const POLL: std::time::Duration = std::time::Duration::from_millis(20);
 
 /// An etcd and a server of [`PREFIX`] that is in sync with it.
@@ -40,7 +40,7 @@ impl World {
         }
     }
 
-    /// Writes all of it at once, and waits until the server has it.
+    /// Writes all of it in one transaction, and waits until the server has it.
     pub(crate) async fn write(&mut self, ops: impl IntoIterator<Item = Op>) {
         let revision = self.direct.txn(ops).await;
         reach(&self.server, revision);
@@ -52,7 +52,7 @@ impl World {
     }
 }
 
-/// Waits until a server of [`PREFIX`] has what happened there at this revision.
+/// Waits until a server of [`PREFIX`] has reached this revision.
 #[track_caller]
 pub(crate) fn reach(server: &ServerProcess, revision: Revision) {
     wait_until("the server has what was written", || {
@@ -107,12 +107,12 @@ pub(crate) async fn many(clients: Vec<Client>, range: &KeyRange) -> Vec<EntriesW
     joining.join_all().await
 }
 
-/// Whether a watcher's stream is up and says that it holds what the server holds.
+/// True if a watcher's stream is live and in sync.
 pub(crate) fn is_live(watcher: &EntriesWatcher) -> bool {
     watcher.status().state == WatchState::Live
 }
 
-/// Waits until every watcher holds what etcd holds; nobody must be writing.
+/// Waits until every watcher has etcd's state. Nobody may write meanwhile.
 pub(crate) async fn settle<'a>(
     direct: &mut Direct,
     watchers: impl IntoIterator<Item = (&'a KeyRange, &'a EntriesWatcher)>,

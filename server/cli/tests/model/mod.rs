@@ -1,4 +1,4 @@
-//! What the tests over a scripted etcd share: a record of every state that it had.
+//! Shared by tests over a scripted etcd: a record of every state that it had.
 
 // Each test binary uses a part of it.
 #![allow(dead_code)]
@@ -12,7 +12,7 @@ use driftless_server::source::scripted::ScriptedEtcd;
 /// What the servers serve.
 pub(crate) const PREFIX: &str = "/c/";
 
-/// A place in what happened: how often etcd's history was replaced before, and the revision.
+/// A point in time: how often etcd's history was replaced before, and the revision.
 pub(crate) type Place = (u64, Revision);
 
 /// Every state that etcd has had below [`PREFIX`].
@@ -20,7 +20,7 @@ pub(crate) type Place = (u64, Revision);
 pub(crate) struct Record(BTreeMap<Place, Vec<Entry>>);
 
 impl Record {
-    /// To be called after everything that happens to etcd.
+    /// Call it after every change of etcd.
     pub(crate) fn note(&mut self, etcd: &ScriptedEtcd) {
         #[allow(clippy::unwrap_used, reason = "a test's own constant")]
         let all = KeyRange::prefix(PREFIX).unwrap();
@@ -28,8 +28,8 @@ impl Record {
         self.0.insert(place, etcd.state(&all));
     }
 
-    /// The history of the first state after `since`, that one included, which has this revision and
-    /// is what is looked for. A later history is later, whatever its revisions.
+    /// The history of the first matching state of this revision at or after `since`. A later history counts
+    /// as later, whatever its revisions.
     pub(crate) fn place(
         &self,
         revision: Revision,
@@ -45,13 +45,13 @@ impl Record {
             .map(|place| place.0)
     }
 
-    /// Whether etcd had this in the range, at this revision of any history.
+    /// True if etcd had these entries in the range at this revision of any history.
     pub(crate) fn knows(&self, range: &KeyRange, seen: &Entries) -> bool {
         let is_it = |state: &[Entry]| within(state, range).eq(seen.iter());
         self.place(seen.revision(), None, is_it).is_some()
     }
 
-    /// As if a key had never been there: for a control.
+    /// Removes a key from the record, for a control.
     pub(crate) fn forget(&mut self, key: &str) {
         for state in self.0.values_mut() {
             state.retain(|entry| entry.key.as_ref() != key.as_bytes());
@@ -69,7 +69,7 @@ pub(crate) fn within<'a>(
         .filter(|entry| range.contains(entry.key.as_ref()))
 }
 
-/// A value of which this is one line, and decides where another is.
+/// A value in which `edit` is one line and decides where another one is.
 pub(crate) fn document(edit: u8) -> String {
     let line = |n: usize| format!("setting.{n} = {}\n", n * n * n);
     let mut lines: Vec<String> = (0..200).map(line).collect();

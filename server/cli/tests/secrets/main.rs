@@ -1,9 +1,8 @@
-//! Values are secrets: no output but that of `driftless get` and `watch` shows one.
+//! Values are secrets: only `driftless get` and `watch` print them.
 //!
-//! Every value that is written here holds a canary, in every format and with everything wrong with
-//! it that can be wrong, for a service whose own code quotes what it gets. Then all output is
-//! searched: what the library logs at every level, with the crates below it; what errors, statuses
-//! and handles show; what is reported; all that the server logs, measures and answers.
+//! Every value here contains a canary, in every format and with every kind of error, for a service whose
+//! own code quotes its input. Then all output is searched: the logs of the library and its dependencies at
+//! every level; errors, statuses and handles; reports; the server's logs, metrics and HTTP answers.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod search;
@@ -31,7 +30,7 @@ const DRIFTLESS: Driftless = Driftless::at(env!("CARGO_BIN_EXE_driftless"));
 /// What the server serves.
 const PREFIX: &str = "/s/";
 
-/// How long a first value is waited for that does not come.
+/// How long to wait for a first value that does not arrive.
 const FIRST: Duration = Duration::from_secs(2);
 
 fn searched() -> [Canary; 2] {
@@ -47,7 +46,7 @@ fn assert_clean(what: &str, text: &str) {
     }
 }
 
-/// Calls a function with the type that a target stands for.
+/// Calls a function with the type of a target.
 macro_rules! with_target {
     ($target:expr, $function:ident($($argument:expr),*)) => {
         match $target {
@@ -64,7 +63,7 @@ macro_rules! with_target {
     };
 }
 
-/// A watch whose first value is refused.
+/// A watch whose first value is rejected.
 async fn refused_at_first<T: Config>(client: &Client, key: &str, output: &Output) {
     // On a machine that is busy the state may take longer than a first value may.
     let rejection = timeout(PATIENCE, async {
@@ -91,7 +90,8 @@ async fn refused_at_first<T: Config>(client: &Client, key: &str, output: &Output
     output.debug(&rejection);
 }
 
-/// Shows all that a watcher can be asked, and tells its revision and whether it refuses its state.
+/// Adds everything that a watcher shows to the output. Returns its revision and whether it rejects its
+/// state.
 fn show<T>(watcher: &Watcher<T>, output: &Output) -> bool {
     output.debug(watcher);
     output.debug(&watcher.load());
@@ -104,7 +104,7 @@ fn show<T>(watcher: &Watcher<T>, output: &Output) -> bool {
     status.last_rejection.is_some()
 }
 
-/// A watcher that holds a good value when a bad one comes, and then a good one again.
+/// A watcher that has a good value, then receives a bad one, then a good one again.
 async fn refused_later<T: Config>(client: &Client, key: &str, output: &Output) -> LiveWatcher {
     let watch = client.watch::<T>(key).validate(T::check);
     let mut watcher = watch.await.unwrap();
@@ -131,7 +131,7 @@ async fn wait(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 fn put(etcd: &Etcd, key: &str, value: &[u8]) {
-    // The value comes in by its standard input.
+    // The value is passed on the standard input.
     etcd.ctl_with(["put", key], value);
 }
 
@@ -246,7 +246,7 @@ fn no_output_shows_a_value() {
         output.debug(&get.await.unwrap());
     });
 
-    // What fails on the way.
+    // Failures on the way.
     runtime.block_on(failures(&server, &output));
 
     // What makes a server talk: large values and changes to them, deletes, an etcd that forgets its
@@ -283,7 +283,7 @@ fn no_output_shows_a_value() {
     runtime.shutdown_timeout(PATIENCE);
     let server = server.stop();
 
-    // Did all of that happen at all?
+    // All of this did happen.
     for target in ["h2::", "driftless_server"] {
         assert!(server.stderr.contains(target), "{target} logged nothing");
     }
@@ -307,7 +307,7 @@ fn no_output_shows_a_value() {
     assert_clean("the server's standard error", &server.stderr);
 }
 
-/// Errors that have nothing to do with values, of clients that have some at hand.
+/// Errors that are not about values, of clients that have values.
 async fn failures(server: &ServerProcess, output: &Output) {
     let client = Client::connect(server.url()).unwrap();
     let small = Client::builder().endpoint(server.url()).range_limit(100);
@@ -339,7 +339,7 @@ async fn failures(server: &ServerProcess, output: &Output) {
     }
 }
 
-/// The search would find a value, wherever it comes from.
+/// The search finds a value in any output.
 #[test]
 fn search_finds_a_shown_value() {
     const SHOWN: &str = "sHoWnCaNaRy";

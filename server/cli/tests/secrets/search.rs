@@ -1,4 +1,4 @@
-//! What is looked for, and where all output goes.
+//! Collects all output and searches it for canaries.
 
 use std::fmt::Debug;
 use std::io::{self, Write};
@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-/// A text that no output may hold, however it is written there.
+/// A text that no output may contain, in any notation.
 pub(crate) struct Canary {
     forms: Vec<(&'static str, String)>,
 }
@@ -37,7 +37,7 @@ impl Canary {
         Self { forms }
     }
 
-    /// How it is in there, and what is around it.
+    /// The notation that was found, and its surroundings.
     pub(crate) fn find(&self, text: &str) -> Option<String> {
         self.forms.iter().find_map(|(how, form)| {
             let at = text.find(form)?;
@@ -49,7 +49,7 @@ impl Canary {
     }
 }
 
-/// All that this process puts out, but for what a test prints.
+/// All output of this process, except what a test prints.
 #[derive(Clone, Default)]
 pub(crate) struct Output(Arc<Mutex<Vec<u8>>>);
 

@@ -1,15 +1,14 @@
-//! The code of a service that is careless with its configuration: whatever can quote a value does.
-//! And values that make it.
+//! A service whose code quotes values wherever it can, and values that make it do so.
 
 use std::collections::BTreeMap;
 
 use serde::de::{Deserializer, Error, Unexpected};
 use serde::{Deserialize, de::DeserializeOwned};
 
-/// What all values hold.
+/// The canary in all values.
 pub(crate) const CANARY: &str = "cAnArYfIvE7oNe";
 
-/// What numbers are.
+/// The canary as a number.
 pub(crate) const NUMBER: &str = "98765432123456789";
 
 /// A value of a service.
@@ -88,7 +87,7 @@ enum Tagged {
     A { n: u32 },
 }
 
-/// Says what it got, in each of the ways that serde has.
+/// Quotes its input, with each of serde's visitor methods.
 pub(crate) struct Quoting;
 
 impl<'de> Deserialize<'de> for Quoting {
@@ -105,7 +104,7 @@ impl<'de> Deserialize<'de> for Quoting {
     }
 }
 
-/// Panics over what it got.
+/// Panics with its input.
 pub(crate) struct Panicking;
 
 impl<'de> Deserialize<'de> for Panicking {
@@ -115,7 +114,7 @@ impl<'de> Deserialize<'de> for Panicking {
     }
 }
 
-/// What a key is read as.
+/// The type that a key is read as.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Target {
     Document,
@@ -129,7 +128,7 @@ pub(crate) enum Target {
     Address,
 }
 
-/// A key, and values that are refused there.
+/// A key, and values that are rejected there.
 pub(crate) struct Case {
     pub(crate) target: Target,
     /// Without the dot.
@@ -139,7 +138,7 @@ pub(crate) struct Case {
     pub(crate) bad: Vec<u8>,
 }
 
-/// Every way to be refused, in every format.
+/// Every kind of rejection, in every format.
 pub(crate) fn cases() -> Vec<Case> {
     let fill = |text: &str| text.replace("CANARY", CANARY).replace("NUMBER", NUMBER);
     let mut cases = Vec::new();

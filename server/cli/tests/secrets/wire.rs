@@ -1,4 +1,4 @@
-//! What a client sends, as it is on the wire, and the reports in there.
+//! Captures the bytes that a client sends, and finds the reports in them.
 
 use std::io;
 use std::pin::Pin;
@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 
 type Sent = Arc<Mutex<Vec<u8>>>;
 
-/// Dials TCP, and keeps a copy of all that is sent.
+/// Dials TCP, and keeps a copy of everything that is sent.
 #[derive(Clone, Default)]
 pub(crate) struct Tap(Arc<Mutex<Vec<Sent>>>);
 

@@ -1,4 +1,4 @@
-//! What a client shows, held against what etcd had: the promises that can be seen from one watcher.
+//! Compares what a client shows with what etcd had: the promises that one watcher can check.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,30 +8,30 @@ use driftless_proto::{Entry, Key, KeyRange, Revision};
 
 use crate::model::{Place, Record, within};
 
-/// What is promised; the names are those of the README.
+/// The promises, named as in the README.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Promise {
     /// No older revision after a newer one, unless etcd's history was replaced in between.
     Ordered,
-    /// No change is told twice.
+    /// No change is reported twice.
     Unique,
-    /// What is shown is what etcd had at that revision, and in the end what it has.
+    /// A state is the one that etcd had at that revision, and the last one is etcd's current state.
     Reliable,
-    /// What one transaction changed becomes visible at once.
+    /// The changes of one transaction become visible at once.
     Atomic,
-    /// Who returns gets what changed since, and not everything.
+    /// A client that reconnects receives what changed since, not everything.
     Resumable,
     /// An idle range's revision moves on.
     Bookmarked,
-    /// No digest ever differs where nothing was planted.
+    /// No digest differs without a planted fault.
     SelfVerifying,
-    /// What is dropped is gone, at the servers too.
+    /// A dropped watcher leaves nothing, also at the servers.
     NothingLeft,
-    /// Watches go on whatever becomes of servers.
+    /// Watches go on through all failures of servers.
     Available,
 }
 
-/// A promise that was not kept.
+/// A broken promise.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Violation {
     pub(crate) promise: Promise,
@@ -53,7 +53,7 @@ impl fmt::Display for Violation {
     }
 }
 
-/// Where in what happened a watcher is. It may stand still and go on, never back.
+/// A watcher's place in the record. It may stand still or move forward, never back.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Position(Option<Place>);
 
@@ -85,7 +85,7 @@ impl Position {
     }
 }
 
-/// Follows all that a watcher of entries shows and tells.
+/// Follows the states and changes of a watcher of entries.
 #[derive(Clone, Debug)]
 pub(crate) struct Observer {
     range: KeyRange,
@@ -253,7 +253,7 @@ impl Pair {
     }
 }
 
-/// Controls: each check finds what it is there for.
+/// Controls: each check finds its fault.
 #[cfg(test)]
 mod tests {
     use driftless_server::source::scripted::{Op, ScriptedEtcd};

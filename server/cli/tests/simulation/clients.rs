@@ -1,5 +1,4 @@
-//! The clients of a run: each is this repository's own, on a host, with watchers of which every state
-//! is looked at.
+//! The clients of a run, each on its own host. Every state of their watchers is checked.
 
 use std::io;
 use std::time::Duration;
@@ -18,8 +17,7 @@ use crate::model::PREFIX;
 use crate::plant::Plant;
 use crate::world::{Shared, Shown};
 
-/// How often it is looked at what a watcher shows, beside what it tells: its revision may have moved
-/// without a change.
+/// How often to look at a watcher's state besides its changes: its revision may move without a change.
 const LOOK: Duration = Duration::from_secs(1);
 
 pub(crate) fn client_name(client: usize) -> &'static str {
@@ -40,7 +38,7 @@ pub(crate) fn ranges() -> Vec<KeyRange> {
     ]
 }
 
-/// What clients are told to do.
+/// Commands for clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wanted {
     /// Watch; anew when the number is another.
@@ -147,7 +145,7 @@ impl Member {
     }
 }
 
-/// One watcher, and what is made of all that it shows.
+/// One watcher, and the checks of everything that it shows.
 struct Watching {
     /// Its client's number, and its own.
     line: (usize, usize),
@@ -267,7 +265,7 @@ impl Watching {
     }
 }
 
-/// Notes how a watcher is doing when that is news.
+/// Notes a watcher's status in the journal when it changes.
 async fn tell(who: &str, status: &mut StatusWatcher, journal: &Journal) {
     let now = status.changed().await;
     let endpoint = now.endpoint.unwrap_or_default();

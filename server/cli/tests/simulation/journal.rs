@@ -1,4 +1,4 @@
-//! What happened in a run, in simulated time, and the first promise that was found broken.
+//! The events of a run in simulated time, and the first broken promise.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::checks::Violation;
 
-/// How many lines before a failure are printed: what led to it is rarely longer ago.
+/// How many lines before a failure are printed. The cause is rarely longer ago.
 const LINES: usize = 120;
 
 /// All hosts of a run write into it. Cheap to clone.

@@ -1,4 +1,4 @@
-//! What is not promised, and happens: when one of these fails, it is time to take it into the schedule.
+//! Known limits. If one of these tests fails, the limit is gone: move the case into the schedule.
 
 use std::time::Duration;
 
@@ -8,13 +8,12 @@ use crate::checks::Promise;
 use crate::plant::Plant;
 use crate::world::World;
 
-/// Long enough for everybody to do whatever they do about what just happened.
+/// Long enough for all reactions to an event.
 const A_WHILE: Duration = Duration::from_secs(15);
 
-/// A server that cannot reach etcd serves what it has, which is better than nothing. It cannot hear of
-/// a restore, and nothing that a client could tell it would prove one: epochs have no order. So a
-/// client that has moved on to the restored history, and then has no other server, is taken back to the
-/// one before, until that server finds etcd.
+/// A server that cannot reach etcd serves its last state. It cannot learn of a restore, and a client cannot
+/// prove one to it, because epochs have no order. So a client that has moved to the restored history, and
+/// then has only this server, goes back to the old history until the server reaches etcd.
 #[test]
 fn limit_cut_off_server_serves_the_old_history() {
     let mut world = World::new(1, Plant::None);

@@ -1,48 +1,45 @@
-//! The promises of order, on a simulated network: several servers, clients that may go to any of
-//! them, and whatever networks, machines and etcd do to each other.
+//! The promises, checked on a simulated network: several servers, clients that use any of them, and
+//! failures of networks, machines and etcd.
 //!
 //! # What is simulated
 //!
-//! Each server and each client of a run is this repository's own, on a host of its own (by `turmoil`,
-//! in one thread): names are looked up, connections dialled and bytes carried by a network that loses,
-//! holds and delays them, and time passes as fast as it can be computed. Servers are killed, vanish
-//! without a word, or are told to stop, and start again. etcd is the scripted model, which lies
-//! outside of the network: servers lose it together or alone, it forgets, is restored from a backup
-//! and is replaced by another. Clients are in one run two or three, with all servers as endpoints in
-//! an order of their own, and watch nested prefixes, keys, and a struct whose two fields are written
-//! in one transaction. All the time, transactions go on.
+//! Each server and each client is the real code, on its own host of `turmoil`, all in one thread. The
+//! network loses, holds and delays bytes, and time passes as fast as it can be computed. Servers are
+//! killed, vanish silently, or are told to stop, and start again. etcd is the scripted model, outside of
+//! the network: servers lose it together or alone; it compacts its history, is restored from a backup, or
+//! is replaced by another cluster. Two or three clients have all servers as endpoints, each in its own
+//! order. They watch nested prefixes, keys, and a struct whose two fields are written in one transaction.
+//! Transactions go on all the time.
 //!
-//! Every state that a watcher shows is held against the record of all that etcd had, see [`checks`].
-//! Then everything is mended, and all clients have to come to hold what etcd holds, idle ranges its
-//! revision too. In some runs it is looked at whether, with nothing wrong, streams stay and revisions
-//! move on. Then the clients leave, and nothing may be left of them at any server.
+//! Every state of a watcher is compared with the record of etcd's states, see [`checks`]. At the end all
+//! faults are repaired, and all clients must reach etcd's state; idle ranges must reach its revision. Some
+//! runs also check that streams stay open and revisions move while nothing is wrong. Then the clients
+//! leave, and no server may keep anything of them.
 //!
-//! Two kinds of weather: in the first, only networks and etcd's connections fail, and nobody who was
-//! there before may be sent a snapshot; in the second, everything above happens.
+//! There are two kinds of runs. In the first, only networks and etcd's connections fail, and no client
+//! that was there before may receive a snapshot. In the second, everything above happens.
 //!
-//! What is left out is in [`limits`]: a server that cannot reach etcd while its history is replaced.
+//! One case is left out, see [`limits`]: a server that cannot reach etcd while its history is replaced.
 //!
 //! # Running a seed again
 //!
-//! What happens in a run is drawn from its seed: the hosts, the schedule, the order of each client's
-//! endpoints, whom it dials first and how long it backs off. So
-//! `DRIFTLESS_SEED=17 cargo test -p driftless --test simulation` runs that one, and does the same again,
-//! nearly always to the last line of its journal; `DRIFTLESS_SEEDS=5000` runs that many instead of
-//! [`SEEDS`]. Not drawn from it are tokio's own choices (which of two tasks that are woken at the same
-//! moment runs first), when audits take place, and whether a delta is computed in time, on a thread of
-//! its own. Where a failure does not come again, it helps to run its seed a few times.
+//! The seed decides the hosts, the schedule, the order of each client's endpoints, which one it dials
+//! first, and how long it backs off. So `DRIFTLESS_SEED=17 cargo test -p driftless --test simulation`
+//! repeats a run, nearly always to the last line of its journal. `DRIFTLESS_SEEDS=5000` runs that many
+//! instead of [`SEEDS`]. The seed does not decide tokio's own choices (which of two woken tasks runs
+//! first), when audits take place, and whether a delta is computed in time on its own thread. If a failure
+//! does not repeat, run its seed a few times.
 //!
-//! Messages take as long as the schedule says, to a tick, and not at random: else it would depend on
-//! the number of messages so far what becomes of the next. What gets lost is what is under way when a
-//! network fails.
+//! The schedule decides the latency of messages, to a tick. A random latency would depend on the number of
+//! messages before. A network that fails loses the messages that are under way.
 //!
-//! A failure prints the promise that was not kept, by whom and when, and what happened before:
-//! the schedule's events, who dialled whom, how watchers were doing, and the revisions that they showed.
+//! A failure prints the broken promise, the watcher, the time, and what happened before: the events of the
+//! schedule, the dials, the statuses of watchers and their revisions.
 //!
 //! # Controls
 //!
-//! Checks that cannot fail prove nothing, so faults are planted, each of which has to be found as what
-//! it is: below in whole runs, and in [`checks`] one by one.
+//! A check that cannot fail proves nothing. So faults are planted, and each must be found as what it is:
+//! below in whole runs, and in [`checks`] one by one.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 #[path = "../model/mod.rs"]
@@ -70,14 +67,13 @@ use run::{Report, run, run_with_journal};
 /// How many runs: an hour or two of simulated time, in some seconds. `make simulation` runs more.
 const SEEDS: u64 = 50;
 
-/// From how many seeds on each kind of thing must have happened in one of them.
+/// With this many seeds, each kind of event must have happened in at least one run.
 const ENOUGH: u64 = 50;
 
 /// How many seeds a planted fault may take to be found.
 const CONTROLS: u64 = 5;
 
-/// How many seeds are run again, and how often until they go the same way: of sixty, one did not the
-/// first time.
+/// How many seeds are repeated, and how often until two runs are equal: one of sixty differed at first.
 const REPEATED: u64 = 2;
 const ATTEMPTS: u64 = 3;
 
@@ -169,7 +165,7 @@ fn every_promise_holds_under_random_failures() {
     }
 }
 
-/// What the planted fault is found as, in one of a few seeds.
+/// Checks that the planted fault breaks this promise with one of a few seeds.
 fn control(plant: Plant, promise: Promise) {
     let mut others = Vec::new();
     for seed in 0..CONTROLS {
@@ -211,7 +207,7 @@ fn control_wrong_record_is_found() {
     control(Plant::WrongRecord, Promise::Reliable);
 }
 
-/// A failure says what a reader needs: what, who, when, and what came before.
+/// A failure shows what broke, at which client, when, and what happened before.
 #[test]
 fn failure_shows_what_happened_before() {
     let failure = run(0, Plant::WrongRecord).unwrap_err().to_string();
@@ -224,7 +220,7 @@ fn failure_shows_what_happened_before() {
     }
 }
 
-/// To the last line, but for the few runs in which tokio's own choices made a difference.
+/// To the last line, except in the few runs in which tokio's own choices differ.
 #[test]
 fn seed_repeats_its_run() {
     let lines = |seed| {

@@ -1,4 +1,4 @@
-//! Faults of the program itself, planted: what the simulation must find.
+//! Planted faults of the program, which the simulation must find.
 
 use driftless_proto::apply::Edit;
 use driftless_server::source::scripted::ScriptedEtcdSource;
@@ -6,20 +6,20 @@ use driftless_server::source::{Source, Update};
 
 use crate::checks::Pair;
 
-/// What is wrong with the program, or with the test.
+/// A fault of the program or of the test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Plant {
     /// Nothing.
     None,
     /// The servers miss every change of one key.
     Swallow,
-    /// The servers take the second half of a transaction for a part of the next one.
+    /// The servers move the second half of a transaction into the next one.
     Split,
-    /// The servers never hear that nothing changed.
+    /// The servers never receive progress from etcd.
     Silence,
-    /// The clients keep a watcher that they said they dropped.
+    /// The clients keep a watcher that they should drop.
     Keep,
-    /// A client forgets what it has, for no reason.
+    /// A client forgets its state without a reason.
     Forget,
     /// The record lacks a key.
     WrongRecord,

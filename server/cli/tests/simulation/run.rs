@@ -1,4 +1,4 @@
-//! One run: all is well, then what the schedule says, then all is well again, then everybody leaves.
+//! One run: a quiet start, the schedule's faults, a repair, and the end of all clients.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::schedule::{Event, OUTSIDE, Schedule, Weather};
 use crate::servers::server_name;
 use crate::world::{Shown, World};
 
-/// How long it may take until everybody watches, with nothing in the way.
+/// How long it may take until all clients watch, without faults.
 const BEGUN_WITHIN: Duration = Duration::from_secs(20);
 
 /// How long it may take until all hold what etcd holds once nothing is in the way any more: whoever
@@ -31,7 +31,7 @@ const LEFT_WITHIN: Duration = Duration::from_secs(30);
 /// the server does, and somebody looks.
 const BOOKMARKED_WITHIN: Duration = Duration::from_secs(12);
 
-/// What a run had to do with, for a look at whether runs are worth anything.
+/// Counts what happened in a run, to show that runs are worth something.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Report {
     pub(crate) current: u64,
@@ -42,7 +42,7 @@ pub(crate) struct Report {
     pub(crate) audits: u64,
     /// Histories that were replaced.
     pub(crate) histories: u64,
-    /// Runs of which it was claimed, and checked, that nobody is sent everything twice.
+    /// Runs in which it was checked that no client receives a snapshot twice.
     pub(crate) claimed: u64,
     /// Simulated seconds.
     pub(crate) seconds: u64,
@@ -261,7 +261,7 @@ impl Run {
     }
 }
 
-/// How somebody is not where etcd is.
+/// How a watcher differs from etcd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lag {
     Absent,
@@ -278,7 +278,7 @@ fn lagging(world: &World) -> Option<(Lag, String)> {
     }
     let all = driftless_client::KeyRange::prefix(PREFIX).unwrap();
     let pair = Pair::of(&etcd.state(&all));
-    // A state that is behind says more than a revision that is.
+    // A different state says more than a lower revision.
     let mut found = None;
     for ((client, _), shown) in board.iter() {
         let name = client_name(*client);
@@ -300,7 +300,7 @@ fn lagging(world: &World) -> Option<(Lag, String)> {
     found
 }
 
-/// What servers still hold of clients that are gone.
+/// What servers still hold of clients that have gone.
 fn left_behind(world: &World) -> Option<String> {
     let servers = world.servers.iter().enumerate();
     let mut all = servers.flat_map(|(number, server)| {

@@ -1,4 +1,4 @@
-//! What happens in a run, and when: all of it from a seed.
+//! The events of a run and their times, all drawn from a seed.
 
 use std::fmt;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::clients::client_name;
 use crate::model::document;
 use crate::servers::server_name;
 
-/// How long things happen, in simulated time.
+/// How long events happen, in simulated time.
 const LENGTH: Duration = Duration::from_secs(120);
 
 /// The longest time between two writes: so little that every fault has some in it.
@@ -40,7 +40,7 @@ const KEYS: [&str; 7] = [
 /// A key that is not served. Writing it moves etcd's revision, and nobody's state.
 pub(crate) const OUTSIDE: &str = "/elsewhere";
 
-/// How much may go wrong.
+/// Which kinds of faults may happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Weather {
     /// Networks fail, between clients and servers and between servers and etcd. Servers keep their
@@ -122,13 +122,13 @@ pub(crate) enum Event {
     },
 }
 
-/// Everything that is decided before a run begins.
+/// Everything that is decided before a run starts.
 #[derive(Clone, Debug)]
 pub(crate) struct Schedule {
     pub(crate) weather: Weather,
     pub(crate) servers: usize,
     pub(crate) clients: usize,
-    /// Whether it is looked at, in the end, how all is when nothing happens.
+    /// True if the end of the run checks that nothing happens without a cause.
     pub(crate) calm: bool,
     /// For each client, in which order it names the servers, and the seed of its own chances.
     pub(crate) minds: Vec<(Vec<usize>, u64)>,

@@ -1,4 +1,4 @@
-//! The servers of a run: each is this repository's own, on a host that outlives it.
+//! The servers of a run, each on a host that outlives it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,7 +18,7 @@ use crate::plant::{Plant, Planted};
 /// Where servers listen.
 const PORT: u16 = 7400;
 
-/// Much shorter than the defaults, so that a run has many of them; in proportion.
+/// In proportion to the defaults, but much shorter, so that a run has many intervals.
 const PROGRESS: Duration = Duration::from_secs(3);
 const PING: Duration = Duration::from_secs(5);
 const REPORT: Duration = Duration::from_secs(10);

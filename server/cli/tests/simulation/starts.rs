@@ -18,11 +18,11 @@ const WITHIN: Duration = Duration::from_secs(8);
 /// How long it may take to go live once nothing is missing: a backoff, and a server's pause.
 const LIVE_WITHIN: Duration = Duration::from_secs(10);
 
-/// How long the whole may take.
+/// How long a test may take.
 const OVER_WITHIN: Duration = Duration::from_secs(120);
 
-/// What a client is told while something is missing, and that it goes live once `appear` makes it
-/// appear. `why` is in what it is told.
+/// Checks the client's error while something is missing, which contains `why`, and that the client goes
+/// live once `appear` makes it appear.
 fn starts(mut world: World, why: &'static str, appear: impl FnOnce(&mut World)) {
     world.shared.etcd.txn([
         driftless_server::source::scripted::Op::put(Pair::LEFT, "7"),

@@ -1,8 +1,6 @@
-//! The network of a run: servers and clients of this repository on hosts of their own, and an etcd
-//! that is none of them.
+//! The network of a run: servers and clients on their own hosts, and an etcd outside of the network.
 //!
-//! Everything here is driven from outside, a tick after the other; what is done to hosts and links is
-//! done between two ticks.
+//! Everything is driven from outside, tick by tick. Hosts and links are changed between two ticks.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -233,7 +231,7 @@ impl World {
         self.sim.set_link_latency(client, server, latency);
     }
 
-    /// All is well again.
+    /// Repairs everything.
     pub(crate) fn heal_all(&mut self) {
         for server in 0..self.servers.len() {
             self.start(server);

@@ -1,4 +1,4 @@
-//! Who is let in, and what those are told who are not.
+//! Which clients are accepted, and what the others are told.
 
 use std::sync::Arc;
 

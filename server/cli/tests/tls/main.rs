@@ -1,5 +1,4 @@
-//! TLS on real processes: who is let in, what those are told who are not, and files that are replaced
-//! while everything runs.
+//! TLS with real processes: accepted and rejected clients, and files that are replaced at run time.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod logged;

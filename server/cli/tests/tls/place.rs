@@ -1,4 +1,4 @@
-//! An etcd, folders with certificates, and servers and clients that use them.
+//! Shared by the TLS tests: an etcd, folders with certificates, and servers and clients that use them.
 
 use std::path::Path;
 use std::time::Duration;
@@ -60,7 +60,7 @@ pub(crate) async fn value(client: &Client) -> Result<String, GetError> {
     Ok(String::from_utf8_lossy(&entry.value).into_owned())
 }
 
-/// What a client is told that is not let in. It is the same for whoever reads once and whoever watches.
+/// The error of a client that is not accepted. It is the same for a read and a watch.
 #[track_caller]
 pub(crate) fn refusal(builder: ClientBuilder) -> impl Future<Output = String> {
     let client = builder.build().unwrap();

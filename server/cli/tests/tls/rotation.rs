@@ -1,4 +1,4 @@
-//! Files that are replaced while everything runs.
+//! Certificate files that are replaced at run time.
 
 use driftless_client::WatchState;
 use driftless_test_support::certificates::{Ca, Folder};
@@ -64,7 +64,7 @@ async fn unusable_certificate_is_logged_once_and_ignored() {
         files.text("cert.pem")
     );
     assert!(log().contains(&problem), "{}", log());
-    // Whoever comes now is served with what there was.
+    // New connections get the old certificate.
     let client = known(&server.url(), &mine).build().unwrap();
     assert_eq!(value(&client).await.unwrap(), "1");
     files.write("cert.pem", &next.cert);

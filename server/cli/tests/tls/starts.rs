@@ -1,4 +1,4 @@
-//! What is there first: client, server or etcd.
+//! Start orders of client, server and etcd, with TLS.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Commands that go on: what is said of each change of state, once, however often is tried meanwhile.
+//! Commands that keep running: each change of state is logged once, not once for each attempt.
 
 use driftless_test_support::wrong_inputs::{Row, check_output, check_table};
 use driftless_test_support::{Process, wait_until};
@@ -12,11 +12,11 @@ use crate::DRIFTLESS;
 /// So many attempts show that it is tried again and again.
 const ATTEMPTS: u64 = 6;
 
-/// How often it is asked something meanwhile, to pass the time.
+/// How many requests are made meanwhile, to pass the time.
 const QUESTIONS: u64 = 50;
 
-/// More attempts than this, while those questions were asked one after the other, are no backing off.
-/// A loop without a wait makes thousands.
+/// The most attempts during those requests if the command backs off. A loop without a wait makes
+/// thousands.
 const MOST_ATTEMPTS: u64 = 40;
 
 const RUNS: &str = "runs on";
@@ -90,7 +90,7 @@ impl Place {
         rows.push(Row::new(wrong, command, RUNS, said.into_iter().take(1)));
     }
 
-    /// What a watch said to people; the rest of its standard error is the log.
+    /// The messages of a watch, without its log.
     fn said(&self, process: &Process) -> Vec<String> {
         let stderr = process.stderr();
         check_output(&stderr);

@@ -1,5 +1,4 @@
-//! Every wrong input of `server/WRONG_INPUTS.md`, done for real: the page says what happens, and
-//! nothing else does.
+//! Runs every wrong input of `server/WRONG_INPUTS.md` and compares the result with the page.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod ending;
@@ -11,7 +10,7 @@ use driftless_test_support::{Driftless, wrong_inputs};
 /// The program under test.
 const DRIFTLESS: Driftless = Driftless::at(env!("CARGO_BIN_EXE_driftless"));
 
-/// The page's tables, in its order. The last is held by a test of the examples.
+/// The page's tables, in its order. A test of the examples checks the last.
 const SECTIONS: [&str; 7] = [
     "driftless, any command",
     "driftless get",

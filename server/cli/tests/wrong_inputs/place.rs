@@ -1,5 +1,5 @@
-//! Where the commands of the page run: an etcd, a server, an empty folder, and the addresses that the
-//! page shows for them.
+//! The place in which the page's commands run: an etcd, a server, an empty folder, and the addresses that
+//! the page shows for them.
 
 use std::net::SocketAddr;
 use std::path::Path;
