@@ -35,10 +35,10 @@ bench: ## Measures the fan-out beside etcd's (QUICK=1: in five minutes; BENCH='-
 	@cargo bench --locked -p driftless --bench fanout -- run $(if $(QUICK),--quick) $(BENCH)
 
 # In minutes, at most: a slow machine does fewer rounds, and says how many.
-leak-tests: MINUTES ?= $(if $(filter 1000,$(ROUNDS)),5,10)
-leak-tests: ROUNDS ?= 10000
-leak-tests: ## Proves that nothing leaks, and that leaks are found (ROUNDS=1000: in five minutes)
-	@.ci/leak-tests $(ROUNDS) $(MINUTES)
+leak-tests: MINUTES ?= $(if $(SHORT),1,$(if $(filter 1000,$(ROUNDS)),5,10))
+leak-tests: ROUNDS ?= $(if $(SHORT),1000,10000)
+leak-tests: ## Proves that nothing leaks, and that leaks are found (SHORT=1: the most telling, in a minute)
+	@.ci/leak-tests $(ROUNDS) $(MINUTES) $(if $(SHORT),--short)
 
 soak: MINUTES ?= 480
 soak: ROUNDS ?= 1000000

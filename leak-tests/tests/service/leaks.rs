@@ -19,7 +19,7 @@ async fn serve(client: &Client, key: &str) -> u32 {
 
 pub(crate) async fn main() {
     let client = Client::connect(crate::url()).unwrap();
-    let outcome = rounds(1000)
+    let outcome = rounds(crate::ROUNDS)
         .named("a request is served")
         .within(Duration::from_secs(30))
         .run(async |_| {

@@ -13,16 +13,20 @@ use driftless_client::{Client, Watcher};
 use leak_tests::rounds;
 use tokio::task::LocalSet;
 
-/// What differs between the README's test and the one that is run here: who calls it, which server, and
-/// which key.
-const DIFFERENCES: [[&str; 2]; 3] = [
+/// What differs between the README's test and the one that is run here: who calls it, how often, which
+/// server, and which key.
+const DIFFERENCES: [[&str; 2]; 4] = [
     [
         "#[tokio::main]\nasync fn main()",
         "pub(crate) async fn main()",
     ],
+    ["rounds(1000)", "rounds(crate::ROUNDS)"],
     ["\"http://127.0.0.1:7400\"", "crate::url()"],
     ["\"/config/shop/limit\"", "\"/c/a\""],
 ];
+
+/// Enough for a watcher a round to be found. Recording each allocation takes its time.
+const ROUNDS: u64 = 150;
 
 /// Tells jemalloc what to record.
 const RECORDS: &str = "_RJEM_MALLOC_CONF";

@@ -71,6 +71,10 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if let Some(name) = Options::unknown(scenarios()).next() {
+        eprintln!("the short run names a scenario that there is not: \"{name}\"");
+        return ExitCode::FAILURE;
+    }
     match &options.only_here {
         Some(name) => runner::here(name, &options),
         None if options.list => {

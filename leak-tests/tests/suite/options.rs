@@ -12,14 +12,38 @@ const FEW_ROUNDS: u64 = 100;
 /// From so many on, scenarios that take long to set up are worth it.
 const MANY_ROUNDS: u64 = 500;
 
+/// The scenarios of a short run: the ways out on which most leaks were found, and a control of each kind
+/// of witness.
+const SHORT: [&str; 15] = [
+    "control: a forgotten watcher",
+    "control: a detached task",
+    "control: a watch at etcd that is only half-closed",
+    "control: a map entry left behind",
+    "a watcher is dropped",
+    "a client is dropped",
+    "a client is dropped at each operation",
+    "ranges come and go",
+    "a client is shut down",
+    "a value changes",
+    "a client comes and goes over TLS",
+    "the network is cut half-way",
+    "etcd is killed",
+    "the server is shut down while a client does not read",
+    "everything at once",
+];
+
 /// How long each scenario may take where nobody says.
 const FEW_SECONDS: Duration = Duration::from_secs(1);
 
 /// As many at a time as there are processors, up to so many: each has servers and an etcd of its own.
 const MOST_JOBS: usize = 8;
 
+/// Set to make short tests long: without arguments, all scenarios are run.
+const LONG: &str = "DRIFTLESS_LONG";
+
 /// What tells that somebody speaks to this suite, and not to all test programs.
-const OURS: [&str; 7] = [
+const OURS: [&str; 8] = [
+    "--short",
     "--rounds",
     "--minutes",
     "--milliseconds-each",
@@ -45,6 +69,8 @@ pub(crate) struct Options {
     skips: Vec<String>,
     /// Where the report goes; none is written without.
     pub(crate) report: Option<PathBuf>,
+    /// Only the scenarios of [`SHORT`].
+    short: bool,
     /// What takes the time gets nearly all of it, and the others share what is left.
     pub(crate) soak: bool,
     /// The names and nothing else.
@@ -78,6 +104,7 @@ impl Options {
             exact: false,
             skips: Vec::new(),
             report: None,
+            short: false,
             soak: false,
             list: false,
             only_here: None,
@@ -109,6 +136,7 @@ impl Options {
                 "--jobs" => options.jobs = number(&argument, &value()?)?,
                 "--report" => options.report = Some(value()?.into()),
                 "--here" => options.only_here = Some(value()?),
+                "--short" => options.short = true,
                 "--soak" => options.soak = true,
                 "--list" => options.list = true,
                 "--exact" => options.exact = true,
@@ -121,9 +149,9 @@ impl Options {
                 "--format" | "--color" | "--logfile" | "-Z" => drop(value()?),
                 _ if argument.starts_with('-') => {
                     return Err(format!(
-                        "{argument} is not known; there are --rounds N, --minutes N, --milliseconds-each N, \
-                         --jobs N, --report FOLDER, --soak, --list, --exact, --skip PART, and parts of \
-                         scenarios' names"
+                        "{argument} is not known; there are --short, --rounds N, --minutes N, \
+                         --milliseconds-each N, --jobs N, --report FOLDER, --soak, --list, --exact, \
+                         --skip PART, and parts of scenarios' names"
                     ));
                 }
                 _ => options.filters.push(argument),
@@ -164,17 +192,29 @@ impl Options {
         }
     }
 
-    /// Whether a scenario is wanted.
+    /// Whether a scenario is wanted. Without arguments, as in `cargo test`, those of a short run are.
     pub(crate) fn wants(&self, scenario: &Scenario) -> bool {
         let mut filters = self.filters.iter();
         let named = filters.any(|part| match self.exact {
             true => scenario.name == part,
             false => scenario.name.contains(part.as_str()),
         });
-        let worth_it = self.rounds >= MANY_ROUNDS || !scenario.takes_long;
+        let is_long = self.for_this_suite || std::env::var_os(LONG).is_some();
+        let in_this_run = match self.short || !is_long {
+            true => SHORT.contains(&scenario.name),
+            false => self.rounds >= MANY_ROUNDS || !scenario.takes_long,
+        };
         let mut skips = self.skips.iter();
         let skipped = skips.any(|part| scenario.name.contains(part.as_str()));
-        !skipped && (named || (self.filters.is_empty() && worth_it))
+        !skipped && (named || (self.filters.is_empty() && in_this_run))
+    }
+
+    /// The scenarios of a short run that there are not, by a wrong name.
+    pub(crate) fn unknown(
+        scenarios: impl Iterator<Item = &'static Scenario>,
+    ) -> impl Iterator<Item = &'static str> {
+        let known: Vec<&str> = scenarios.map(|scenario| scenario.name).collect();
+        SHORT.into_iter().filter(move |name| !known.contains(name))
     }
 }
 
