@@ -49,8 +49,8 @@ pub struct Record {
     pub leaks: Vec<String>,
     /// The witnesses that noticed.
     pub noticed_by: Vec<String>,
-    /// A leak was planted, and these witnesses have to notice it. Empty where nothing should leak.
-    pub planted_for: Vec<String>,
+    /// The witnesses that must notice the fault of a control. Empty where nothing should leak.
+    pub fault_for: Vec<String>,
     /// Where the memory that was kept was allocated, the most first.
     pub stacks: Vec<String>,
 }
@@ -101,7 +101,7 @@ impl Record {
             promised_us: outcome.promised.map(micros),
             leaks: outcome.leaks.iter().map(ToString::to_string).collect(),
             noticed_by: noticed_by.map(str::to_owned).collect(),
-            planted_for: Vec::new(),
+            fault_for: Vec::new(),
             stacks: outcome.stacks.clone(),
         }
     }
@@ -123,15 +123,15 @@ impl Record {
             promised_us: None,
             leaks: vec![why.into()],
             noticed_by: Vec::new(),
-            planted_for: Vec::new(),
+            fault_for: Vec::new(),
             stacks: Vec::new(),
         }
     }
 
-    /// A leak was planted, which these witnesses have to notice.
-    #[must_use = "without it the planted leak is a failure"]
-    pub fn planted_for(mut self, witnesses: &[&str]) -> Self {
-        self.planted_for = witnesses.iter().map(|name| (*name).to_owned()).collect();
+    /// Marks a control: these witnesses must notice its fault.
+    #[must_use = "without it the fault counts as a failure"]
+    pub fn fault_for(mut self, witnesses: &[&str]) -> Self {
+        self.fault_for = witnesses.iter().map(|name| (*name).to_owned()).collect();
         self
     }
 
@@ -140,12 +140,12 @@ impl Record {
         self.rounds >= FEWEST_FOR_GROWTH
     }
 
-    /// Nothing leaked; or, where a leak was planted, every witness that should notice it did.
+    /// Nothing leaked; or, in a control, every witness that must notice the fault did.
     pub fn passed(&self) -> bool {
-        if self.planted_for.is_empty() {
+        if self.fault_for.is_empty() {
             self.leaks.is_empty()
         } else {
-            let mut meant = self.planted_for.iter();
+            let mut meant = self.fault_for.iter();
             meant.all(|name| self.noticed_by.contains(name))
         }
     }
@@ -153,7 +153,7 @@ impl Record {
     /// What came of it, in a few words.
     pub fn verdict(&self) -> String {
         let noticed = self.noticed_by.join(", ");
-        match (self.planted_for.is_empty(), self.passed()) {
+        match (self.fault_for.is_empty(), self.passed()) {
             (true, true) if !self.tells_growth() => {
                 "nothing is kept; too few rounds to tell of growth".to_owned()
             }
@@ -161,15 +161,15 @@ impl Record {
             (true, false) => self.leaks.join("; "),
             (false, true) => format!("noticed by {noticed}"),
             (false, false) if noticed.is_empty() => format!(
-                "the planted leak was not noticed by {}{}",
-                self.planted_for.join(", "),
+                "the fault was not noticed by {}{}",
+                self.fault_for.join(", "),
                 self.leaks
                     .iter()
                     .fold(String::new(), |all, leak| all + "; " + leak)
             ),
             (false, false) => format!(
-                "the planted leak was noticed by {noticed}, and not by all of {}",
-                self.planted_for.join(", ")
+                "the fault was noticed by {noticed}, and not by all of {}",
+                self.fault_for.join(", ")
             ),
         }
     }
@@ -266,10 +266,13 @@ fn page(title: &str, records: &[Record]) -> String {
         records.len() - failed,
         title = escaped(title),
     );
-    for (heading, planted) in [("Ways out", false), ("Controls: planted leaks", true)] {
+    for (heading, is_control) in [
+        ("Ways out", false),
+        ("Controls: faults that must be found", true),
+    ] {
         let part = records
             .iter()
-            .filter(|record| record.planted_for.is_empty() != planted);
+            .filter(|record| record.fault_for.is_empty() != is_control);
         let part: Vec<&Record> = part.collect();
         if part.is_empty() {
             continue;
@@ -449,27 +452,20 @@ mod tests {
         assert!(!record(&["tasks"], &["kept"]).passed());
         assert!(
             record(&["tasks", "bytes"], &["kept"])
-                .planted_for(&["tasks"])
+                .fault_for(&["tasks"])
                 .passed()
         );
-        assert!(
-            !record(&["bytes"], &["kept"])
-                .planted_for(&["tasks"])
-                .passed()
-        );
-        let unnoticed = record(&[], &[]).planted_for(&["tasks"]);
+        assert!(!record(&["bytes"], &["kept"]).fault_for(&["tasks"]).passed());
+        let unnoticed = record(&[], &[]).fault_for(&["tasks"]);
         assert!(!unnoticed.passed());
-        assert_eq!(
-            unnoticed.verdict(),
-            "the planted leak was not noticed by tasks"
-        );
+        assert_eq!(unnoticed.verdict(), "the fault was not noticed by tasks");
     }
 
     #[test]
     fn the_page_stands_alone_and_the_json_can_be_read_back() {
         let records = [
             record(&[], &[]),
-            record(&["bytes"], &["it grew"]).planted_for(&["bytes"]),
+            record(&["bytes"], &["it grew"]).fault_for(&["bytes"]),
         ];
         let folder = std::env::temp_dir().join(format!("leak-tests-{}", std::process::id()));
         write_report(&folder, "Title", &records).unwrap();

@@ -1,4 +1,4 @@
-//! The harness can fail: what is planted is found, and said by name.
+//! The harness can fail: it finds each fault, and names it.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod common;
@@ -98,25 +98,25 @@ fn a_thread_is_counted_unless_it_is_a_runtimes() {
         assert!(Threads::all().names().unwrap().len() > others.len());
 
         let (stop, stopped) = std::sync::mpsc::channel::<()>();
-        let thread = std::thread::Builder::new().name("planted".to_owned());
+        let thread = std::thread::Builder::new().name("faulty".to_owned());
         let (named, is_named) = tokio::sync::oneshot::channel();
         let thread = thread.spawn(move || {
             named.send(()).unwrap();
             let _ = stopped.recv();
         });
         is_named.await.unwrap();
-        assert!(ours.details().unwrap().contains("planted"));
+        assert!(ours.details().unwrap().contains("faulty"));
         assert!(
             !ours
                 .clone()
-                .without("plant")
+                .without("fault")
                 .details()
                 .unwrap()
-                .contains("planted")
+                .contains("faulty")
         );
         drop(stop);
         thread.unwrap().join().unwrap();
-        assert!(!ours.details().unwrap().contains("planted"));
+        assert!(!ours.details().unwrap().contains("faulty"));
     });
 }
 
@@ -176,7 +176,7 @@ fn etcds_counts_are_read_as_etcd_shows_them() {
 }
 
 /// A count that the test moves.
-fn planted() -> (Arc<AtomicI64>, impl Fn() -> i64 + Send + Sync + 'static) {
+fn counter() -> (Arc<AtomicI64>, impl Fn() -> i64 + Send + Sync + 'static) {
     let count = Arc::new(AtomicI64::new(0));
     let read = Arc::clone(&count);
     (count, move || read.load(Ordering::SeqCst))
@@ -184,10 +184,10 @@ fn planted() -> (Arc<AtomicI64>, impl Fn() -> i64 + Send + Sync + 'static) {
 
 /// Ten thousand rounds over a count of bytes that `grow` moves.
 async fn grown(grow: impl Fn(&AtomicI64, u64)) -> leak_tests::Outcome {
-    let (bytes, count) = planted();
+    let (bytes, count) = counter();
     let witnesses = Witnesses::new().and(bounded_gauge("bytes", leak_tests::GROWTH_SLACK, count));
     rounds(10_000)
-        .named("planted")
+        .named("faulty")
         .only(witnesses)
         .run(async |round| grow(&bytes, round))
         .await
@@ -265,7 +265,7 @@ fn a_round_that_keeps_something_ends_the_run() {
 #[test]
 fn what_is_asked_at_the_end_is_compared_with_the_start() {
     alone(async {
-        let (held, count) = planted();
+        let (held, count) = counter();
         let outcome = rounds(10)
             .only(Witnesses::new())
             .at_the_end(Witnesses::new().and(gauge("watches", count)))

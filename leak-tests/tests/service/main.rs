@@ -37,7 +37,7 @@ const IN_THE_MISTAKE: &str = "/service/leaks.rs:";
 /// Which test finds it.
 const FINDS: &str = "the_test_in_the_readme_finds_its_mistake";
 
-/// Half of a second: what a test plants does not come back.
+/// How long a count is waited for that does not return.
 const A_MOMENT: Duration = Duration::from_millis(500);
 
 /// Something that the service does over and over: a tenant is served by its limits.

@@ -34,7 +34,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "A client watches a value and drops the watcher; the client stays.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(watcher(rounds)),
     },
     Scenario {
@@ -42,7 +42,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "A new client watches a value and a prefix; then everything is dropped.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(client(rounds)),
     },
     Scenario {
@@ -50,7 +50,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "A client that watches nothing reads a prefix.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(get(rounds)),
     },
     Scenario {
@@ -58,7 +58,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "Watches that are dropped after 0, 1, 2, … polls of their future.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(polls(rounds)),
     },
     Scenario {
@@ -67,7 +67,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
                 dial, shake hands, wait for the first state, receive it, are idle.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(operations(rounds)),
     },
     Scenario {
@@ -75,7 +75,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "Watches that are dropped after up to 12 ms, whatever they are doing by then.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(milliseconds(rounds)),
     },
     Scenario {
@@ -83,7 +83,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "Nobody listens where the client dials, so it waits between two attempts.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(backoff(rounds)),
     },
     Scenario {
@@ -91,7 +91,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "The client is connected to somebody who never says a word.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(silence(rounds)),
     },
     Scenario {
@@ -99,7 +99,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "In each round somebody watches a range that nobody ever watched.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(ranges(rounds)),
     },
     Scenario {
@@ -107,7 +107,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "In each round somebody asks for another range that is not served.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(refused(rounds)),
     },
     Scenario {
@@ -115,7 +115,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "Eight clients at a time, half of them on one range, come and are dropped together.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(crowd(rounds)),
     },
     Scenario {
@@ -123,7 +123,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "Eight clients lose their connections at once, come back, and are dropped.",
         takes_long: false,
         pace: Pace::Waits,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(storm(rounds)),
     },
     Scenario {
@@ -132,7 +132,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
                 something that is no HTTP/2.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(strangers(rounds)),
     },
     Scenario {
@@ -140,7 +140,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "Watchers are dropped on a thread that belongs to no runtime.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(another_thread(rounds)),
     },
 ];

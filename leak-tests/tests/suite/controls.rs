@@ -1,5 +1,4 @@
-//! Leaks that are planted: each has to be noticed by the witness that is there for it. A suite whose
-//! controls pass unnoticed has failed.
+//! Controls: faults that leak on purpose. The witness for each must notice it, or the suite has failed.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -25,7 +24,7 @@ use crate::world::etcds_watches;
 /// times over.
 const BRIEFLY: Duration = Duration::from_secs(2);
 
-/// How long what was planted is waited for: it does not return.
+/// How long a count is waited for that does not return.
 const A_MOMENT: Duration = Duration::from_millis(500);
 
 /// A leak that shows in a few dozen rounds, in bytes a round.
@@ -37,7 +36,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "Every tenth watcher is pushed into a list that nobody looks at.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &["tasks", "descriptors", "streams", "connections"],
+        fault_for: &["tasks", "descriptors", "streams", "connections"],
         run: |rounds| Box::pin(watcher(rounds)),
     },
     Scenario {
@@ -45,7 +44,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "Every tenth task waits for ever.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &["tasks"],
+        fault_for: &["tasks"],
         run: |rounds| Box::pin(task(rounds)),
     },
     Scenario {
@@ -53,7 +52,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "Every round starts a thread that waits for ever, half of them under a runtime's name.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &["own threads", "threads"],
+        fault_for: &["own threads", "threads"],
         run: |rounds| Box::pin(thread(rounds)),
     },
     Scenario {
@@ -61,7 +60,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "Every tenth connection is kept.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &["descriptors"],
+        fault_for: &["descriptors"],
         run: |rounds| Box::pin(socket(rounds)),
     },
     Scenario {
@@ -69,7 +68,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "A watch's responses are dropped, and what it was asked with is kept.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &["etcd_debugging_mvcc_watcher_total"],
+        fault_for: &["etcd_debugging_mvcc_watcher_total"],
         run: |rounds| Box::pin(half_closed(rounds)),
     },
     Scenario {
@@ -77,7 +76,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "Every round leaves an entry in a map.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &["allocated bytes"],
+        fault_for: &["allocated bytes"],
         run: |rounds| Box::pin(map(rounds)),
     },
     Scenario {
@@ -85,7 +84,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "Every round appends to a buffer that nobody empties.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &["allocated bytes"],
+        fault_for: &["allocated bytes"],
         run: |rounds| Box::pin(buffer(rounds)),
     },
     Scenario {
@@ -93,7 +92,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "Every round counts under a label of its own.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &["allocated bytes"],
+        fault_for: &["allocated bytes"],
         run: |rounds| Box::pin(label(rounds)),
     },
     Scenario {
@@ -101,7 +100,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "Every round counts under a label of its own, and a page shows it.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &["metric series"],
+        fault_for: &["metric series"],
         run: |rounds| Box::pin(series(rounds)),
     },
     Scenario {
@@ -109,7 +108,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "Every round leaves a small object in a list, beside a watcher that is dropped.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &["allocated bytes"],
+        fault_for: &["allocated bytes"],
         run: |rounds| Box::pin(beside(rounds)),
     },
 ];

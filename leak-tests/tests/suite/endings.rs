@@ -34,7 +34,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
                 every other one is dropped in the middle of that.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(shut_down(rounds)),
     },
     Scenario {
@@ -42,7 +42,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "Nobody listens where the client dials; it is shut down between two attempts.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(in_backoff(rounds)),
     },
     Scenario {
@@ -51,7 +51,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
                 that is too large: by a client that is not ours.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(no_good(rounds)),
     },
     Scenario {
@@ -59,7 +59,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "etcd has never been there: clients are put off, and dropped while they wait.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(not_in_sync(rounds)),
     },
     Scenario {
@@ -68,7 +68,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
                 2, … polls.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(named(rounds)),
     },
     Scenario {
@@ -76,7 +76,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "The look-up of the server's name does not come to an end before the client is dropped.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(look_up_hangs(rounds)),
     },
 ];

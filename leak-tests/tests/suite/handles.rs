@@ -37,7 +37,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
                 reads of ranges with long names.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(beside(rounds)),
     },
     Scenario {
@@ -46,7 +46,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
                 waits: for a connection, for the server's first word, for an answer.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(shut_down(rounds)),
     },
     Scenario {
@@ -55,7 +55,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
                 cut off.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(too_long(rounds)),
     },
     Scenario {
@@ -63,7 +63,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "A watcher's runtime ends; who waits for a change elsewhere is told so.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(outlives(rounds)),
     },
 ];

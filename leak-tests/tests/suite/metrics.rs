@@ -23,7 +23,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
                 are refused, strangers; the server's page of metrics does not grow.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(no_labels(rounds)),
     },
     Scenario {
@@ -31,7 +31,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "As many connections as the server takes are there; another client waits, and is dropped.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(no_place(rounds)),
     },
     Scenario {
@@ -39,7 +39,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "In each round somebody asks whether the server is ready, over a connection of its own.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(probes(rounds)),
     },
 ];

@@ -25,7 +25,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[Scenario {
             lost; the network to the server and to etcd cut or stalled; etcd stopped and killed.",
     takes_long: true,
     pace: Pace::Soaks,
-    planted_for: &[],
+    fault_for: &[],
     run: |rounds| Box::pin(everything(rounds)),
 }];
 

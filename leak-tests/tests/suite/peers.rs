@@ -31,7 +31,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
                 server closes them.",
         takes_long: false,
         pace: Pace::Waits,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(never_finished(rounds)),
     },
     Scenario {
@@ -40,7 +40,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
                 is dropped, and the server finds out by itself.",
         takes_long: false,
         pace: Pace::Waits,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(one_way(rounds)),
     },
     Scenario {
@@ -49,7 +49,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
                 themselves, and the client comes back.",
         takes_long: false,
         pace: Pace::Waits,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(hears_nothing(rounds)),
     },
     Scenario {
@@ -58,7 +58,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
                 afterwards.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(purged(rounds)),
     },
     Scenario {
@@ -67,7 +67,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
                 never ends; the client is dropped.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(nonsense(rounds)),
     },
     Scenario {
@@ -76,7 +76,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
                 dropped while nobody is there. What proves who it is comes from a file.",
         takes_long: false,
         pace: Pace::Waits,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(die(rounds)),
     },
 ];

@@ -33,7 +33,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "A part of a first state of 4 MiB has arrived, and no more does; the watch is dropped.",
         takes_long: true,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(mid_snapshot(rounds)),
     },
     Scenario {
@@ -41,7 +41,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "The same of a range that is read once.",
         takes_long: true,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(mid_read(rounds)),
     },
     Scenario {
@@ -49,7 +49,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "A client reads a little at a time while more than that is written, and is dropped.",
         takes_long: true,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(slowly(rounds)),
     },
 ];

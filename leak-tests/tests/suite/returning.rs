@@ -30,7 +30,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
                 change that there was, and is dropped.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(before_a_change(rounds)),
     },
     Scenario {
@@ -39,7 +39,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
                 else is at; the range is watched all the time.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(own_revisions(rounds)),
     },
     Scenario {
@@ -48,7 +48,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
                 changes.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(no_patches(rounds)),
     },
     Scenario {
@@ -56,7 +56,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "A range is watched all the time, and another client watches it in each round.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(one_stays(rounds)),
     },
 ];

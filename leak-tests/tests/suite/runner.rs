@@ -57,7 +57,7 @@ pub(crate) fn here(name: &str, options: &Options) -> ExitCode {
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.worker_threads(2).enable_all().build().unwrap();
     let outcome = runtime.block_on((scenario.run)(rounds));
-    let record = Record::new(&outcome, scenario.about).planted_for(scenario.planted_for);
+    let record = Record::new(&outcome, scenario.about).fault_for(scenario.fault_for);
     println!("{RECORD}{}", serde_json::to_string(&record).unwrap());
     ExitCode::SUCCESS
 }
@@ -193,7 +193,7 @@ fn summary(records: &[Record], left_out: usize, took: Duration, for_people: bool
         let which = if names.is_empty() { "" } else { ": " };
         let names = names.join(", ");
         let passes = records.iter().filter(|record| record.passed());
-        let few = passes.filter(|record| record.planted_for.is_empty() && !record.tells_growth());
+        let few = passes.filter(|record| record.fault_for.is_empty() && !record.tells_growth());
         match few.count() {
             0 => {}
             few => println!("{few} of them had too few rounds to tell of growth"),
@@ -215,7 +215,7 @@ fn in_a_process(
     variables: &[(&str, &str)],
 ) -> Record {
     let failed = |why: String| {
-        Record::failed(scenario.name, scenario.about, why).planted_for(scenario.planted_for)
+        Record::failed(scenario.name, scenario.about, why).fault_for(scenario.fault_for)
     };
     let program = match std::env::current_exe() {
         Ok(program) => program,

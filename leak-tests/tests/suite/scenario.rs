@@ -22,9 +22,8 @@ pub(crate) struct Scenario {
     pub(crate) takes_long: bool,
     /// How it goes on beside others.
     pub(crate) pace: Pace,
-    /// The witnesses that have to notice the leak that is planted here; empty where nothing should
-    /// leak.
-    pub(crate) planted_for: &'static [&'static str],
+    /// The witnesses that must notice the fault of a control; empty where nothing should leak.
+    pub(crate) fault_for: &'static [&'static str],
     /// Does it.
     pub(crate) run: fn(Rounds) -> Run,
 }

@@ -59,7 +59,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "In each round somebody watches a prefix of a length that nobody watched lately.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(lengths(rounds)),
     },
     Scenario {
@@ -68,7 +68,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
                 begins anew, and a watcher with it.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(replaced(rounds)),
     },
     Scenario {
@@ -76,7 +76,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "Connections that say how they begin, make a call, and end, all of it at once.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(strangers(rounds)),
     },
     Scenario {
@@ -84,7 +84,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "A hundred large reads begin and stop reading: most never had their turn.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(waits(rounds)),
     },
     Scenario {
@@ -92,7 +92,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "Large reads have all the turns and stop reading; another client reads all the same.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(holds_up_nobody(rounds)),
     },
     Scenario {
@@ -100,7 +100,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "More changes than go out one by one, and the watcher is dropped after the first.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(held_back(rounds)),
     },
     Scenario {
@@ -108,7 +108,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "Clients come and go at a server that takes four connections at a time.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(few(rounds)),
     },
     Scenario {
@@ -117,7 +117,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
                 it is cut off in time.",
         takes_long: false,
         pace: Pace::Waits,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(cut_off(rounds)),
     },
 ];

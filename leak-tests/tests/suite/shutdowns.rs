@@ -42,7 +42,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "Somebody was refused and keeps the connection; the shutdown does not wait for that.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(stranger(rounds)),
     },
     Scenario {
@@ -50,7 +50,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "Forty calls read what is large; those that wait for their turn are told at once.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(crowd(rounds)),
     },
     Scenario {
@@ -59,7 +59,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
                 the server.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(half_a_question(rounds)),
     },
 ];

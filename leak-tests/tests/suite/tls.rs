@@ -33,7 +33,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "A new client watches a value over TLS; some are dropped after 0, 1, 2, … polls.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(comes_and_goes(rounds)),
     },
     Scenario {
@@ -42,7 +42,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
                 try and are dropped.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(refused(rounds)),
     },
     Scenario {
@@ -51,7 +51,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
                 closes their connections.",
         takes_long: false,
         pace: Pace::Waits,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(never_agreed(rounds)),
     },
     Scenario {
@@ -59,7 +59,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "The client says how it would speak TLS to somebody who never says a word.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(silence(rounds)),
     },
 ];

@@ -63,7 +63,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "A key is put, and a watcher that stays sees it.",
         takes_long: true,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(value(rounds)),
     },
     Scenario {
@@ -71,7 +71,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "A value that does not decode is put, refused and reported, and a good one follows.",
         takes_long: true,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(rejected(rounds)),
     },
     Scenario {
@@ -79,7 +79,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "Some bytes of 64 KiB change: the server computes a delta.",
         takes_long: true,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(large(rounds)),
     },
     Scenario {
@@ -87,7 +87,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "All the time; in each round a value changes, and the state is compared once more.",
         takes_long: false,
         pace: Pace::Waits,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(audited(rounds)),
     },
     Scenario {
@@ -96,7 +96,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
                 before is told what it missed, for which etcd is asked.",
         takes_long: false,
         pace: Pace::Waits,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(successor(rounds)),
     },
     Scenario {
@@ -104,7 +104,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "In each round 120 keys that nobody had are put and deleted, and a watcher that stays sees it.",
         takes_long: true,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(keys(rounds, |round| round)),
     },
     Scenario {
@@ -112,7 +112,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "The same with the same 120 keys in each round.",
         takes_long: true,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(keys(rounds, |_| 0)),
     },
     Scenario {
@@ -120,7 +120,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "A part of a change of 700 KiB has arrived, and no more does; the watcher is dropped.",
         takes_long: true,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(mid_change(rounds)),
     },
     Scenario {
@@ -128,7 +128,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "Watchers come and go; the server's own watches at etcd stay what they were.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(last_watcher(rounds)),
     },
     Scenario {
@@ -136,7 +136,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "A client stalls, more than a window is written for it, and it is dropped.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(does_not_read(rounds)),
     },
     Scenario {
@@ -144,7 +144,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "A client stalls and stays; the server closes its connection.",
         takes_long: false,
         pace: Pace::Waits,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(is_left(rounds)),
     },
     Scenario {
@@ -153,7 +153,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
                 the client is dropped.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(cut(rounds)),
     },
     Scenario {
@@ -162,7 +162,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
                 all is well again.",
         takes_long: false,
         pace: Pace::Waits,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(etcd_cut(rounds)),
     },
     Scenario {
@@ -170,7 +170,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "etcd is killed and started again on its data.",
         takes_long: false,
         pace: Pace::Waits,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(killed(rounds)),
     },
     Scenario {
@@ -178,7 +178,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         about: "etcd is stopped for longer than it may be silent, and goes on.",
         takes_long: false,
         pace: Pace::Waits,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(stopped(rounds)),
     },
     Scenario {
@@ -187,7 +187,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
                 clients are dropped meanwhile, half of them afterwards.",
         takes_long: false,
         pace: Pace::Works,
-        planted_for: &[],
+        fault_for: &[],
         run: |rounds| Box::pin(shut_down(rounds)),
     },
 ];
