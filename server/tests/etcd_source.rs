@@ -762,7 +762,7 @@ async fn backfill_reports_past_changes_with_previous_entries() {
         assert_eq!(from, span.after);
         assert_leads(&client, from, up_to, &transactions).await;
     }
-    assert_eq!(subject.metrics.etcd_earlier_watches.get(), 4);
+    assert_eq!(subject.metrics.etcd_backfill_watches.get(), 4);
 
     // Changes that happen meanwhile are reported too, once.
     put(&mut client, "/c/new", "1").await;
@@ -787,7 +787,7 @@ async fn backfill_reports_past_changes_with_previous_entries() {
     assert!(subject.handle.backfill(span));
     subject
         .until("the backfill has started", |subject| {
-            subject.metrics.etcd_earlier_watches.get() == 6
+            subject.metrics.etcd_backfill_watches.get() == 6
         })
         .await;
     drop(subject);

@@ -590,7 +590,7 @@ async fn successor(rounds: Rounds) -> Outcome {
             let after = keys.put("/c/a", "after").await;
             entries_reach(&mut watcher, after).await;
             let page = server.metrics().await;
-            let asked = page.contains("driftless_etcd_earlier_watches_total 1");
+            let asked = page.contains("driftless_etcd_backfill_watches_total 1");
             assert!(asked, "etcd was not asked what came before");
             server.stop().await;
         })

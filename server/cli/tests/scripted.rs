@@ -404,7 +404,7 @@ async fn restarts(lives: Vec<Life>) {
         };
         timeout(PATIENCE, back).await.expect("all come back");
         assert_eq!(metrics.answers_snapshot.get(), 0);
-        assert_eq!(metrics.earlier_refused.get(), 0);
+        assert_eq!(metrics.backfills_rejected.get(), 0);
     }
     watching.converge(&etcd, &record).await;
     assert_eq!(watching.diverged(), 0);

@@ -87,11 +87,11 @@ impl Ingest {
         let prefix = self.publisher.prefix();
         match why {
             Abandoned::Unavailable { reason } => {
-                tracing::info!(%prefix, %reason, "what changed before the start cannot be had; clients from then get a snapshot");
+                tracing::info!(%prefix, %reason, "the backfill failed; clients from before the start get a snapshot");
             }
-            Abandoned::Mismatch(misfit) => {
-                tracing::error!(%prefix, %misfit, "what etcd says of the time before the start does not fit the state; clients from then get a snapshot");
-                self.publisher.metrics().earlier_refused.inc();
+            Abandoned::Mismatch(mismatch) => {
+                tracing::error!(%prefix, %mismatch, "the backfill does not match the state; clients from before the start get a snapshot");
+                self.publisher.metrics().backfills_rejected.inc();
             }
         }
     }

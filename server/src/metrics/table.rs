@@ -75,10 +75,10 @@ metrics! {
     etcd_lists: Counter;
     /// Watches opened on etcd.
     etcd_watches: Counter;
-    /// Watches opened on etcd to read what changed before the server's start.
-    etcd_earlier_watches: Counter;
-    /// Times that what changed before the server's start did not fit the state and was dropped.
-    earlier_refused: Counter;
+    /// Watches opened on etcd for a backfill: to read what changed before the server's start.
+    etcd_backfill_watches: Counter;
+    /// Backfills rejected because they did not match the state.
+    backfills_rejected: Counter;
     /// Audits that found the state equal to etcd's.
     audits: Counter;
     /// Audits that found the state different from etcd's.

@@ -299,8 +299,8 @@ async fn clients_of_all_ages_catch_up_after_a_crash() {
     let told = ["answers_current", "answers_replay", "answers_diff"].map(|name| counters.get(name));
     assert_eq!(told.iter().sum::<u64>(), CLIENTS as u64);
     assert!(told[1] + told[2] > CLIENTS as u64 / 2, "{told:?}");
-    assert_eq!(counters.get("etcd_earlier_watches"), 1);
-    assert_eq!(counters.get("earlier_refused"), 0);
+    assert_eq!(counters.get("etcd_backfill_watches"), 1);
+    assert_eq!(counters.get("backfills_rejected"), 0);
     assert_eq!(counters.get("etcd_lists"), 1);
     wait_until("one watch at etcd", || etcd_watches(&world) == Some(1.0));
 

@@ -53,21 +53,21 @@ impl EtcdConfig {
             return Err(EtcdConfigError::NoInterval);
         }
         for endpoint in &self.endpoints {
-            let refuse = |reason| EtcdConfigError::Endpoint {
+            let reject = |reason| EtcdConfigError::Endpoint {
                 endpoint: endpoint.clone(),
                 reason,
             };
-            let uri: http::Uri = endpoint.parse().map_err(|_| refuse("it is no URL"))?;
+            let uri: http::Uri = endpoint.parse().map_err(|_| reject("it is not a URL"))?;
             if uri
                 .authority()
                 .is_none_or(|authority| authority.host().is_empty())
             {
-                return Err(refuse("it names no host"));
+                return Err(reject("it names no host"));
             }
             match uri.scheme_str() {
                 None | Some("http") => {}
-                Some("https") => return Err(refuse("TLS is not supported yet, use http")),
-                Some(_) => return Err(refuse("its scheme is not http")),
+                Some("https") => return Err(reject("TLS is not supported yet, use http")),
+                Some(_) => return Err(reject("its scheme is not http")),
             }
         }
         Ok(())

@@ -46,14 +46,14 @@ pub(super) enum Error {
     Timeout { what: &'static str, limit: Duration },
     #[error("{0}")]
     Etcd(String),
-    #[error("etcd has compacted the revision that was asked for")]
+    #[error("etcd has compacted the requested revision")]
     Compacted {
         /// The first revision that is left; unknown when a read reports it.
         at: Option<Revision>,
     },
     #[error("etcd's answer is larger than {MAX_MESSAGE_BYTES} bytes")]
     TooLarge,
-    #[error("it is more than {most} bytes")]
+    #[error("the requested span has more than {most} bytes")]
     TooMuch { most: usize },
     #[error("the watch was ended: {0}")]
     Ended(String),

@@ -132,9 +132,7 @@ async fn pages(
             return Ok(at);
         }
         if keys == 0 {
-            return Err(Error::Malformed(
-                "a page is empty and says that more follow",
-            ));
+            return Err(Error::Malformed("a page is empty, but more should follow"));
         }
         start.push(0);
         limit = next_limit(limit, keys, bytes);

@@ -154,8 +154,8 @@ impl Live {
             Action::Read => self.start_read(core, Vec::new()),
             Action::Relist { unreached } => {
                 tracing::warn!(
-                    prefix = %core.range, to = %unreached,
-                    "the watch does not reach a revision that etcd has; reading the state anew"
+                    prefix = %core.range, revision = %unreached,
+                    "the watch does not reach a revision that etcd has; listing the prefix again"
                 );
                 return Ok(Some(State::Listing(Box::new(self.connection.clone()))));
             }
@@ -205,7 +205,7 @@ impl Live {
     }
 
     /// Takes a request and those that wait behind it. Returns the source's next state, or `None` to
-    /// stay. Before another state, those who asked for a revision get no answer and ask again.
+    /// stay. Before another state, requests for the revision are dropped, and their streams ask again.
     fn take_requests(&mut self, core: &mut Core, request: SourceRequest) -> Option<State> {
         let mut waiters = Vec::new();
         let mut next = Some(request);

@@ -101,7 +101,7 @@ impl Reader<'_> {
         // From the known revision, for the same reason as the live watch: etcd may have lost the
         // deletes of the next one without an error.
         let mut watch = Watch::open(&mut self.connection, &self.bounds, after).await?;
-        self.metrics.etcd_earlier_watches.inc();
+        self.metrics.etcd_backfill_watches.inc();
         let mut transactions = Transactions::after(after);
         let mut progress = SpanProgress {
             received: after,

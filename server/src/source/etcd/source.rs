@@ -172,7 +172,7 @@ impl Core {
             return Ok(State::Listing(Box::new(connection)));
         };
         if let Err(mismatch) = known.verify(position.revision, &observation) {
-            tracing::warn!(target: LOG_TARGET, prefix = %self.range, %endpoint, %mismatch, "the history of etcd is another one");
+            tracing::warn!(target: LOG_TARGET, prefix = %self.range, %endpoint, %mismatch, "etcd has another history; listing the prefix again");
             self.history_replaced();
             self.known_history = Some(KnownHistory::new(&observation));
             return Ok(State::Listing(Box::new(connection)));

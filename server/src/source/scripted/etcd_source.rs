@@ -14,7 +14,7 @@ use crate::store::{History, State};
 
 /// How often idle sources report progress, as with etcd.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
-/// A source of a [`ScriptedEtcd`].
+/// A source of a [`ScriptedEtcd`](super::ScriptedEtcd).
 #[derive(Debug)]
 pub struct ScriptedEtcdSource {
     link: Link,
@@ -61,7 +61,7 @@ impl ScriptedEtcdSource {
             if !self.lost {
                 self.lost = true;
                 return Some(Update::Lost {
-                    reason: "as the script says".to_owned(),
+                    reason: "disconnected by the test".to_owned(),
                 });
             }
             if !connected {
