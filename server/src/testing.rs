@@ -1,4 +1,5 @@
-//! What several modules' tests need: reading what was encoded, with the generated code only.
+//! Shared by the tests of several rooms: entries, and a client's state that decodes with generated
+//! code only.
 
 use std::collections::BTreeMap;
 
@@ -27,7 +28,7 @@ pub(crate) fn by_key(entries: Vec<Entry>) -> BTreeMap<Key, Entry> {
     entries.map(|entry| (entry.key.clone(), entry)).collect()
 }
 
-/// What leads from one state to the other, as etcd would say it of one transaction.
+/// The edits that lead from one state to another, as etcd would report them for one transaction.
 pub(crate) fn edits(before: Vec<Entry>, after: Vec<Entry>, at: Revision) -> Vec<Edit> {
     let (before, after) = (by_key(before), by_key(after));
     let gone = before.keys().filter(|key| !after.contains_key(*key));
@@ -39,7 +40,7 @@ pub(crate) fn edits(before: Vec<Entry>, after: Vec<Entry>, at: Revision) -> Vec<
     gone.chain(put.cloned().map(Edit::Put)).collect()
 }
 
-/// Takes whole gRPC messages out of a stream of bytes; what is left is the start of another.
+/// Takes whole gRPC messages off the front of a stream of bytes. The rest is the start of another.
 pub(crate) fn take_messages<M: Message + Default>(bytes: &mut Bytes) -> Vec<M> {
     let mut messages = Vec::new();
     while bytes.len() >= 5 {
@@ -49,7 +50,7 @@ pub(crate) fn take_messages<M: Message + Default>(bytes: &mut Bytes) -> Vec<M> {
         }
         assert_eq!(bytes[0], 0, "not compressed");
         bytes.advance(5);
-        messages.push(M::decode(bytes.split_to(len)).expect("the generated code reads it"));
+        messages.push(M::decode(bytes.split_to(len)).expect("generated code decodes it"));
     }
     messages
 }
@@ -64,13 +65,13 @@ pub(crate) fn frames<'a>(segments: impl IntoIterator<Item = &'a Bytes>) -> Vec<F
     frames.map(|message| message.frame.unwrap()).collect()
 }
 
-/// A client's state, moved by the contract's own rule of application.
+/// A client's state, changed by the contract's own rules ([`Applier`]).
 #[derive(Debug)]
 pub(crate) struct Replica {
     pub(crate) applier: Applier,
     pub(crate) entries: BTreeMap<Key, Entry>,
     /// The names of the frames that were applied.
-    pub(crate) heard: Vec<&'static str>,
+    pub(crate) applied: Vec<&'static str>,
 }
 
 impl Replica {
@@ -78,11 +79,11 @@ impl Replica {
         Self {
             applier: Applier::new(range, usize::MAX),
             entries: BTreeMap::new(),
-            heard: Vec::new(),
+            applied: Vec::new(),
         }
     }
 
-    /// One that holds this already.
+    /// A replica that holds this state already.
     pub(crate) fn holding(
         range: KeyRange,
         epoch: &Epoch,
@@ -132,7 +133,7 @@ impl Replica {
                 }
             }
         }
-        self.heard.push(name);
+        self.applied.push(name);
         Ok(())
     }
 

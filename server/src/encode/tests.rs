@@ -216,7 +216,7 @@ proptest! {
             check_chunks(&messages, digest(&after, &range));
             behind.take_all(messages);
             prop_assert_eq!(behind.entries(), held(&after, &range));
-            prop_assert_eq!(&behind.heard, &["conflated"]);
+            prop_assert_eq!(&behind.applied, &["conflated"]);
 
             if batch.within(&range).next().is_none() { continue }
             let digest_after = digest(&after, &range);

@@ -347,7 +347,7 @@ impl Stream {
 
     /// What was applied since the last call.
     fn applied(&mut self) -> Vec<&'static str> {
-        std::mem::take(&mut self.replica.heard)
+        std::mem::take(&mut self.replica.applied)
     }
 }
 

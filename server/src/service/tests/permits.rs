@@ -110,7 +110,7 @@ async fn a_long_wait_for_a_permit_gets_a_retry_delay() {
     replica.take(watch.frame().await.unwrap()).unwrap();
     busy.shutdown().await;
     watch.read_to(&mut replica, etcd.revision()).await.unwrap();
-    assert_eq!(replica.heard, ["hello", "snapshot"]);
+    assert_eq!(replica.applied, ["hello", "snapshot"]);
     assert_eq!(replica.entries(), etcd.state(&range));
     assert_eq!(client.get(&range).await, etcd.state(&range));
     assert_eq!(metrics.answers_deferred.get(), 2);

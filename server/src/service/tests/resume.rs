@@ -74,7 +74,7 @@ async fn a_client_ahead_waits_for_the_server() {
     let same = have(60, &entries("1", 50));
     let mut watch = client.watch(&range, Some(same)).await;
     let mut replica = Replica::holding(range.clone(), &epoch, Revision::new(60), entries("1", 50));
-    while replica.heard.last() != Some(&"current") {
+    while replica.applied.last() != Some(&"current") {
         replica.take(watch.frame().await.unwrap()).unwrap();
     }
 
@@ -128,7 +128,7 @@ async fn a_client_before_the_log_gets_a_snapshot() {
         start.elapsed() < REQUEST_TIMEOUT,
         "nobody waits for nothing"
     );
-    assert_eq!(replica.heard, ["hello", "snapshot"]);
+    assert_eq!(replica.applied, ["hello", "snapshot"]);
     assert_eq!(replica.entries(), now);
     assert_eq!(engine.metrics().answers_snapshot.get(), 1);
 }
@@ -171,6 +171,6 @@ async fn clients_do_not_wait_for_a_silent_source() {
         read.unwrap();
     };
     timeout(soon, call).await.unwrap();
-    assert_eq!(before.heard, ["hello", "snapshot"]);
+    assert_eq!(before.applied, ["hello", "snapshot"]);
     assert_eq!(before.entries(), now);
 }

@@ -15,8 +15,8 @@ fn settings_with(timeout: Duration) -> Settings {
 }
 
 fn count(replica: &Replica, frame: &str) -> usize {
-    let heard = replica.heard.iter();
-    heard.filter(|heard| **heard == frame).count()
+    let applied = replica.applied.iter();
+    applied.filter(|applied| **applied == frame).count()
 }
 
 /// A watcher that holds everything.
@@ -79,15 +79,15 @@ async fn a_stalled_client_gets_one_conflated_diff_at_last() {
 
     let last = etcd.revision();
     stalled.read_to(&mut behind, last).await.unwrap();
-    assert_eq!(count(&behind, "conflated"), 1, "{:?}", behind.heard.last());
-    assert_eq!(behind.heard.last(), Some(&"conflated"));
+    assert_eq!(count(&behind, "conflated"), 1, "{:?}", behind.applied.last());
+    assert_eq!(behind.applied.last(), Some(&"conflated"));
     // Before it, what fitted into the window, the buffer and the piece in hand, at 128 bytes or more.
     let old = count(&behind, "diff");
     assert!(old <= (65_535 + 64 * 1024 + 16 * 1024) / 64, "{old}");
     assert_eq!(behind.entries(), etcd.state(&prefix("/c/")));
     let last = etcd.put("/c/0", "and on");
     stalled.read_to(&mut behind, last).await.unwrap();
-    assert_eq!(behind.heard.last(), Some(&"diff"));
+    assert_eq!(behind.applied.last(), Some(&"diff"));
     assert_eq!(metrics.stalled_closed.get(), 0);
 }
 
