@@ -18,6 +18,8 @@
 //! was encoded once for everybody. Where a large value changed in a few places, ingest has the delta
 //! computed first, while everything else goes on. The session room knows who is connected, and the
 //! service is gRPC.
+//!
+//! The rooms use each other in one direction only: `tests/rooms.rs` has the table and checks it.
 
 mod auth;
 mod backfill;

@@ -160,3 +160,35 @@ impl ChangeLog {
         Some(past)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use driftless_proto::Epoch;
+    use driftless_proto::apply::Edit;
+
+    use super::*;
+    use crate::store::{History, State, Writer};
+    use crate::testing::{entry, prefix};
+
+    #[test]
+    fn batch_larger_than_the_budget_empties_the_log() {
+        let mut writer = Writer::new(State {
+            epoch: Epoch::of_cluster(1, ""),
+            revision: Revision::new(10),
+            entries: Vec::new(),
+            history: History::Continues,
+        });
+        let mut log = ChangeLog::new(Revision::new(10), 10_000);
+        let mut put = |revision, len: usize| {
+            let entry = entry("/c/a", "v".repeat(len), revision);
+            let batch = writer.apply(Revision::new(revision), vec![Edit::Put(entry)]);
+            Arc::new(EncodedBatch::new(batch.unwrap(), 0))
+        };
+        assert!(log.push(put(11, 10)).is_empty());
+        let dropped = log.push(put(12, 10_000));
+        assert_eq!((dropped.len(), log.bytes()), (2, 0));
+        assert_eq!(log.floor(), Revision::new(12));
+        assert!(log.since(&prefix("/c/"), Revision::new(11)).is_none());
+        assert!(log.since(&prefix("/c/"), Revision::new(12)).is_some());
+    }
+}

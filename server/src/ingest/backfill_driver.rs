@@ -4,7 +4,7 @@ use driftless_proto::Revision;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 
-use super::Ingest;
+use super::task::Ingest;
 use crate::backfill::{Abandoned, Action, Backfill, Due, Event, LogStart};
 
 /// Waits until [`Ingest::backfill_due`] is to be called.

@@ -1,22 +1,24 @@
-//! What was begun with etcd, and etcd is lost or read anew: it is begun again. And what was begun and
-//! is over is let go of.
+//! Audits and backfills are restarted when etcd is lost or read again, and dropped when they end.
+
+use std::time::Duration;
 
 use driftless_proto::{Epoch, Revision};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::*;
-use crate::fanout::{self, Fanout, fanout};
+use crate::delta::JobPool;
+use crate::fanout::{self, Fanout, Publisher, fanout};
 use crate::metrics::Metrics;
-use crate::source::{SourceRequest, SourceRequests};
+use crate::source::{Source, SourceHandle, SourceRequest, SourceRequests, Update};
 use crate::store::{BackfillEvent, History, State};
 use crate::testing::{entry, prefix};
 
-/// A source that says what a test says, and leaves the requests to it.
-struct Said(mpsc::Receiver<Update>);
+/// A source that reports what a test tells it to, and leaves the requests to the test.
+struct TestSource(mpsc::Receiver<Update>);
 
-impl Source for Said {
+impl Source for TestSource {
     async fn next(&mut self) -> Update {
         match self.0.recv().await {
             Some(update) => update,
@@ -62,7 +64,7 @@ impl Loop {
         };
         let mut running = JoinSet::new();
         let handle = Handle::new(handle);
-        running.spawn(run(Said(said), handle.clone(), publisher, limits));
+        running.spawn(run(TestSource(said), handle.clone(), publisher, limits));
         say.send(state()).await.unwrap();
         fanout.synced().await;
         Self {
@@ -73,7 +75,7 @@ impl Loop {
         }
     }
 
-    /// The next request of the kind.
+    /// Waits for the next request of a kind.
     async fn asked(&mut self, is_it: impl Fn(&SourceRequest) -> bool) {
         let asked = async { while !is_it(&self.requests.recv().await.unwrap()) {} };
         let asked = timeout(Duration::from_secs(60), asked).await;
@@ -87,24 +89,24 @@ impl Loop {
     }
 }
 
-/// etcd is lost, and there again: nothing changed meanwhile.
+/// etcd is lost and comes back. Nothing changed meanwhile.
 fn lost() -> [Update; 2] {
     let reason = "a test".to_owned();
     [Update::Lost { reason }, Update::Contact]
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_audit_that_etcd_was_lost_in_is_not_the_last() {
+async fn audit_restarts_after_disconnect() {
     audits_again_after(lost).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_audit_during_which_the_state_was_read_anew_is_not_the_last() {
+async fn audit_restarts_after_relist() {
     audits_again_after(|| [state()]).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_audit_that_etcd_has_no_answer_to_is_not_the_last() {
+async fn audit_restarts_without_an_answer() {
     let revision = Revision::new(5_000);
     let digest = None;
     audits_again_after(|| [Update::Audited { revision, digest }]).await;

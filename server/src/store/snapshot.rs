@@ -1,9 +1,9 @@
 //! The immutable keyspace of one prefix at one revision.
 //!
-//! Two persistent maps that share their entries: by key, for snapshots, and by mod revision (with
-//! tombstones for what was deleted), so that "what changed since R" costs what changed and not what
+//! Two persistent maps share their entries: one by key, for snapshots, and one by mod revision (with
+//! tombstones of deleted keys), so that the changes since a revision cost what changed and not what
 //! exists. Persistent means that the writer's next state shares all but the changed paths with this
-//! one: cloning is a few reference counts.
+//! one: a clone costs a few reference counts.
 
 use std::ops::Bound;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use imbl::OrdMap;
 pub struct Stored {
     /// The entry.
     pub entry: Entry,
-    /// Its share in the digest of every range that it is in.
+    /// Its part of the digest of every range that holds it.
     pub hash: Digest,
 }
 
@@ -30,23 +30,23 @@ impl Stored {
     }
 }
 
-/// A place in the order of changes: what was changed last at this revision, up to this key.
+/// A place in the order of changes: by the revision of a key's last change, then by key.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position(Revision, Bytes);
 
 impl Position {
-    /// After everything that was changed last at `revision` or before.
+    /// The place after everything that last changed at `revision` or before.
     pub const fn after(revision: Revision) -> Self {
         Self(revision.next(), Bytes::new())
     }
 }
 
-/// What became of a key that changed.
+/// The state of a key that changed.
 #[derive(Clone, Debug)]
 pub enum Changed {
-    /// It has this entry.
+    /// It exists, with this entry.
     Live(Arc<Stored>),
-    /// It is gone.
+    /// It was deleted.
     Gone,
 }
 
@@ -61,7 +61,7 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Empty, at `revision`; deletes before it are unknown.
+    /// An empty snapshot at `revision`. Deletes before it are unknown.
     pub(super) fn empty(epoch: Epoch, revision: Revision) -> Self {
         Self {
             epoch,
@@ -82,7 +82,7 @@ impl Snapshot {
         self.revision
     }
 
-    /// From which revision on [`Snapshot::changed`] knows of every delete.
+    /// The revision from which on [`Snapshot::changed`] knows every delete.
     pub const fn floor(&self) -> Revision {
         self.floor
     }
@@ -92,7 +92,7 @@ impl Snapshot {
         self.by_key.get(key)
     }
 
-    /// The entries of `range` in ascending order of keys, those after `after` only.
+    /// The entries of `range` after the key `after`, in ascending order of keys.
     pub fn entries<'a>(
         &'a self,
         range: &'a KeyRange,
@@ -108,8 +108,8 @@ impl Snapshot {
             .take_while(|stored| range.contains(stored.entry.key.as_ref()))
     }
 
-    /// What was changed last after `position`, in the order of revisions, whatever its range; with
-    /// the position of each.
+    /// Keys of any range that last changed after `position`, in the order of changes, each with its
+    /// position.
     pub fn changed(
         &self,
         position: &Position,
@@ -120,7 +120,7 @@ impl Snapshot {
             .map(|(at, changed)| (at, at.0, &at.1, changed))
     }
 
-    /// When the key that was put last, of those that are there, was put.
+    /// The highest mod revision of the keys that exist.
     pub fn last_put(&self) -> Revision {
         let latest = self.by_mod.iter().rev();
         let mut puts = latest.filter(|(_, changed)| matches!(changed, Changed::Live(_)));
@@ -134,7 +134,7 @@ impl Snapshot {
         if let Some(old) = &old {
             self.forget(old.entry.mod_revision, &old.entry.key);
         }
-        // After that, in case the two are of one revision.
+        // After that, in case both have the same revision.
         self.by_mod.insert(at, Changed::Live(stored));
         old
     }
@@ -145,7 +145,7 @@ impl Snapshot {
         Some(old)
     }
 
-    pub(super) fn bury(&mut self, revision: Revision, key: &Key) {
+    pub(super) fn record_tombstone(&mut self, revision: Revision, key: &Key) {
         self.by_mod
             .insert(Position(revision, key.as_bytes().clone()), Changed::Gone);
     }

@@ -28,8 +28,8 @@ const KEYS: [&str; 8] = [
     "/elsewhere",
 ];
 
-/// Few enough that the tests reach them.
-const GRAVES: usize = 6;
+/// Few enough for the tests to reach the limit.
+const TOMBSTONES: usize = 6;
 
 /// Holds a handful of batches.
 const BUDGET: usize = 8 * 1024;
@@ -53,21 +53,21 @@ type Txn = Vec<(usize, Option<usize>)>;
 
 #[derive(Clone, Debug)]
 enum Event {
-    /// Heard as it happened.
+    /// A transaction, reported as it happens.
     Txn(Txn),
-    /// Not heard one by one: the state after them is.
+    /// Transactions that are not reported one by one: the state after them is.
     Missed(Vec<Txn>),
-    /// The same state once more.
+    /// The same state again.
     Again,
-    /// Nothing happened up to now.
+    /// Nothing changed up to now.
     Progress,
-    /// A transaction that was heard before.
+    /// A transaction that was reported before.
     Old,
     /// etcd goes back by so many revisions.
     Restored(i64),
     /// Another cluster.
     Replaced,
-    /// Another server, which knows nothing but the state.
+    /// The server restarts with nothing but the state.
     Restarted,
     /// A client comes that is so many revisions older than the log, and the past is looked at, while
     /// this happens.
@@ -101,10 +101,10 @@ struct World {
     log: ChangeLog,
     backfill: Backfill,
     digest: Digest,
-    /// Differences of states: nobody knows what was between.
+    /// Differences of states: the revisions inside are unknown.
     opaque: Vec<(Revision, Revision)>,
-    /// Stretches in which things happened that came to nothing, unheard. A reader of such a moment
-    /// has a digest that the log does not give, so nothing is built on what it says.
+    /// Spans in which changes cancelled each other and were not reported. A reader from inside has a
+    /// digest that the log does not know.
     unheard: Vec<(Revision, Revision)>,
     /// The revisions that were published since the history began.
     published: Vec<Revision>,
@@ -114,7 +114,7 @@ impl World {
     fn new() -> Self {
         let etcd = ScriptedEtcd::default();
         etcd.put("/c/a", "first");
-        let writer = Writer::bounded(Self::state_of(&etcd, History::Continues), GRAVES);
+        let writer = Writer::bounded(Self::state_of(&etcd, History::Continues), TOMBSTONES);
         let mut world = Self {
             log: ChangeLog::new(writer.snapshot().revision(), BUDGET),
             backfill: Backfill::new(),
@@ -246,7 +246,7 @@ impl World {
         }
         let deletes_floor = self.writer.snapshot().floor();
         let mut action = self.backfill_due();
-        // The state moves while it is being compared.
+        // The state changes while it is compared.
         self.hear(txn);
         if self.published.last() != Some(&self.etcd.revision()) {
             self.published.push(self.etcd.revision());
@@ -305,7 +305,7 @@ impl World {
                     },
                     "",
                 ));
-                // Another epoch is another history, whatever the source says of it.
+                // Another epoch is another history, whatever the source reports.
                 match self
                     .writer
                     .replace(Self::state_of(&self.etcd, History::Continues))
@@ -316,7 +316,7 @@ impl World {
             }
             Event::Restarted => {
                 let state = Self::state_of(&self.etcd, History::Continues);
-                self.writer = Writer::bounded(state, GRAVES);
+                self.writer = Writer::bounded(state, TOMBSTONES);
                 self.anew();
             }
             Event::LookBack(by, txn) => self.look_back(by, txn),
@@ -351,10 +351,10 @@ impl World {
         assert_eq!(self.digest, from_scratch, "the deltas add up");
         self.check_changed();
         self.check_log();
-        assert!(self.writer.graves() <= GRAVES);
+        assert!(self.writer.tombstones_kept() <= TOMBSTONES);
     }
 
-    /// From every state that was published and is not too old, what changed leads to this one.
+    /// The changes since every published state that is not too old lead to this one.
     fn check_changed(&self) {
         let now = self.writer.snapshot();
         for &since in self.published.iter().filter(|at| **at >= now.floor()) {
@@ -441,14 +441,14 @@ fn state(revision: i64, entries: Vec<Entry>) -> State {
 }
 
 #[test]
-fn a_state_that_contradicts_its_own_past_is_of_another_history() {
+fn contradictory_state_starts_another_history() {
     let start = || {
         Writer::new(state(
             10,
             vec![entry("/c/a", "1", 5), entry("/c/b", "1", 5)],
         ))
     };
-    // A later revision, but a value that differs without having been written since.
+    // A later revision, but a value that differs and was not written since.
     let mut writer = start();
     let changed = state(20, vec![entry("/c/a", "2", 5), entry("/c/b", "1", 5)]);
     assert!(matches!(writer.replace(changed), Replaced::Anew));
@@ -466,27 +466,10 @@ fn a_state_that_contradicts_its_own_past_is_of_another_history() {
     // One revision, two states.
     let gone = state(10, vec![entry("/c/a", "1", 5)]);
     assert!(matches!(start().replace(gone), Replaced::Anew));
-    // What was written since is fine.
+    // Values that were written since are fine.
     let later = state(20, vec![entry("/c/a", "2", 15)]);
     assert!(matches!(start().replace(later), Replaced::Continued(_)));
-    // Neither state has lost anything.
+    // Nothing was lost.
     let start = Position::after(Revision::NONE);
     assert_eq!(writer.snapshot().changed(&start).count(), 2);
-}
-
-#[test]
-fn a_batch_larger_than_the_log_leaves_an_empty_log_behind() {
-    let mut writer = Writer::new(state(10, Vec::new()));
-    let mut log = ChangeLog::new(Revision::new(10), 10_000);
-    let mut put = |revision, len: usize| {
-        let entry = entry("/c/a", "v".repeat(len), revision);
-        let batch = writer.apply(Revision::new(revision), vec![Edit::Put(entry)]);
-        Arc::new(EncodedBatch::new(batch.unwrap(), 0))
-    };
-    assert!(log.push(put(11, 10)).is_empty());
-    let dropped = log.push(put(12, 10_000));
-    assert_eq!((dropped.len(), log.bytes()), (2, 0));
-    assert_eq!(log.floor(), Revision::new(12));
-    assert!(log.since(&prefix(), Revision::new(11)).is_none());
-    assert!(log.since(&prefix(), Revision::new(12)).is_some());
 }

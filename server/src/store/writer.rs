@@ -1,4 +1,4 @@
-//! The one writer of a prefix's keyspace: takes transactions and whole states, yields batches.
+//! The one writer of a prefix's keyspace: applies transactions and whole states, returns batches.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -11,42 +11,42 @@ use super::batch::{Batch, Change, OldValue};
 use super::snapshot::{Snapshot, Stored};
 use super::state::{History, State};
 
-/// How many deleted keys are remembered, so that a client that was away can be told of them in a
-/// diff. At about 320 bytes each, a key of 30 included, that is some 20 MiB a prefix at most; a client
-/// that was away for longer gets a snapshot.
+/// How many tombstones are kept, so that a client that was away can be told of deletes in a diff. At
+/// about 320 bytes each, with keys of 30 bytes, they take at most some 20 MiB a prefix. A client that
+/// was away for longer gets a snapshot.
 const TOMBSTONES: usize = 65_536;
 
-/// What taking over a whole state came to.
+/// The result of [`Writer::replace`].
 #[derive(Debug)]
 pub enum Replaced {
-    /// Nothing that was said before counts: the first state, or another history.
+    /// The state is of another history: earlier revisions do not count any more.
     Anew,
-    /// The same history went on, and this changed.
+    /// The same history continues, and this changed.
     Continued(Batch),
-    /// The same history went on, and nothing changed.
+    /// The same history continues, and nothing changed.
     Unchanged,
 }
 
-/// The exclusive writer.
+/// The exclusive writer of one prefix.
 #[derive(Debug)]
 pub struct Writer {
     snapshot: Snapshot,
-    /// When each of the deleted keys was. In a tree: a hash table marks the places of what is removed from
-    /// it, and doubles once enough of them are.
+    /// The revision of each delete. A tree, since a hash table marks the slots of removed entries, and
+    /// doubles once enough of them are.
     tombstones: BTreeMap<Key, Revision>,
-    /// Tombstones in the order in which they came, some of them replaced since.
-    graves: VecDeque<(Revision, Key)>,
-    /// How many graves there may be.
-    most_graves: usize,
+    /// Tombstones in the order of their revisions. Those of keys that came back are still in it.
+    by_age: VecDeque<(Revision, Key)>,
+    /// How many tombstones are kept at most.
+    limit: usize,
 }
 
 impl Writer {
-    /// Takes over the first state.
+    /// A writer with the first state.
     pub fn new(state: State) -> Self {
         Self::bounded(state, TOMBSTONES)
     }
 
-    pub(super) fn bounded(state: State, most_graves: usize) -> Self {
+    pub(super) fn bounded(state: State, limit: usize) -> Self {
         let mut snapshot = Snapshot::empty(state.epoch, state.revision);
         for entry in state.entries {
             snapshot.insert(Arc::new(Stored::new(entry)));
@@ -54,15 +54,15 @@ impl Writer {
         Self {
             snapshot,
             tombstones: BTreeMap::new(),
-            graves: VecDeque::new(),
-            most_graves,
+            by_age: VecDeque::new(),
+            limit,
         }
     }
 
     #[cfg(test)]
-    pub(super) fn graves(&self) -> usize {
-        assert!(self.tombstones.len() <= self.graves.len());
-        self.graves.len()
+    pub(super) fn tombstones_kept(&self) -> usize {
+        assert!(self.tombstones.len() <= self.by_age.len());
+        self.by_age.len()
     }
 
     /// The state now.
@@ -70,25 +70,25 @@ impl Writer {
         &self.snapshot
     }
 
-    /// Nothing changed up to `revision`.
+    /// Moves to `revision`, up to which nothing changed.
     pub fn advance(&mut self, revision: Revision) {
         self.snapshot.revision = self.snapshot.revision.max(revision);
     }
 
-    /// One transaction. `None` when it is not newer than the state.
+    /// Applies one transaction. `None` if it is not newer than the state, or changes nothing.
     pub fn apply(&mut self, revision: Revision, edits: Vec<Edit>) -> Option<Batch> {
         (revision > self.snapshot.revision)
             .then(|| self.commit(revision, edits, false))
             .flatten()
     }
 
-    /// A whole state, in place of this one: the difference of the two, deletes included.
+    /// Replaces the state. What changed is the difference of the two states, deletes included.
     pub fn replace(&mut self, state: State) -> Replaced {
         let continues = state.history == History::Continues
             && state.epoch == self.snapshot.epoch
             && state.revision >= self.snapshot.revision;
         if !continues {
-            *self = Self::bounded(state, self.most_graves);
+            *self = Self::bounded(state, self.limit);
             return Replaced::Anew;
         }
         let edits = self.difference(&state.entries, state.revision);
@@ -96,15 +96,15 @@ impl Writer {
             self.advance(state.revision);
             return Replaced::Unchanged;
         }
-        // One revision with two states, or a change that happened before now and was not there:
-        // whatever the source believes, the history broke. And what changed since an earlier
-        // revision is found by the revision of the change.
+        // One revision with two states, or an older change that was not there before: the history
+        // broke, whatever the source reports. Readers find changes since a revision by their mod
+        // revision, so they would miss such a change.
         let was_not_there = |edit: &Edit| match edit {
             Edit::Put(entry) => entry.mod_revision <= self.snapshot.revision,
             Edit::Delete { .. } => state.revision == self.snapshot.revision,
         };
         if edits.iter().any(was_not_there) {
-            *self = Self::bounded(state, self.most_graves);
+            *self = Self::bounded(state, self.limit);
             return Replaced::Anew;
         }
         match self.commit(state.revision, edits, true) {
@@ -113,7 +113,7 @@ impl Writer {
         }
     }
 
-    /// What leads from the state to `entries`.
+    /// The edits that lead from the state to `entries`.
     fn difference(&self, entries: &[Entry], revision: Revision) -> Vec<Edit> {
         let mut edits = Vec::new();
         let mut old = self.snapshot.by_key.iter().peekable();
@@ -134,10 +134,10 @@ impl Writer {
         edits
     }
 
-    /// Makes the edits. `None` when they turn out to change nothing.
+    /// Makes the edits. `None` if they change nothing.
     fn commit(&mut self, to: Revision, edits: Vec<Edit>, conflated: bool) -> Option<Batch> {
         let from = self.snapshot.revision;
-        // Sorted, and the last of several edits of a key counts.
+        // Sorted. The last of several edits of a key counts.
         let edits: BTreeMap<Key, Edit> = edits
             .into_iter()
             .map(|edit| (edit.key().clone(), edit))
@@ -161,7 +161,7 @@ impl Writer {
             changes.push(Change { edit, delta });
         }
         self.snapshot.revision = to;
-        self.bury_in_bounds();
+        self.drop_old_tombstones();
         (!changes.is_empty()).then_some(Batch {
             from,
             to,
@@ -171,12 +171,12 @@ impl Writer {
         })
     }
 
-    /// Returns what that does to the digest, and what was there before.
+    /// Returns what the put does to the digest, and the entry before it.
     fn put(&mut self, entry: &Entry) -> (Digest, Option<Arc<Stored>>) {
         let stored = Arc::new(Stored::new(entry.clone()));
         let hash = stored.hash;
-        if let Some(buried) = self.tombstones.remove(&entry.key) {
-            self.snapshot.forget(buried, &entry.key);
+        if let Some(deleted) = self.tombstones.remove(&entry.key) {
+            self.snapshot.forget(deleted, &entry.key);
         }
         let old = self.snapshot.insert(stored);
         let was = old.as_ref().map_or(Digest::EMPTY, |old| old.hash);
@@ -185,17 +185,17 @@ impl Writer {
 
     fn delete(&mut self, revision: Revision, key: &Key) -> Option<Digest> {
         let old = self.snapshot.remove(key)?;
-        self.snapshot.bury(revision, key);
+        self.snapshot.record_tombstone(revision, key);
         self.tombstones.insert(key.clone(), revision);
-        self.graves.push_back((revision, key.clone()));
+        self.by_age.push_back((revision, key.clone()));
         Some(Digest::EMPTY - old.hash)
     }
 
-    /// Forgets the oldest tombstones beyond the bound. Clients from before them get a snapshot.
-    fn bury_in_bounds(&mut self) {
-        // Graves of keys that came back are counted too: they are memory as well.
-        while self.graves.len() > self.most_graves {
-            let Some((revision, key)) = self.graves.pop_front() else {
+    /// Drops the oldest tombstones beyond the limit. Clients from before them get a snapshot.
+    fn drop_old_tombstones(&mut self) {
+        // Those of keys that came back count too, since they take memory.
+        while self.by_age.len() > self.limit {
+            let Some((revision, key)) = self.by_age.pop_front() else {
                 break;
             };
             if self.tombstones.get(&key) == Some(&revision) {
@@ -217,12 +217,12 @@ impl Writer {
         if self.snapshot.by_key.contains_key(&key) || self.tombstones.contains_key(&key) {
             return true;
         }
-        if self.graves.len() >= self.most_graves {
+        if self.by_age.len() >= self.limit {
             return false;
         }
-        self.snapshot.bury(revision, &key);
+        self.snapshot.record_tombstone(revision, &key);
         self.tombstones.insert(key.clone(), revision);
-        self.graves.push_front((revision, key));
+        self.by_age.push_front((revision, key));
         true
     }
 

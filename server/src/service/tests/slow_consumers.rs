@@ -79,7 +79,12 @@ async fn a_stalled_client_gets_one_conflated_diff_at_last() {
 
     let last = etcd.revision();
     stalled.read_to(&mut behind, last).await.unwrap();
-    assert_eq!(count(&behind, "conflated"), 1, "{:?}", behind.applied.last());
+    assert_eq!(
+        count(&behind, "conflated"),
+        1,
+        "{:?}",
+        behind.applied.last()
+    );
     assert_eq!(behind.applied.last(), Some(&"conflated"));
     // Before it, what fitted into the window, the buffer and the piece in hand, at 128 bytes or more.
     let old = count(&behind, "diff");
