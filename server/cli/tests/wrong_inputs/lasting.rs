@@ -9,26 +9,25 @@ use super::ending;
 use super::place::Place;
 use crate::DRIFTLESS;
 
-/// So many attempts show that it is tried again and again.
+/// How many attempts to wait for.
 const ATTEMPTS: u64 = 6;
 
-/// How many requests are made meanwhile, to pass the time.
-const QUESTIONS: u64 = 50;
+/// How often to poll while the command backs off.
+const POLLS: u64 = 50;
 
-/// The most attempts during those requests if the command backs off. A loop without a wait makes
-/// thousands.
+/// The most attempts during those polls. A loop without backoff makes thousands.
 const MOST_ATTEMPTS: u64 = 40;
 
 const RUNS: &str = "runs on";
 
-/// Waits for several attempts, then asks many questions, and sees how many attempts that were.
+/// Waits for several attempts, then checks that few come during many polls.
 #[track_caller]
 fn backs_off(mut attempts: impl FnMut() -> u64) {
     let before = attempts();
     wait_until("it tries again and again", || {
         attempts() >= before + ATTEMPTS
     });
-    for _ in 0..QUESTIONS {
+    for _ in 0..POLLS {
         std::thread::sleep(std::time::Duration::from_millis(10));
         assert!(attempts() <= before + MOST_ATTEMPTS, "it does not wait");
     }
@@ -48,7 +47,7 @@ impl Place {
         let process = self.start_command(command);
         backs_off(|| attempts(&process));
         rows.push(Row::new(
-            "nobody at the server's address",
+            "nothing listens at the server's address",
             command,
             RUNS,
             self.said(&process),
@@ -60,10 +59,10 @@ impl Place {
         let command = "driftless watch /config/a";
         let process = self.start_command(command);
         wait_until("it says why", || !self.said(&process).is_empty());
-        let wrong = "a server that has not reached etcd yet";
+        let wrong = "the server has not read its state from etcd yet";
         rows.push(Row::new(wrong, command, RUNS, self.said(&process)));
         drop(process);
-        rows.push(self.row("the same for `get`", "driftless get /config/a"));
+        rows.push(self.row("the same, with `get`", "driftless get /config/a"));
         self.server = ready;
 
         let mut process = self.start_command(command);
@@ -85,7 +84,7 @@ impl Place {
         backs_off(|| attempts(&process));
         let wrong = "the server is stopped";
         let said = self.said(&process);
-        // What a server that is about to end answers next is a matter of chance.
+        // What follows depends on when the server closes its listener.
         assert!(said.len() <= 3, "{said:#?}");
         rows.push(Row::new(wrong, command, RUNS, said.into_iter().take(1)));
     }
@@ -101,7 +100,7 @@ impl Place {
     }
 }
 
-/// How often a watch tried to connect, by its log.
+/// How often a watch tried to connect, from its log.
 fn attempts(process: &Process) -> u64 {
     process.stderr().matches("cannot connect").count() as u64
 }
@@ -114,7 +113,7 @@ fn serve_messages_match_the_page() {
     place.etcd.kill();
     place.server = DRIFTLESS.serve_at(&place.etcd.url(), &["/config/"], 0, &[]);
     let metric = "driftless_etcd_attempts_total";
-    // All that the log says, and what is new in it.
+    // How many lines of the log were read, and a way to read the next ones.
     let mut told = 0;
     let mut news = |place: &Place, count: usize| {
         wait_until("the log says so", || {
@@ -135,11 +134,11 @@ fn serve_messages_match_the_page() {
         RUNS,
         news(&place, 1),
     ));
-    rows.push(place.ask("and whoever asks is told", "/readyz"));
+    rows.push(place.ask("readiness meanwhile", "/readyz"));
     place.etcd.start_blocking();
     place.server.wait_ready();
     rows.push(Row::new(
-        "etcd is there at last",
+        "etcd starts later",
         command,
         RUNS,
         news(&place, 1),
@@ -154,7 +153,7 @@ fn serve_messages_match_the_page() {
         RUNS,
         news(&place, 1),
     ));
-    rows.push(place.ask("and whoever asks is told; what was read stays", "/readyz"));
+    rows.push(place.ask("readiness meanwhile: the state stays good", "/readyz"));
     place.etcd.start_blocking();
     place.wait_for_status("/readyz", 200, "in sync");
     rows.push(Row::new("etcd is back", command, RUNS, news(&place, 1)));
@@ -167,7 +166,7 @@ fn serve_messages_match_the_page() {
     let command = "driftless serve --etcd http://127.0.0.1:7401 --prefix /config/";
     let log = place.log(&server.process.stderr());
     rows.push(Row::new(
-        "something else at etcd's address",
+        "another service at etcd's address",
         command,
         RUNS,
         log,
