@@ -116,7 +116,7 @@ impl Serving {
             metrics.log_bytes.get()
         });
         self.held_for_clients()
-            .and(self.reads("answers", |metrics| metrics.answers_reading.get()))
+            .and(self.reads("answers", |metrics| metrics.syncs_in_progress.get()))
             .and(self.reads("delta jobs", |metrics| metrics.delta_jobs.get()))
             .and(log)
     }

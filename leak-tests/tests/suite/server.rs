@@ -271,7 +271,7 @@ async fn begun(server: &Server, client: &Client, reads: usize, turns: i64) -> Ve
     };
     let reads: Vec<Read> = (0..reads).map(begin).collect();
     eventually("reads have their turn", async || {
-        server.metrics.answers_reading.get() >= turns
+        server.metrics.syncs_in_progress.get() >= turns
     })
     .await;
     reads

@@ -130,7 +130,7 @@ async fn crowd(rounds: Rounds) -> Outcome {
             for _ in 0..CROWD {
                 calls.push(client.get(get(&prefix())).await.unwrap().into_inner());
             }
-            let reading = engine.metrics().answers_reading.get();
+            let reading = engine.metrics().syncs_in_progress.get();
             let crowd = async {
                 // Of those who read, the first part arrives, and they read no more.
                 let mut parts = JoinSet::new();

@@ -392,7 +392,7 @@ async fn is_left(rounds: Rounds) -> Outcome {
     rounds
         .and(&world.gauges())
         .run(async |round| {
-            let (heard, left) = (world.heard(), world.metrics.stalled_closed.get());
+            let (heard, left) = (world.heard(), world.metrics.slow_consumers_closed.get());
             let (_stall, _watcher) = stalled(&world).await;
             world.keys.put_much(round, MORE_THAN_A_WINDOW).await;
             world.hears(heard + MORE_THAN_A_WINDOW).await;
@@ -404,7 +404,7 @@ async fn is_left(rounds: Rounds) -> Outcome {
             .await;
             // And not because it does not answer, for which the server waits longer.
             assert!(
-                metrics.stalled_closed.get() > left,
+                metrics.slow_consumers_closed.get() > left,
                 "it was not left as stalled"
             );
         })

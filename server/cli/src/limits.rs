@@ -15,12 +15,12 @@ pub(crate) fn raise_descriptors() {
     limit.current = limit.maximum;
     match setrlimit(Resource::Nofile, limit) {
         Ok(()) => {
-            tracing::debug!(?before, after = ?limit.current, "raised the limit on descriptors")
+            tracing::debug!(?before, after = ?limit.current, "raised the limit on open descriptors")
         }
         Err(error) => tracing::warn!(
             limit = ?before,
             %error,
-            "cannot raise the limit on descriptors; it bounds the connections"
+            "cannot raise the limit on open descriptors, which limits the connections"
         ),
     }
 }

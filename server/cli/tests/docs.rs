@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
+use driftless_server::metrics::{DESCRIPTIONS, Description};
 use driftless_server::settings::Setting;
 use driftless_test_support::{
     Driftless, Etcd, Process, ServerProcess, find_on_path, run, wait_until,
@@ -135,6 +136,7 @@ fn driftless_in_bash(dir: &Path) -> Command {
     command
         .env("PATH", path)
         .env_remove("DRIFTLESS_ETCD")
+        .env_remove(REGENERATE)
         .arg("-c");
     command
 }
@@ -285,6 +287,16 @@ fn help_lists_every_setting_with_its_default() {
         }
         assert!(help.contains(&expected), "--help lacks: {expected}");
     }
+}
+
+#[test]
+fn server_readme_metrics_table_matches() {
+    let rows: Vec<_> = DESCRIPTIONS.iter().map(Description::readme_row).collect();
+    check_table(
+        "Metrics",
+        "| metric | type | what it counts |\n| --- | --- | --- |",
+        &rows,
+    );
 }
 
 /// Set to write the tables of the server's README anew.

@@ -266,7 +266,7 @@ fn measure(stalled: usize, many: usize, value: usize, log: usize) -> [usize; 2] 
         let (streams, encoded) = (metrics.streams.get(), metrics.frames_encoded.get());
         assert_eq!(streams, 1 + stalled as i64);
         assert!(encoded >= many as u64 / 2, "{encoded}: one reads");
-        assert_eq!(metrics.stalled_closed.get(), 0);
+        assert_eq!(metrics.slow_consumers_closed.get(), 0);
         assert!(reader.try_join_next().is_none() && world.connections.try_join_next().is_none());
         drop(unread);
         world.engine.shut_down(Duration::from_secs(5)).await;

@@ -390,9 +390,9 @@ async fn restarts(lives: Vec<Life>) {
         let metrics = network.metrics();
         let answered = || {
             let counters = [
-                &metrics.answers_current,
-                &metrics.answers_replay,
-                &metrics.answers_diff,
+                &metrics.syncs_current,
+                &metrics.syncs_replay,
+                &metrics.syncs_diff,
             ];
             counters.iter().map(|counter| counter.get()).sum::<u64>()
         };
@@ -403,7 +403,7 @@ async fn restarts(lives: Vec<Life>) {
             }
         };
         timeout(PATIENCE, back).await.expect("all come back");
-        assert_eq!(metrics.answers_snapshot.get(), 0);
+        assert_eq!(metrics.syncs_snapshot.get(), 0);
         assert_eq!(metrics.backfills_rejected.get(), 0);
     }
     watching.converge(&etcd, &record).await;
@@ -483,7 +483,7 @@ async fn stalled_client_resumes_after_disconnect() {
     let mut record = Record::default();
     record.note(&etcd);
     watching.converge(&etcd, &record).await;
-    let snapshots = metrics.answers_snapshot.get();
+    let snapshots = metrics.syncs_snapshot.get();
 
     network.set_stalled(true);
     // More than the connections buffer, and less than fits in the log.
@@ -494,16 +494,16 @@ async fn stalled_client_resumes_after_disconnect() {
     }
     let clients = CLIENTS.count() as u64;
     let closed = async {
-        while metrics.stalled_closed.get() < clients {
+        while metrics.slow_consumers_closed.get() < clients {
             sleep(Duration::from_millis(100)).await;
         }
     };
     timeout(STALL * 2, closed).await.expect("they are let go");
     network.set_stalled(false);
     watching.converge(&etcd, &record).await;
-    assert_eq!(metrics.stalled_closed.get(), clients);
+    assert_eq!(metrics.slow_consumers_closed.get(), clients);
     assert_eq!(
-        metrics.answers_snapshot.get(),
+        metrics.syncs_snapshot.get(),
         snapshots,
         "nobody started anew"
     );

@@ -42,22 +42,22 @@ metrics! {
     sent_bytes: Counter, unit Bytes;
 
     /// Streams that started with nothing to send: the client was up to date.
-    answers_current: Counter;
+    syncs_current: Counter;
     /// Streams that started with changes from the log.
-    answers_replay: Counter;
+    syncs_replay: Counter;
     /// Streams that started with one conflated diff.
-    answers_diff: Counter;
+    syncs_diff: Counter;
     /// Streams that started with a snapshot.
-    answers_snapshot: Counter;
+    syncs_snapshot: Counter;
     /// Streams that were told to retry later, because too many snapshots and diffs were being sent.
-    answers_deferred: Counter;
+    syncs_deferred: Counter;
     /// Snapshots and conflated diffs that are being sent.
-    answers_reading: Gauge;
+    syncs_in_progress: Gauge;
     /// Times that a stream fell behind the log and got one conflated diff.
     conflated: Counter;
 
     /// Connections closed because the client left data unread for too long.
-    stalled_closed: Counter;
+    slow_consumers_closed: Counter;
     /// TLS handshakes that failed.
     tls_handshakes_failed: Counter;
     /// Requests that were refused.

@@ -114,7 +114,7 @@ impl WatchBody {
         match refused {
             Refused::Closed => self.end(Ending::Drain.goodbye()),
             Refused::Later(after) => {
-                self.sending.metrics.answers_deferred.inc();
+                self.sending.metrics.syncs_deferred.inc();
                 self.leave(v1::goodbye::Reason::Rebalance, after);
             }
         }

@@ -76,7 +76,7 @@ pub(super) fn no_permit(refused: Refused, metrics: &Metrics) -> Status {
     match refused {
         Refused::Closed => unavailable(Unavailable::Draining),
         Refused::Later(after) => {
-            metrics.answers_deferred.inc();
+            metrics.syncs_deferred.inc();
             let status = Status::resource_exhausted(
                 "too many clients wait for a snapshot; retry after the time given",
             );

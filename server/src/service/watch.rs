@@ -107,7 +107,7 @@ impl Service {
         let metrics = &self.0.metrics;
         let (due, cursor) = match start.from {
             From::Current => {
-                metrics.answers_current.inc();
+                metrics.syncs_current.inc();
                 let current = v1::Current {
                     revision: root_revision.get(),
                     digest: digest.to_bytes(),
@@ -117,13 +117,13 @@ impl Service {
                 (None, root_revision)
             }
             From::Replay(since) => {
-                metrics.answers_replay.inc();
+                metrics.syncs_replay.inc();
                 (None, since)
             }
             From::Answer(kind) => {
                 match kind {
-                    SyncKind::Snapshot { .. } => metrics.answers_snapshot.inc(),
-                    SyncKind::Diff { .. } => metrics.answers_diff.inc(),
+                    SyncKind::Snapshot { .. } => metrics.syncs_snapshot.inc(),
+                    SyncKind::Diff { .. } => metrics.syncs_diff.inc(),
                 };
                 let permit = stream.request_permit();
                 permit.map_err(|refused| no_permit(refused, metrics))?;

@@ -206,7 +206,7 @@ impl State {
                 handed: None,
                 moved: now,
                 idle: false,
-                _counted: GaugeGuard::new(&metrics.answers_reading),
+                _counted: GaugeGuard::new(&metrics.syncs_in_progress),
             };
             self.running.insert(number, running);
             woken.extend(waiting.waker);
@@ -365,11 +365,11 @@ mod tests {
         assert_eq!(first(&permits), start);
         permits.remove(0);
         assert_eq!(first(&permits), start);
-        assert_eq!(admission.0.metrics.answers_reading.get(), FIRST as i64);
+        assert_eq!(admission.0.metrics.syncs_in_progress.get(), FIRST as i64);
         permits.clear();
         let state = admission.lock();
         assert!(state.waiting.is_empty() && state.running.is_empty() && state.active == 0);
-        assert_eq!(admission.0.metrics.answers_reading.get(), 0);
+        assert_eq!(admission.0.metrics.syncs_in_progress.get(), 0);
     }
 
     #[tokio::test(start_paused = true)]

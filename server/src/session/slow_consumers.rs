@@ -78,7 +78,7 @@ impl SlowConsumers {
             last = Some(id);
             for connection in found {
                 if connection.close() {
-                    self.registry.metrics().stalled_closed.inc();
+                    self.registry.metrics().slow_consumers_closed.inc();
                     let peer = connection.peer().map(tracing::field::display);
                     tracing::info!(peer, "a connection is closed: its client does not read");
                 }

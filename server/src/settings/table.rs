@@ -114,7 +114,7 @@ settings! {
     ///
     /// The client reconnects with what it has. A stream with nothing to read may be idle for ever. A
     /// client that reads slowly has ten minutes for a snapshot. The server may take a quarter longer,
-    /// 30 s at most. `driftless_stalled_closed_total` counts the connections.
+    /// 30 s at most. `driftless_slow_consumers_closed_total` counts the connections.
     StallTimeout, stall_timeout: Duration as Time,
         default "2m",
         min "1s": "each hiccup of a network would close connections",

@@ -84,7 +84,7 @@ async fn cut_off_server_recovers_from_compaction() {
     let now = Counters::of(&server);
     assert_eq!(now.get("etcd_lists"), 2, "one at the start, one now");
     assert_eq!(now.get("etcd_history_replaced"), 0);
-    let snapshots = now.since(&counted, "answers_snapshot");
+    let snapshots = now.since(&counted, "syncs_snapshot");
     assert_eq!(snapshots, 1, "for the new client alone");
     let status = stayed.status();
     assert_eq!((status.reconnects, status.diverged), (0, 0), "{status:?}");

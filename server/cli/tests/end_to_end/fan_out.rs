@@ -96,9 +96,9 @@ async fn come_read_and_come_back(world: &mut World, count: usize) -> f64 {
     }
     wait_until("all are back", || watchers.iter().all(is_live));
     let now = Counters::of(&world.server);
-    let snapshots = now.since(&counted, "answers_snapshot");
+    let snapshots = now.since(&counted, "syncs_snapshot");
     assert_eq!(snapshots, count as u64, "they came with nothing once");
-    let resumed = now.since(&counted, "answers_replay") + now.since(&counted, "answers_diff");
+    let resumed = now.since(&counted, "syncs_replay") + now.since(&counted, "syncs_diff");
     assert!(resumed >= count as u64, "{resumed} came with what they had");
     ranges_read(&world.etcd) - before
 }

@@ -121,8 +121,8 @@ async fn current_clients_receive_nothing_after_a_crash() {
             .all(|watcher| is_live(watcher) && watcher.status().reconnects == 1)
     });
     let counters = Counters::of(&world.server);
-    assert_eq!(counters.get("answers_current"), CLIENTS as u64);
-    assert_eq!(counters.get("answers_snapshot"), 0);
+    assert_eq!(counters.get("syncs_current"), CLIENTS as u64);
+    assert_eq!(counters.get("syncs_snapshot"), 0);
     assert_eq!(counters.get("chunks_encoded"), 0);
     let sent = counters.get("sent_bytes");
     assert!(sent <= CLIENTS as u64 * CURRENT, "{sent} bytes");
@@ -165,7 +165,7 @@ async fn cut_off_client_receives_what_it_missed() {
     assert_eq!(told, 3);
     settle(&mut world.direct, [(&all, &watcher)]).await;
     let now = Counters::of(&world.server);
-    assert_eq!(now.since(&before, "answers_replay"), 1);
+    assert_eq!(now.since(&before, "syncs_replay"), 1);
     let sent = now.since(&before, "sent_bytes");
     assert!(sent < 1000, "{sent} bytes for three small changes");
 }
@@ -295,8 +295,8 @@ async fn clients_of_all_ages_catch_up_after_a_crash() {
     let held = watchers.iter().map(|(range, watcher)| (*range, watcher));
     settle(&mut world.direct, held).await;
     let counters = Counters::of(&world.server);
-    assert_eq!(counters.get("answers_snapshot"), 0, "{counters:?}");
-    let told = ["answers_current", "answers_replay", "answers_diff"].map(|name| counters.get(name));
+    assert_eq!(counters.get("syncs_snapshot"), 0, "{counters:?}");
+    let told = ["syncs_current", "syncs_replay", "syncs_diff"].map(|name| counters.get(name));
     assert_eq!(told.iter().sum::<u64>(), CLIENTS as u64);
     assert!(told[1] + told[2] > CLIENTS as u64 / 2, "{told:?}");
     assert_eq!(counters.get("etcd_backfill_watches"), 1);
@@ -316,8 +316,8 @@ async fn clients_of_all_ages_catch_up_after_a_crash() {
     settle(&mut world.direct, held).await;
     let counters = Counters::of(&world.server);
     let changed = (CLIENTS / ranges.len() * 3) as u64;
-    assert_eq!(counters.get("answers_snapshot"), changed, "{counters:?}");
-    assert_eq!(counters.get("answers_current"), CLIENTS as u64 - changed);
+    assert_eq!(counters.get("syncs_snapshot"), changed, "{counters:?}");
+    assert_eq!(counters.get("syncs_current"), CLIENTS as u64 - changed);
     wait_until("one watch at etcd", || etcd_watches(&world) == Some(1.0));
     assert!(watchers.iter().all(|(_, w)| w.status().diverged == 0));
 }

@@ -60,7 +60,7 @@ async fn clients_move_to_another_server_on_shutdown() {
         watchers.iter().all(is_live) && Counters::of(&other).get("streams") == STREAMS as u64
     });
     let counters = Counters::of(&other);
-    assert_eq!(counters.get("answers_current"), move_on);
+    assert_eq!(counters.get("syncs_current"), move_on);
     let told = watchers.iter().filter(|watcher| was_told(watcher)).count();
     assert_eq!(told as u64, move_on);
     let put = world.direct.put("/c/a", "2").await;

@@ -124,7 +124,7 @@ async fn thousand_keys_arrive_at_the_start() {
 
     world.etcd.put("/c/keys/0500", "changed");
     wait_until("one of them changes", || typed.load()["0500"] == "changed");
-    assert_eq!(Counters::of(&world.server).get("answers_snapshot"), 2);
+    assert_eq!(Counters::of(&world.server).get("syncs_snapshot"), 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

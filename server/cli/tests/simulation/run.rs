@@ -115,7 +115,7 @@ impl Run {
         self.expect(within, promise, "not everybody begins", |world| {
             lagging(world).is_none()
         });
-        let snapshots = self.total(|metrics| metrics.answers_snapshot.get());
+        let snapshots = self.total(|metrics| metrics.syncs_snapshot.get());
 
         self.weather();
         self.note("all is well again");
@@ -206,10 +206,10 @@ impl Run {
     fn streams(&self) -> u64 {
         self.total(|metrics| {
             let counters = [
-                &metrics.answers_current,
-                &metrics.answers_replay,
-                &metrics.answers_diff,
-                &metrics.answers_snapshot,
+                &metrics.syncs_current,
+                &metrics.syncs_replay,
+                &metrics.syncs_diff,
+                &metrics.syncs_snapshot,
             ];
             counters.iter().map(|counter| counter.get()).sum()
         })
@@ -223,7 +223,7 @@ impl Run {
             let what = format!("{differed} audits found a difference");
             journal.check("the end", Err(Violation::new(Promise::SelfVerifying, what)));
         }
-        let more = self.total(|metrics| metrics.answers_snapshot.get()) - snapshots;
+        let more = self.total(|metrics| metrics.syncs_snapshot.get()) - snapshots;
         if self.schedule.weather == Weather::Windy && more > 0 {
             let what = format!("{more} who were there before were sent everything");
             journal.check("the end", Err(Violation::new(Promise::Resumable, what)));
@@ -248,10 +248,10 @@ impl Run {
 
     fn report(&self) -> Report {
         Report {
-            current: self.total(|metrics| metrics.answers_current.get()),
-            replayed: self.total(|metrics| metrics.answers_replay.get()),
-            diffs: self.total(|metrics| metrics.answers_diff.get()),
-            snapshots: self.total(|metrics| metrics.answers_snapshot.get()),
+            current: self.total(|metrics| metrics.syncs_current.get()),
+            replayed: self.total(|metrics| metrics.syncs_replay.get()),
+            diffs: self.total(|metrics| metrics.syncs_diff.get()),
+            snapshots: self.total(|metrics| metrics.syncs_snapshot.get()),
             patched: self.total(|metrics| metrics.deltas_computed.get()),
             audits: self.total(|metrics| metrics.audits.get()),
             histories: self.world.shared.etcd.history(),
@@ -312,7 +312,7 @@ fn left_behind(world: &World) -> Option<String> {
             ("connections", life.connections.get()),
             ("streams", life.streams.get()),
             ("scopes", life.scopes.get()),
-            ("answers", life.answers_reading.get()),
+            ("answers", life.syncs_in_progress.get()),
         ];
         let (what, count) = held.into_iter().find(|(_, count)| *count != 0)?;
         Some(format!("{name} holds {count} {what}"))

@@ -57,7 +57,7 @@ async fn a_crowd_shares_a_snapshot_despite_stalled_readers() {
     while let Some(entries) = crowd.join_next().await {
         assert_eq!(entries.unwrap().len(), 60);
     }
-    assert_eq!(metrics.answers_deferred.get(), 0);
+    assert_eq!(metrics.syncs_deferred.get(), 0);
     // One more for those that come when nobody came for a while, two minutes later, or after more
     // changes than are replayed.
     let at_most = chunks * 2;
@@ -67,7 +67,7 @@ async fn a_crowd_shares_a_snapshot_despite_stalled_readers() {
         metrics.chunks_encoded.get()
     );
     drop(stalled);
-    until(|| metrics.answers_reading.get() == 0 && metrics.scopes.get() == 0).await;
+    until(|| metrics.syncs_in_progress.get() == 0 && metrics.scopes.get() == 0).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -89,7 +89,7 @@ async fn a_long_wait_for_a_permit_gets_a_retry_delay() {
     assert_eq!(goodbye.reason(), v1::goodbye::Reason::Rebalance);
     assert!(goodbye.retry_after_ms >= 1000 && !goodbye.purge);
     assert_eq!(watch.status().await.0, Code::Ok);
-    assert_eq!(metrics.answers_deferred.get(), 1);
+    assert_eq!(metrics.syncs_deferred.get(), 1);
 
     let request = v1::GetRequest {
         range: Some((&range).into()),
@@ -102,7 +102,7 @@ async fn a_long_wait_for_a_permit_gets_a_retry_delay() {
         pushback.is_some_and(|millis| millis >= 1000),
         "{pushback:?}"
     );
-    assert_eq!(metrics.answers_deferred.get(), 2);
+    assert_eq!(metrics.syncs_deferred.get(), 2);
 
     // One that is waiting still gets its turn, and so does whoever comes back.
     let mut watch = client.watch(&range, None).await;
@@ -113,7 +113,7 @@ async fn a_long_wait_for_a_permit_gets_a_retry_delay() {
     assert_eq!(replica.applied, ["hello", "snapshot"]);
     assert_eq!(replica.entries(), etcd.state(&range));
     assert_eq!(client.get(&range).await, etcd.state(&range));
-    assert_eq!(metrics.answers_deferred.get(), 2);
+    assert_eq!(metrics.syncs_deferred.get(), 2);
     assert!(client.is_alive());
-    until(|| metrics.answers_reading.get() == 0).await;
+    until(|| metrics.syncs_in_progress.get() == 0).await;
 }

@@ -130,7 +130,7 @@ async fn a_client_before_the_log_gets_a_snapshot() {
     );
     assert_eq!(replica.applied, ["hello", "snapshot"]);
     assert_eq!(replica.entries(), now);
-    assert_eq!(engine.metrics().answers_snapshot.get(), 1);
+    assert_eq!(engine.metrics().syncs_snapshot.get(), 1);
 }
 
 #[tokio::test(start_paused = true)]

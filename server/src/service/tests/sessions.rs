@@ -141,7 +141,7 @@ async fn ending_one_stream_leaves_its_connections_others_alone() {
     let last = etcd.put("/c/a", "2");
     open.read_to(&mut replica, last).await.unwrap();
     assert_eq!(replica.entries(), etcd.state(&other));
-    assert_eq!(engine.metrics().stalled_closed.get(), 0);
+    assert_eq!(engine.metrics().slow_consumers_closed.get(), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -215,5 +215,5 @@ async fn streams_end_in_the_middle_of_a_snapshot() {
     assert!(engine.sessions().end_stream(id, goodbye(rebalance)));
     expect_goodbye(&mut watch, rebalance).await;
     assert!(engine.metrics().chunks_encoded.get() < 32, "it was cut off");
-    until(|| engine.metrics().answers_reading.get() == 0).await;
+    until(|| engine.metrics().syncs_in_progress.get() == 0).await;
 }

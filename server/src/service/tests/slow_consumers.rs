@@ -93,7 +93,7 @@ async fn a_stalled_client_gets_one_conflated_diff_at_last() {
     let last = etcd.put("/c/0", "and on");
     stalled.read_to(&mut behind, last).await.unwrap();
     assert_eq!(behind.applied.last(), Some(&"diff"));
-    assert_eq!(metrics.stalled_closed.get(), 0);
+    assert_eq!(metrics.slow_consumers_closed.get(), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -150,7 +150,7 @@ async fn slow_consumers_are_closed_and_idle_ones_are_not() {
         "{took:?}"
     );
     assert_eq!(
-        metrics.stalled_closed.get(),
+        metrics.slow_consumers_closed.get(),
         1,
         "two streams, one connection"
     );
@@ -164,7 +164,7 @@ async fn slow_consumers_are_closed_and_idle_ones_are_not() {
     watch.read_to(&mut replica, etcd.revision()).await.unwrap();
     assert_eq!(replica.entries(), etcd.state(&prefix("/c/")));
     assert_eq!(count(&replica, "snapshot"), 1, "the first");
-    assert_eq!(metrics.answers_replay.get() + metrics.answers_diff.get(), 1);
+    assert_eq!(metrics.syncs_replay.get() + metrics.syncs_diff.get(), 1);
 
     // Twenty minutes of signs of life.
     for _ in 0..120 {
@@ -172,7 +172,7 @@ async fn slow_consumers_are_closed_and_idle_ones_are_not() {
         idle_replica.take(frame).unwrap();
     }
     assert!(idle.is_alive());
-    assert_eq!(metrics.stalled_closed.get(), 1);
+    assert_eq!(metrics.slow_consumers_closed.get(), 1);
 }
 
 /// With a window of nothing a stream is asked for its first piece, and never again.
@@ -196,7 +196,7 @@ async fn a_client_that_opens_no_window_is_closed() {
         assert!(start.elapsed() <= Duration::from_secs(75), "{path}");
         drop(call);
     }
-    assert_eq!(engine.metrics().stalled_closed.get(), 2);
+    assert_eq!(engine.metrics().slow_consumers_closed.get(), 2);
     until(|| engine.metrics().scopes.get() == 0).await;
 }
 
@@ -229,9 +229,9 @@ async fn a_client_that_opens_no_window_delays_nobody() {
     assert_eq!(client.get(&range).await, etcd.state(&range));
     let (watch, replica) = in_sync(&client, &etcd).await;
     assert_eq!(replica.entries(), etcd.state(&range));
-    assert_eq!(metrics.answers_deferred.get(), 0);
+    assert_eq!(metrics.syncs_deferred.get(), 0);
     drop((client, watch, closed));
-    until(|| metrics.answers_reading.get() == 0 && metrics.streams.get() == 0).await;
+    until(|| metrics.syncs_in_progress.get() == 0 && metrics.streams.get() == 0).await;
 }
 
 /// A snapshot is made as it is read: of one that is not, what fits into the window and what is in
@@ -247,7 +247,7 @@ async fn an_unread_snapshot_costs_a_few_chunks() {
     let mut watch = client.watch(&range, None).await;
     // All that is going to happen by itself happens.
     sleep(Duration::from_secs(5)).await;
-    assert_eq!(metrics.answers_reading.get(), 1);
+    assert_eq!(metrics.syncs_in_progress.get(), 1);
     let made = metrics.chunks_encoded.get();
     assert!((1..=4).contains(&made), "{made}");
     let sent = metrics.sent_bytes.get();
@@ -286,13 +286,13 @@ async fn a_snapshot_read_in_drips_ends_after_ten_minutes() {
                 open += 1;
             }
         }
-        if metrics.answers_reading.get() == 2 {
+        if metrics.syncs_in_progress.get() == 2 {
             both = start.elapsed();
         }
     }
     let pinned = 600..660;
     assert!(pinned.contains(&both.as_secs()), "{both:?}");
-    assert_eq!(metrics.answers_reading.get(), 0);
+    assert_eq!(metrics.syncs_in_progress.get(), 0);
 
     let mut bytes = std::mem::take(&mut watch.buffer).freeze();
     let mut messages = take_messages::<v1::WatchResponse>(&mut bytes);
@@ -309,7 +309,7 @@ async fn a_snapshot_read_in_drips_ends_after_ten_minutes() {
         "{message}"
     );
     assert!(client.is_alive());
-    assert_eq!(metrics.stalled_closed.get(), 0);
+    assert_eq!(metrics.slow_consumers_closed.get(), 0);
 
     // Whoever reads it gets it.
     assert_eq!(client.get(&range).await, etcd.state(&range));
@@ -330,6 +330,6 @@ async fn an_abandoned_snapshot_ends_with_its_connection() {
     client.connection.join_next().await.unwrap().unwrap().ok();
     let took = start.elapsed().as_secs();
     assert!((600..=660).contains(&took), "{took}");
-    assert_eq!(engine.metrics().stalled_closed.get(), 1);
-    until(|| engine.metrics().answers_reading.get() == 0).await;
+    assert_eq!(engine.metrics().slow_consumers_closed.get(), 1);
+    until(|| engine.metrics().syncs_in_progress.get() == 0).await;
 }

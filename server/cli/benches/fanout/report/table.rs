@@ -13,9 +13,9 @@ const COUNTS: [(&str, &str); 12] = [
     ("changes_encoded", "encoded"),
     ("frames_encoded", "frames"),
     ("snapshot_chunks_encoded", "snapshot chunks"),
-    ("answers_current", "answered current"),
-    ("answers_snapshot", "answered snapshot"),
-    ("answers_deferred", "told to come back"),
+    ("syncs_current", "answered current"),
+    ("syncs_snapshot", "answered snapshot"),
+    ("syncs_deferred", "told to come back"),
     ("conflated", "conflated"),
     (
         "rss_kib_per_subscriber_peak",
