@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use driftless_proto::{KeyRange, RangeError};
 
-use super::{Closed, Refused};
+use super::closed::Closed;
+use super::refused::Refused;
 
 /// Why a `get` has no answer.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use driftless_proto::{Key, KeyRange, RangeError};
 
-use super::{Closed, Refused, Rejection};
+use super::closed::Closed;
+use super::refused::Refused;
+use super::rejection::Rejection;
 
 /// Why a watch could not begin.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
