@@ -15,17 +15,17 @@ use crate::net::{Tls, TlsOptions};
 use crate::resources::ResourceTracker;
 use crate::transport::{Security, TokenFile, Transport};
 
-/// The most bytes that an instance id, a label's name or its value may have, by the contract.
+/// The longest instance id, label name or label value, in bytes, by the protocol.
 const MAX_TEXT: usize = 256;
 
-/// The most labels, by the contract.
+/// The most labels, by the protocol.
 const MAX_LABELS: usize = 32;
 
-/// What one range may hold by default, in bytes of keys and values: 256 MiB. Far more than any
-/// configuration, and little enough that a prefix named by mistake does not end the process.
+/// The default of [`ClientBuilder::range_limit`]: 256 MiB. Far more than any configuration, and little enough
+/// that a prefix watched by mistake does not end the process.
 const DEFAULT_RANGE_LIMIT: usize = 256 * 1024 * 1024;
 
-/// Name and version of this library, for people who look at a server's clients.
+/// Name and version of this library, as a server's list of clients shows them.
 const LIBRARY: &str = concat!("driftless-rust/", env!("CARGO_PKG_VERSION"));
 
 /// Options of a [`Client`].
@@ -69,21 +69,20 @@ impl ClientBuilder {
     }
 
     /// Adds a server, such as `http://127.0.0.1:7400` or `https://config.example:7400`; without a port,
-    /// 80 and 443. At least one is needed. Of several, one is chosen at random and kept while it is
-    /// well.
+    /// 80 and 443. At least one is needed. Of several, one is chosen at random and kept while it
+    /// works.
     pub fn endpoint(mut self, url: impl Into<String>) -> Self {
         self.endpoints.push(url.into());
         self
     }
 
-    /// Tells this process from others, in the server's list of clients; it should survive
-    /// reconnects. At most 256 bytes. Default: 128 random bits, in hexadecimal.
+    /// Identifies this process in the server's list of clients; it should not change at reconnects. At most 256 bytes. Default: 128 random bits, in hexadecimal.
     pub fn instance(mut self, id: impl Into<String>) -> Self {
         self.instance = Some(id.into());
         self
     }
 
-    /// Adds a label for people who ask "which services have it?", or replaces the one of that name.
+    /// Adds a label to the server's list of clients, or replaces the one of that name.
     /// At most 32, names and values of at most 256 bytes each. Default: none.
     pub fn label(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.labels.insert(name.into(), value.into());
@@ -96,18 +95,18 @@ impl ClientBuilder {
         self
     }
 
-    /// Trusts the servers that have a certificate of a CA in this PEM file, and no others. Read anew at
-    /// every connection, so a file that was replaced counts from the next one on; one that cannot be
-    /// used is shown in [`Status::last_error`](crate::Status::last_error) and in the log. Default: the
-    /// CAs that the system trusts.
+    /// Trusts servers with a certificate of a CA in this PEM file, and no others. Read for every connection, so
+    /// a replaced file is used from the next one on. One that cannot be used is an error in
+    /// [`Status::last_error`](crate::Status::last_error) and in the log. Default: the CAs that the system
+    /// trusts.
     #[cfg(feature = "tls")]
     pub fn tls_ca_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.tls.ca = Some(path.into());
         self
     }
 
-    /// Shows servers who this client is: a certificate, with those that lead to its CA behind it, and
-    /// its key, in PEM files (PKCS#8, PKCS#1 or SEC1, not encrypted). Read anew at every connection, as
+    /// Authenticates this client to servers with a certificate, followed by its chain, and its key, in PEM files
+    /// (PKCS#8, PKCS#1 or SEC1, not encrypted). Read for every connection, as
     /// [`tls_ca_file`](Self::tls_ca_file) is. Default: none.
     #[cfg(feature = "tls")]
     pub fn tls_client_files(mut self, cert: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
@@ -115,37 +114,36 @@ impl ClientBuilder {
         self
     }
 
-    /// The name, or the address, that the servers' certificates must be for. Default: the host of the
-    /// endpoint.
+    /// The host name or address that the servers' certificates must be for. Default: the host of the endpoint.
     #[cfg(feature = "tls")]
     pub fn tls_server_name(mut self, name: impl Into<String>) -> Self {
         self.tls.server_name = Some(name.into());
         self
     }
 
-    /// Sends the bearer token in this file with every call (`authorization: Bearer …`). Read anew for
-    /// each, so whoever rotates it has nothing to tell; blanks and line breaks around it do not count.
-    /// At most 16 KiB of printable ASCII. Where it takes longer than three seconds to read, a single read
-    /// fails and a watch tries again; both name the file. Default: none.
+    /// Sends the bearer token in this file with every call (`authorization: Bearer …`). Read for each call, so a
+    /// rotated token needs no notice; white space around it is ignored. At most 16 KiB of printable ASCII. If
+    /// reading the file takes longer than three seconds, a `get` fails and a watch tries again; both errors
+    /// name the file. Default: none.
     ///
-    /// It is never sent in clear text over a network: together with an `http://` endpoint that is not
-    /// of this machine, [`build`](Self::build) refuses it.
+    /// It is never sent in clear text over a network: together with an `http://` endpoint of another machine,
+    /// [`build`](Self::build) refuses it.
     pub fn token_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.token = Some(path.into());
         self
     }
 
-    /// The most that one range may hold, in bytes of keys and values, each key counted with an
-    /// overhead of about a hundred. A larger one is refused
+    /// The largest range, in bytes of keys and values, with about a hundred more for each key. A larger one is
+    /// refused
     /// ([`RefusedReason::TooLarge`](crate::RefusedReason::TooLarge)). Default: 256 MiB.
     pub fn range_limit(mut self, bytes: usize) -> Self {
         self.range_limit = bytes;
         self
     }
 
-    /// Draws the order of endpoints and the jitter of backoffs from `seed`, so that a simulation can
-    /// be repeated. Clients that share a seed do the same at the same moment, which is what jitter is
-    /// there to prevent: not for services. Default: from the thread's generator.
+    /// Derives the order of endpoints and the jitter of backoffs from `seed`, so that a simulation can be
+    /// repeated. Clients that share a seed act at the same moment, which jitter must prevent: not for
+    /// services. Default: from the thread's generator.
     #[doc(hidden)]
     pub fn simulated(mut self, seed: u64) -> Self {
         self.jitter = Jitter::seeded(seed);
@@ -246,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_contract_limits_is_checked() {
+    fn limits_of_the_protocol_are_checked() {
         assert_eq!(
             ClientBuilder::new().build().err(),
             Some(BuildError::NoEndpoint)
@@ -275,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_not_sent_in_clear_text_to_other_machines() {
+    fn token_in_clear_text_to_another_machine_is_refused() {
         for here in ["http://127.0.0.1:1", "http://[::1]:1", "http://localhost:1"] {
             let builder = ClientBuilder::new().endpoint(here).token_file("/token");
             assert!(builder.build().is_ok(), "{here}");
@@ -293,10 +291,10 @@ mod tests {
 
     #[test]
     #[cfg(feature = "tls")]
-    fn with_tls_a_token_may_go_anywhere_and_names_are_checked() {
+    fn token_is_allowed_with_tls_and_names_are_checked() {
         let secure = || ClientBuilder::new().endpoint("https://config.example");
         assert!(secure().token_file("/token").build().is_ok());
-        // Whether the files are there is found out when they are needed.
+        // The files are read when they are needed.
         let files = secure()
             .tls_ca_file("/none/ca.pem")
             .tls_client_files("/none/cert.pem", "/none/key.pem")
@@ -310,7 +308,7 @@ mod tests {
 
     #[test]
     #[cfg(feature = "tls")]
-    fn options_of_tls_without_an_endpoint_for_them_are_refused() {
+    fn tls_options_without_a_tls_endpoint_are_refused() {
         let plain = || ClientBuilder::new().endpoint("http://config.example");
         for given in [
             plain().tls_ca_file("/ca.pem"),
@@ -319,13 +317,13 @@ mod tests {
         ] {
             assert_eq!(given.build().err(), Some(BuildError::TlsUnused));
         }
-        // For some of them is enough.
+        // One endpoint with TLS is enough.
         let mixed = plain().endpoint("https://config.example");
         assert!(mixed.tls_ca_file("/ca.pem").build().is_ok());
     }
 
     #[test]
-    fn building_needs_no_runtime() {
+    fn build_needs_no_runtime() {
         assert!(tokio::runtime::Handle::try_current().is_err());
         assert!(builder().build().is_ok());
     }

@@ -18,8 +18,8 @@ use crate::watch::{EntriesBuilder, WatchBuilder};
 /// Reads configuration from driftless servers. Cheap to clone; clones share connections and
 /// streams.
 ///
-/// It holds neither a task nor a socket while nothing is watched. Watchers keep what they need alive
-/// by themselves: they go on when the last `Client` is dropped.
+/// It holds neither a task nor a socket while nothing is watched. Watchers keep what they need alive: they go
+/// on when the last `Client` is dropped.
 #[derive(Clone)]
 pub struct Client {
     transport: Arc<Transport>,
@@ -28,11 +28,11 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client of the one server at `endpoint`, such as `http://127.0.0.1:7400`, with the default
+    /// A client of one server, such as `http://127.0.0.1:7400`, with the default
     /// options. Validates and dials nothing.
     ///
     /// # Errors
-    /// When the endpoint is no URL that can be dialled.
+    /// When the endpoint is not a URL that can be dialled.
     pub fn connect(endpoint: impl AsRef<str>) -> Result<Self, BuildError> {
         Self::builder().endpoint(endpoint.as_ref()).build()
     }
@@ -62,7 +62,7 @@ impl Client {
         WatchBuilder::new(Arc::clone(&self.registry), range.into_range())
     }
 
-    /// Watches keys and their values as they are. Await it for an
+    /// Watches keys and their values without decoding. Await it for an
     /// [`EntriesWatcher`](crate::EntriesWatcher) that is in sync.
     pub fn entries(&self, range: impl IntoRange) -> EntriesBuilder {
         EntriesBuilder::new(Arc::clone(&self.registry), range.into_range())
@@ -77,12 +77,11 @@ impl Client {
         )
     }
 
-    /// Ends all that this client and its clones caused, and waits until it is gone. Watchers keep
-    /// their last value and are [`Closed`](crate::Closed::Shutdown); new watches and reads fail.
+    /// Ends everything that this client and its clones caused, and waits until it is gone. Watchers keep their
+    /// last value and are [`Closed`](crate::Closed::Shutdown); new watches and reads fail.
     ///
-    /// Dropping everything does as much; this is for services that want to know, and to be told the
-    /// name of what holds it up: a callback that does not return, a look-up of a host name that the
-    /// resolver is still busy with.
+    /// Dropping everything has the same effect. This is for services that want to wait for it, and to know
+    /// what is still active: a callback that does not return, a look-up of a host name that hangs.
     ///
     /// ```
     /// # async fn stop(client: driftless_client::Client) {

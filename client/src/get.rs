@@ -1,4 +1,4 @@
-//! Reading a range once.
+//! Reads a range once.
 
 use std::fmt;
 use std::future::IntoFuture;
@@ -17,13 +17,13 @@ use crate::subscription::{Applied, Replica};
 use crate::transport::{CallError, Transport};
 use crate::value::Entries;
 
-/// How long an answer may take by default: a server answers from memory.
+/// The default of [`GetBuilder::timeout`]: a server answers from memory.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Options of a single read; await it.
 ///
 /// # Cancel safety
-/// Dropping it, or the future that it becomes, at any point ends all that it caused.
+/// Dropping it, or its future, at any point ends everything that it caused.
 #[must_use = "nothing is read before it is awaited"]
 pub struct GetBuilder {
     transport: Arc<Transport>,
@@ -46,7 +46,7 @@ impl GetBuilder {
         }
     }
 
-    /// How long it may take altogether, connecting included. Default: 10 s.
+    /// How long it may take in total, including connecting. Default: 10 s.
     pub const fn timeout(mut self, limit: Duration) -> Self {
         self.timeout = limit;
         self
@@ -57,7 +57,7 @@ impl IntoFuture for GetBuilder {
     type Output = Result<Entries, GetError>;
     type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
 
-    /// Asks once, on the connection that the client's watchers use, if there is one. A failure is
+    /// Sends one request, on the connection that the client's watchers use if there is one. A failure is
     /// returned at once and not retried.
     ///
     /// # Cancel safety
@@ -72,7 +72,7 @@ impl IntoFuture for GetBuilder {
             let tracker = self.transport.tracker();
             let _guard = tracker.track(Resource::Get(range.to_string()));
             let answer = get(&self.transport, range.clone(), self.limit);
-            // Not left to the connection's end: reading the token, for one, goes on after that.
+            // The end of the connection is not enough: reading the token, for one, goes on after that.
             let closed = self.transport.closed();
             let answer = async {
                 tokio::select! {
@@ -81,7 +81,7 @@ impl IntoFuture for GetBuilder {
                 }
             };
             match tokio::time::timeout(after, answer).await {
-                // However that showed: there is no use in asking again.
+                // Whatever the error was: a retry is of no use.
                 Ok(Err(_)) | Err(_) if self.transport.is_closed() => {
                     Err(GetError::Closed(Closed::Shutdown))
                 }
@@ -108,7 +108,7 @@ impl fmt::Debug for GetBuilder {
 async fn get(transport: &Transport, range: KeyRange, limit: usize) -> Result<Entries, GetError> {
     let connection = match transport.connection().await {
         Ok(connection) => connection,
-        // It says itself which endpoint it is about.
+        // The message names the endpoint.
         Err(CallError { message, .. }) => return Err(GetError::Unavailable { message }),
     };
     let endpoint = connection.endpoint();
@@ -119,7 +119,7 @@ async fn get(transport: &Transport, range: KeyRange, limit: usize) -> Result<Ent
     let answer = async {
         let mut chunks = connection.get(request).await?;
         let mut replica = Replica::new(range.clone(), limit);
-        // One state stands alone: what history it belongs to makes no difference.
+        // A single state: the history that it belongs to makes no difference.
         replica.begin(&v1::Hello::default());
         while let Some(response) = chunks.next().await? {
             let chunk = response.snapshot.map(Frame::Snapshot);
@@ -138,7 +138,7 @@ async fn get(transport: &Transport, range: KeyRange, limit: usize) -> Result<Ent
     match answer.await {
         Ok(answer) => answer,
         Err(error) => {
-            // The next call is not to find out the same way.
+            // So that the next call does not use it.
             if error.lost {
                 connection.retire();
             }

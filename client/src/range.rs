@@ -1,9 +1,9 @@
-//! What a caller may name as the range to watch.
+//! What may be passed as a range.
 
 use driftless_proto::{KeyRange, RangeError};
 
-/// Names a range: a text is exactly that key, also when it ends in `/`; for everything under a prefix
-/// there is [`KeyRange::prefix`], with or without a `?` behind it.
+/// Converts to a range. A string is exactly that key, also if it ends in `/`; for everything under a prefix use
+/// [`KeyRange::prefix`], with or without a `?` behind it.
 ///
 /// ```
 /// use driftless_client::{IntoRange, KeyRange};

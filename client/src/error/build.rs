@@ -1,21 +1,21 @@
 //! Why a client cannot be built.
 
-/// Why a client cannot be built from these options. Trying again does not help.
+/// Why a client cannot be built from its options. A retry does not help.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BuildError {
     /// No endpoint was given.
     #[error("no endpoint was given; name one, such as \"http://127.0.0.1:7400\"")]
     NoEndpoint,
-    /// An endpoint is no URL that can be dialled.
+    /// An endpoint is not a URL that can be dialled.
     #[error("endpoint \"{url}\" {problem}; it should look like \"http://127.0.0.1:7400\"")]
     Endpoint {
-        /// The endpoint as it was given, without a password that it may have held.
+        /// The endpoint as it was given, without a password.
         url: String,
         /// What is wrong with it.
         problem: &'static str,
     },
-    /// The endpoint asks for TLS, and the library was built without its feature `tls`.
+    /// The endpoint needs TLS, and the library was built without its feature `tls`.
     #[error(
         "endpoint \"{url}\" asks for TLS, which this build does not support; enable the feature \
          `tls` of driftless-client"
@@ -24,7 +24,7 @@ pub enum BuildError {
         /// The endpoint as it was given.
         url: String,
     },
-    /// The name that the servers' certificates are to be for is neither a host name nor an address.
+    /// The server name for certificates is neither a host name nor an address.
     #[error(
         "\"{name}\" is no name that a certificate could be for; give the host name or the address \
          that is in the server's"
@@ -33,7 +33,7 @@ pub enum BuildError {
         /// The name.
         name: String,
     },
-    /// There is a bearer token, and an endpoint to which it would travel in clear text.
+    /// There is a bearer token, and an endpoint that would get it in clear text.
     #[error(
         "endpoint \"{url}\" would get the token in clear text; use https://, or http:// on this \
          machine only"
@@ -42,8 +42,7 @@ pub enum BuildError {
         /// The endpoint.
         url: String,
     },
-    /// There is a CA, a client's certificate or a server's name for TLS, and no endpoint that speaks
-    /// it: everything would travel in clear text.
+    /// There are TLS options, and no endpoint with TLS: everything would travel in clear text.
     #[error(
         "options of TLS are given, and no endpoint starts with https://; write that, or leave them out"
     )]
@@ -75,7 +74,7 @@ pub enum BuildError {
 }
 
 impl BuildError {
-    /// Whether trying again with the same options can succeed: never.
+    /// Whether a retry with the same options may succeed: never.
     pub const fn is_retryable(&self) -> bool {
         false
     }

@@ -1,22 +1,22 @@
 //! Why a watcher sees no further change.
 
-/// A watcher will not see another change.
+/// Why a watcher will not see another change.
 #[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Closed {
-    /// The server took back the right to the range and asked for its copies to be deleted.
+    /// The server revoked the right to the range, and asked for copies to be deleted.
     #[error("the right to read this range was taken back")]
     Revoked,
     /// The client was [shut down](crate::Client::shutdown).
     #[error("the client was shut down")]
     Shutdown,
-    /// The task that served the watcher is gone, because its runtime was shut down.
+    /// The watcher's task has ended, because its runtime was shut down.
     #[error("the runtime that served this watcher is gone")]
     Ended,
 }
 
 impl Closed {
-    /// Whether a new watch may succeed without anybody changing something: never.
+    /// Whether a new watch may succeed without a change elsewhere: never.
     pub const fn is_retryable(&self) -> bool {
         false
     }

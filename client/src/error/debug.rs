@@ -4,7 +4,7 @@
 macro_rules! debug_as_display {
     ($error:ident: $($variant:ident)*) => {
         impl std::fmt::Debug for $error {
-            /// The name of the variant, and what the error says.
+            /// The variant's name, and the text.
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 let variant = match self {
                     $(Self::$variant { .. } => stringify!($variant),)*

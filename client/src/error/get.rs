@@ -1,4 +1,4 @@
-//! Why a single read has no answer.
+//! Why a `get` fails.
 
 use std::time::Duration;
 
@@ -7,46 +7,46 @@ use driftless_proto::{KeyRange, RangeError};
 use super::closed::Closed;
 use super::refused::Refused;
 
-/// Why a `get` has no answer.
+/// Why a `get` fails.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum GetError {
-    /// What was named is not a range.
+    /// The argument is not a range.
     #[error(transparent)]
     Range(#[from] RangeError),
     /// The server refused.
     #[error(transparent)]
     Refused(#[from] Refused),
-    /// There was no complete answer in time.
+    /// No complete answer came in time.
     #[error("no answer within {after:?} for {range} from {endpoints}")]
     TimedOut {
-        /// What was asked for.
+        /// The range that was to be read.
         range: KeyRange,
-        /// Who was asked, or would have been.
+        /// The servers that were asked, or would have been.
         endpoints: String,
-        /// The limit that was set.
+        /// The timeout.
         after: Duration,
     },
-    /// No server could be reached, or it could not answer now or in full.
+    /// No server could be reached, or the server could not answer now or completely.
     #[error("no server could answer: {message}")]
     Unavailable {
-        /// What went wrong, and with which server.
+        /// The error, with its server.
         message: String,
     },
     /// The client was shut down.
     #[error(transparent)]
     Closed(#[from] Closed),
-    /// The answer breaks the contract.
+    /// The answer violates the protocol.
     #[error("the answer cannot be used: {message}")]
     BadAnswer {
-        /// What is wrong with it, and whose it is.
+        /// What is wrong with it, and which server sent it.
         message: String,
     },
 }
 
 impl GetError {
-    /// Whether the same call may well succeed later: a server comes back, or is in sync. Not where
-    /// the call, or who may do what, has to change first.
+    /// Whether the same call may succeed later: a server comes back, or is in sync. False if the call or
+    /// somebody's rights must change first.
     pub const fn is_retryable(&self) -> bool {
         match self {
             Self::TimedOut { .. } | Self::Unavailable { .. } => true,

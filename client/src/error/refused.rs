@@ -4,28 +4,27 @@ use std::fmt;
 
 use driftless_proto::KeyRange;
 
-/// A server's refusal to serve a range: asking again is likely to get the same answer until
-/// somebody changes something.
+/// A server's refusal to serve a range. A retry is likely to fail until somebody changes something.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 #[error("{endpoint}: {message}")]
 pub struct Refused {
-    /// Whose answer it is about.
+    /// The server.
     pub endpoint: String,
-    /// What kind of refusal.
+    /// The kind of refusal.
     pub reason: RefusedReason,
-    /// What the server says about it, or what to do.
+    /// The server's text, or what to do.
     pub message: String,
 }
 
 impl fmt::Debug for Refused {
-    /// Its name, and what it says.
+    /// The type's name, and the text.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Refused: {self}")
     }
 }
 
-/// What to say when a range holds more than this client takes.
+/// The text for a range that is larger than the client's limit.
 pub(crate) fn too_large(range: &KeyRange, limit: usize) -> String {
     format!(
         "{range} holds more than {limit} bytes; name less, or raise `range_limit` of the client's \
@@ -33,19 +32,19 @@ pub(crate) fn too_large(range: &KeyRange, limit: usize) -> String {
     )
 }
 
-/// The kinds of refusals.
+/// Why a server refuses a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RefusedReason {
-    /// The range lies under no prefix that the server serves.
+    /// The server serves no prefix that holds the range.
     NotServed,
     /// The request is not valid.
     Invalid,
     /// This client may not read the range.
     Denied,
-    /// The server does not know who this client is.
+    /// The server does not know this client's identity.
     Unauthenticated,
-    /// The two ends do not speak the same version, or the endpoint is no driftless server.
+    /// Client and server have different versions, or the endpoint is no driftless server.
     Incompatible,
     /// The range holds more than this client's limit
     /// ([`ClientBuilder::range_limit`](crate::ClientBuilder::range_limit)).

@@ -1,20 +1,20 @@
-//! Why a state was refused, without the state.
+//! Why a state was refused, without quoting it.
 
 use std::fmt;
 
 use driftless_proto::Key;
 
-/// Why a state was refused: it does not decode, or the service does not want it. The service keeps
-/// what it had.
+/// Why a state was refused: it does not decode, or the service's validation refused it. The service keeps the
+/// last good value.
 ///
-/// It can be logged, reported and shown: it names the key, the place within the value and what was
-/// expected there, and holds nothing of the value itself, nor any text that a decoder or the
-/// service made about it. What a service says in words that are part of the program is kept: see
+/// It is safe to log, report and display: it names the key, the place within the value and what was expected
+/// there, and contains nothing of the value itself, nor any text that a decoder or the service made from it.
+/// A validator's text that is part of the program is kept: see
 /// [`WatchBuilder::validate`](crate::WatchBuilder::validate).
 #[derive(Clone, PartialEq, Eq)]
 pub struct Rejection(Box<Facts>);
 
-/// What a rejection is about: what to tell people to look for.
+/// The kind of a rejection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RejectionKind {
@@ -24,28 +24,28 @@ pub enum RejectionKind {
     Syntax,
     /// A field without a default has no value.
     MissingField,
-    /// There is a key or field that the type does not know and forbids.
+    /// There is a key or field that the type does not have, and forbids.
     UnknownField,
-    /// A key or value that has to be text is not UTF-8.
+    /// A key or value that must be text is not UTF-8.
     Utf8,
     /// Two keys, or two fields of a document, are for the same thing.
     Conflict,
-    /// The watched prefix lacks its final `/`: what follows it starts with one.
+    /// The watched prefix lacks its final `/`: the keys go on with one.
     Prefix,
     /// This build does not read the format that the key's suffix names.
     Format,
-    /// Keys are nested deeper than is followed.
+    /// Keys are nested deeper than the limit.
     TooDeep,
-    /// A document is nested deeper, or stands for more, than is followed.
+    /// A document is nested deeper, or expands to more, than the limit.
     TooLarge,
     /// The service's own validation refused the value.
     Invalid,
-    /// The service's own code panicked over the value.
+    /// The service's own code panicked on the value.
     Panic,
 }
 
 impl RejectionKind {
-    /// One word, stable, as it travels in reports.
+    /// A stable word, as reports carry it.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Type => "type",
@@ -70,17 +70,17 @@ impl fmt::Display for RejectionKind {
     }
 }
 
-/// Everything that may be known. All text is either static or a key's.
+/// Everything that may be revealed. All text is either static or a key's.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Facts {
     pub(crate) kind: RejectionKind,
-    /// What happened, for the kinds that it is not plain from.
+    /// What happened, where the kind does not say it.
     pub(crate) detail: &'static str,
-    /// What the service says about it.
+    /// The validator's reason.
     pub(crate) reason: Option<&'static str>,
     /// What the type asked for.
     pub(crate) expected: Option<&'static str>,
-    /// What sort of thing was there.
+    /// The kind of thing that was found.
     pub(crate) found: Option<&'static str>,
     /// The variants to choose from.
     pub(crate) one_of: &'static [&'static str],
@@ -119,8 +119,8 @@ impl Rejection {
         &self.0
     }
 
-    /// The service's validation refused it. A reason that is part of the program quotes nothing; any
-    /// other may, and is the service's to log.
+    /// The service's validation refused it. Only a reason that is part of the program is kept: any other may
+    /// quote the value, and the service may log it.
     pub(crate) fn invalid(reason: Option<&'static str>) -> Self {
         let detail = "the service's validation refused it";
         let mut rejection = Self::new(RejectionKind::Invalid, detail);
@@ -128,37 +128,37 @@ impl Rejection {
         rejection
     }
 
-    /// The service's code panicked over it.
+    /// The service's code panicked on it.
     pub(crate) fn panicked() -> Self {
         Self::new(RejectionKind::Panic, "the service's code panicked over it")
     }
 
-    /// What it is about.
+    /// The kind.
     pub fn kind(&self) -> RejectionKind {
         self.0.kind
     }
 
-    /// The key whose value was refused; for a missing field, the key that would set it. `None` when
-    /// it is about the state as a whole.
+    /// The key whose value was refused; for a missing field, the key that would set it. `None` if the state
+    /// as a whole was refused.
     pub fn key(&self) -> Option<&Key> {
         self.0.key.as_ref()
     }
 
-    /// The other key, when two are for the same thing.
+    /// The other key, if two are for the same thing.
     pub fn other_key(&self) -> Option<&Key> {
         self.0.other.as_ref()
     }
 
     /// Which field, such as `limits.rps` or `limits[3].name`; empty for the value as a whole.
     ///
-    /// It consists of segments of keys, names of fields and variants that the type knows, and
-    /// positions in lists. A map's keys within a value are part of the value: each is shown as `*`.
+    /// It consists of segments of keys, names of fields and variants that the type declares, and positions in
+    /// lists. A map's keys within a value are part of the value: each is written as `*`.
     /// Where serde buffers (`#[serde(flatten)]`, untagged enums), the path ends at the buffer.
     pub fn path(&self) -> &str {
         &self.0.path
     }
 
-    /// The line within the value, from 1, where its format has lines.
+    /// The line within the value, from 1, if its format has lines.
     pub fn line(&self) -> Option<usize> {
         self.0.position.map(|(line, _)| line)
     }

@@ -5,15 +5,15 @@ use std::time::Duration;
 
 use driftless_proto::KeyRange;
 
-/// A value is older than it may be, or its age is not known.
+/// A value is older than allowed, or its age is not known.
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stale {
-    /// What is watched.
+    /// The range that is watched.
     pub range: KeyRange,
-    /// How old the value may be; `None` where that is not known.
+    /// How old the value may be; `None` if that is not known.
     pub age: Option<Duration>,
-    /// How old it would be allowed to be.
+    /// The age that is allowed.
     pub max_age: Duration,
 }
 
@@ -36,7 +36,7 @@ impl fmt::Display for Stale {
 }
 
 impl fmt::Debug for Stale {
-    /// Its name, and what it says.
+    /// The type's name, and the text.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Stale: {self}")
     }

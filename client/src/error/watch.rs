@@ -1,4 +1,4 @@
-//! Why a watch could not begin.
+//! Why a watch cannot begin.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,34 +9,34 @@ use super::closed::Closed;
 use super::refused::Refused;
 use super::rejection::Rejection;
 
-/// Why a watch could not begin.
+/// Why a watch cannot begin.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum WatchError {
-    /// What was named is not a range.
+    /// The argument is not a range.
     #[error(transparent)]
     Range(#[from] RangeError),
     /// The server refused.
     #[error(transparent)]
     Refused(#[from] Refused),
-    /// There was no good value in time, and no default.
-    #[error("no value for {range} within {within:?}: {}", why.of(range))]
+    /// No good value came in time, and there is no default.
+    #[error("no value for {range} within {within:?}: {}", why.describe(range))]
     NoFirstValue {
-        /// What was watched.
+        /// The range that was to be watched.
         range: KeyRange,
-        /// How long it was waited for.
+        /// How long the watch waited.
         within: Duration,
-        /// What stood in the way at the end.
+        /// The reason at the end of the wait.
         why: NoValue,
     },
-    /// The subscription ended while it was waited for.
+    /// The subscription ended during the wait.
     #[error(transparent)]
     Closed(#[from] Closed),
 }
 
 impl WatchError {
-    /// Whether the same call may well succeed later: a server comes back, a key is put, a value is
-    /// mended. Not where the call, or who may do what, has to change first.
+    /// Whether the same call may succeed later: a server comes back, a key is put, a value is fixed. False
+    /// if the call or somebody's rights must change first.
     pub const fn is_retryable(&self) -> bool {
         match self {
             Self::NoFirstValue { .. } => true,
@@ -45,34 +45,33 @@ impl WatchError {
     }
 }
 
-/// What stands between a watch and its first value.
+/// Why a watch has no first value.
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NoValue {
-    /// No server could be reached, or none has answered in full.
+    /// No server could be reached, or none has sent the whole state.
     NotConnected {
-        /// The last thing that went wrong.
+        /// The last error.
         last_error: Option<String>,
     },
-    /// The key does not exist, and the type has nothing to say that with: use `Option`, or give a
-    /// default.
+    /// The key does not exist, and the type has no value for that: use `Option`, or give a default.
     Missing,
-    /// The value is there and is no good.
+    /// The value exists and was refused.
     Rejected(Rejection),
 }
 
-/// What to say of a key that does not exist and looks like a folder.
+/// The text for a key that does not exist and looks like a folder.
 pub(crate) const NO_FOLDER: &str =
     "there is no such key; for the keys below it, use KeyRange::prefix";
 
-/// Whether the key looks as if the keys below it were meant.
+/// Whether the key looks as if a prefix was meant.
 pub(crate) fn is_folder(key: &Key) -> bool {
     key.as_ref().ends_with(b"/")
 }
 
 impl NoValue {
-    /// The same, in words for those who watched `range`.
-    pub(crate) fn of(&self, range: &KeyRange) -> String {
+    /// The text for a watch of `range`.
+    pub(crate) fn describe(&self, range: &KeyRange) -> String {
         match (self, range) {
             (Self::Missing, KeyRange::Key(key)) if is_folder(key) => NO_FOLDER.to_owned(),
             _ => self.to_string(),
@@ -105,7 +104,7 @@ mod tests {
     use crate::error::{BuildError, RefusedReason};
 
     #[test]
-    fn what_main_prints_says_what_to_do() {
+    fn debug_output_says_what_to_do() {
         let missing = |range: Result<KeyRange, RangeError>| WatchError::NoFirstValue {
             range: range.unwrap(),
             within: Duration::from_secs(30),
@@ -126,9 +125,9 @@ mod tests {
             reason: RefusedReason::NotServed,
             message: "this prefix is not served".to_owned(),
         };
-        let said = "Refused: http://h:1: this prefix is not served";
-        assert_eq!(format!("{refused:?}"), said);
-        assert_eq!(format!("{:?}", WatchError::Refused(refused)), said);
+        let text = "Refused: http://h:1: this prefix is not served";
+        assert_eq!(format!("{refused:?}"), text);
+        assert_eq!(format!("{:?}", WatchError::Refused(refused)), text);
         assert_eq!(
             format!("{:?}", BuildError::NoEndpoint),
             "NoEndpoint: no endpoint was given; name one, such as \"http://127.0.0.1:7400\""

@@ -1,4 +1,4 @@
-//! Where a watcher's current value lives: one writer, any number of wait-free readers.
+//! Holds a watcher's current value: one writer, any number of wait-free readers.
 //!
 //! The only user of arc-swap. It knows nothing of how states become values.
 
@@ -19,13 +19,13 @@ use crate::error::Closed;
 /// A value and the state that it was made from.
 pub(crate) struct Versioned<T> {
     value: Published<T>,
-    /// What it was made from; an empty one for a default that was taken because no state came in time.
+    /// What it was made from; empty for a default that is used because no state came in time.
     state: Entries,
-    /// Grows by one with each value of a cell.
+    /// Incremented with each value of a cell.
     number: u64,
-    /// When the state was last known to be etcd's as the value was made.
+    /// When the state was last known to be etcd's, at the time when the value was made.
     proven: Proof,
-    /// When it was last known to be, once a newer one is known.
+    /// When it was last known to be etcd's, once a newer state is known.
     superseded: Moment,
 }
 
@@ -54,13 +54,13 @@ impl<T> Deref for Versioned<T> {
     }
 }
 
-/// A value of its own, or the default, which may be shown again and again.
+/// A decoded value, or the default, which may be published more than once.
 pub(crate) enum Published<T> {
     Decoded(T),
     Default(Arc<T>),
 }
 
-/// Where a value comes from.
+/// Where a watched value comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ValueSource {
@@ -81,24 +81,24 @@ impl fmt::Display for ValueSource {
     }
 }
 
-/// What has happened to a cell.
+/// The announcement of a cell's newest value.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Version {
-    /// That of the newest value, or of the one before it: the value is replaced first.
+    /// The number of the newest value, or of the one before it: the value is replaced first.
     pub(crate) number: u64,
     /// No value will follow.
     pub(crate) closed: Option<Closed>,
 }
 
 impl Version {
-    /// Whether there is something to tell to whoever was told of the value with this number. They may
-    /// have been told of it before this version was: then the version is behind, and no news.
-    pub(crate) const fn is_news_after(&self, told: u64) -> bool {
-        self.number > told || self.closed.is_some()
+    /// Whether a reader who saw the value with the number `seen` has something new to see. It may have seen
+    /// that value before it was announced here; then this version is behind, and not newer.
+    pub(crate) const fn is_newer_than(&self, seen: u64) -> bool {
+        self.number > seen || self.closed.is_some()
     }
 }
 
-/// The current value, and a bell that rings when it is replaced.
+/// The current value, and a channel that announces its replacement.
 pub(crate) struct Cell<T> {
     slot: ArcSwap<Versioned<T>>,
     version: watch::Sender<Version>,
@@ -130,10 +130,10 @@ impl<T> Cell<T> {
         }
     }
 
-    /// Replaces the value, which was last etcd's at `before`, by one that is at `proven`; then wakes
-    /// who waits. Whoever is woken finds the new one, or one that is newer still.
+    /// Replaces the value, which was last etcd's at `before`, by one that was at `proven`; then wakes the
+    /// waiters. They find the new value, or an even newer one.
     pub(crate) fn store(&self, value: Published<T>, state: Entries, before: Proof, proven: Proof) {
-        // One task writes, so nobody else counts meanwhile.
+        // There is one writer, so nobody else increments it meanwhile.
         let number = self.version.borrow().number + 1;
         self.supersede(before);
         self.slot.store(Arc::new(Versioned {
@@ -146,7 +146,7 @@ impl<T> Cell<T> {
         self.version.send_modify(|version| version.number = number);
     }
 
-    /// The value is etcd's no longer: it last was at `before`.
+    /// Notes that the value is no longer etcd's: it last was at `before`.
     pub(crate) fn supersede(&self, before: Proof) {
         self.slot.load().superseded.set_once(before);
     }
@@ -165,7 +165,7 @@ impl<T> Cell<T> {
         }
     }
 
-    /// The value, to be kept.
+    /// The value, to keep.
     pub(crate) fn keep(&self) -> Arc<Versioned<T>> {
         self.slot.load_full()
     }
@@ -176,7 +176,7 @@ impl<T> Cell<T> {
 
     /// See [`Loaded::age`].
     pub(crate) fn age(&self, value: &Versioned<T>) -> Option<Duration> {
-        // A default for want of a state was never proven to be anything.
+        // A default without a state was never proven.
         if value.revision() == Revision::NONE {
             return None;
         }
@@ -195,7 +195,7 @@ impl<T> Cell<T> {
     }
 }
 
-/// The value as one thread last saw it: reading it costs a look at whether it is still the newest.
+/// The value as one thread last saw it: reading it costs a check that it is still the newest.
 pub(crate) struct Cached<T> {
     cache: Cache<Slot<T>, Arc<Versioned<T>>>,
     cell: Arc<Cell<T>>,
@@ -230,10 +230,9 @@ impl<T> Cached<T> {
 
 /// The value at one moment. It derefs to `T` and stays the same for as long as it is held.
 ///
-/// Hold it for as long as one piece of work needs one consistent value, and no longer: it keeps an
-/// old value in memory, and each thread has a few slots only in which holding one costs nothing. It
-/// must not live across an `.await`, where nobody knows how long that is, so it is not [`Send`], and
-/// a future that holds one cannot be spawned:
+/// Hold it for as long as one piece of work needs one consistent value, and no longer: it keeps an old value
+/// in memory, and each thread can hold only a few at no cost. It must not live across an `.await`, which may
+/// take any time, so it is not [`Send`], and a future that holds one cannot be spawned:
 ///
 /// ```compile_fail
 /// # async fn serve(_: u32) {}
@@ -264,8 +263,8 @@ pub struct Loaded<'a, T> {
 }
 
 impl<T> Loaded<'_, T> {
-    /// The revision of the state that this value was made from. [`Revision::NONE`] for a default
-    /// that was taken because no state came in time.
+    /// The revision of the state that this value was made from. [`Revision::NONE`] for a default that is
+    /// used because no state came in time.
     pub fn revision(&self) -> Revision {
         self.guard.revision()
     }
@@ -278,19 +277,18 @@ impl<T> Loaded<'_, T> {
         }
     }
 
-    /// How old this value may be: the time since it was last proven to be what etcd holds. It grows
-    /// while the server, or the server's etcd, cannot be reached, and once a newer state is known
-    /// that this value does not show, because it was refused or came after this load. `None` for a
-    /// default that was taken because no state came in time, and from a server that does not tell
-    /// the time.
+    /// How old this value may be: the time since it was last proven to be what etcd holds. It grows while
+    /// the server, or the server's etcd, cannot be reached; and once a newer state is known that this value
+    /// is not made from, because that was refused or came after this load. `None` for a default that is
+    /// used because no state came in time, and from a server that does not send its time.
     ///
-    /// Resolution: the interval at which the server hears of etcd and tells (10 s by default).
+    /// Resolution: the interval at which the server reports its contact with etcd (10 s by default).
     pub fn age(&self) -> Option<Duration> {
         self.cell.age(&self.guard)
     }
 
-    /// Whether this value is older than the watch's
-    /// [`max_age`](crate::WatchBuilder::max_age), or of unknown age. Never, where none was set.
+    /// Whether this value is older than the watch's [`max_age`](crate::WatchBuilder::max_age), or of unknown
+    /// age. Always false if none was set.
     pub fn is_stale(&self) -> bool {
         self.cell.is_stale(&self.guard)
     }
@@ -324,14 +322,14 @@ mod tests {
     }
 
     #[test]
-    fn a_held_value_outlives_its_replacement() {
+    fn loaded_value_outlives_its_replacement() {
         let cell = Cell::new(
             Published::Decoded(1),
             at(1),
             Proof::NONE,
             Freshness::unknown(),
         );
-        let mut bell = cell.subscribe();
+        let mut version = cell.subscribe();
         let old = cell.load();
         cell.store(
             Published::Default(Arc::new(2)),
@@ -344,22 +342,22 @@ mod tests {
             (*cell.load(), cell.load().revision()),
             (2, Revision::new(2))
         );
-        assert!(bell.has_changed().unwrap());
-        assert_eq!(bell.borrow_and_update().number, 1);
+        assert!(version.has_changed().unwrap());
+        assert_eq!(version.borrow_and_update().number, 1);
     }
 
-    /// A watcher that found the next value before its version was told took that for its end.
+    /// A watcher that found the next value before its announcement took that for its end.
     #[test]
-    fn a_version_that_is_behind_is_no_news() {
+    fn version_that_is_behind_is_not_newer() {
         let version = |number, closed| Version { number, closed };
-        assert!(!version(4, None).is_news_after(5));
-        assert!(!version(5, None).is_news_after(5));
-        assert!(version(6, None).is_news_after(5));
-        assert!(version(4, Some(Closed::Ended)).is_news_after(5));
+        assert!(!version(4, None).is_newer_than(5));
+        assert!(!version(5, None).is_newer_than(5));
+        assert!(version(6, None).is_newer_than(5));
+        assert!(version(4, Some(Closed::Ended)).is_newer_than(5));
     }
 
     #[test]
-    fn replaced_values_are_freed() {
+    fn replaced_value_is_freed() {
         let value = Arc::new(());
         let cell = Cell::new(
             Published::Decoded(Arc::clone(&value)),

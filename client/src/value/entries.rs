@@ -7,15 +7,16 @@ use driftless_proto::{Entry, Key, Revision};
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
 
-/// share all that is the same in them.
+/// The state of a range at one revision. Immutable; cloning costs a reference count, and two states share
+/// their equal entries.
 #[derive(Clone, Default)]
 pub struct Entries {
     map: OrdMap<Key, Compared>,
     revision: Revision,
 }
 
-/// An entry, compared the way that changes are told: by when it was last put, and to what. Values
-/// that share their memory are not read.
+/// An entry that compares by when it was last put, and to what: a difference is a change. Values that share
+/// memory are equal without being read.
 #[derive(Clone)]
 struct Compared(Entry);
 
@@ -31,8 +32,8 @@ fn same_bytes(one: &Bytes, other: &Bytes) -> bool {
 }
 
 impl Entries {
-    /// The revision up to which this state is known: no entry of the range changed between the
-    /// newest entry's revision and this one.
+    /// The revision up to which this state is known: no entry of the range changed between the newest
+    /// entry's revision and this one.
     pub const fn revision(&self) -> Revision {
         self.revision
     }
@@ -47,7 +48,7 @@ impl Entries {
         self.map.is_empty()
     }
 
-    /// What is under `key`.
+    /// The entry of `key`.
     pub fn get(&self, key: &[u8]) -> Option<&Entry> {
         self.map.get(key).map(|held| &held.0)
     }
@@ -57,8 +58,8 @@ impl Entries {
         self.map.values().map(|held| &held.0)
     }
 
-    /// The difference from `old` to this state, in ascending order of keys. Costs what changed, not
-    /// what is held, when one was made from the other.
+    /// The difference from `old` to this state, in ascending order of keys. Its cost grows with what changed
+    /// and not with the range, if one was made from the other.
     pub(crate) fn changes_since(&self, old: &Self) -> Vec<EntryChange> {
         let item = |item| match item {
             DiffItem::Add(_, new) => EntryChange::Put {
@@ -77,7 +78,7 @@ impl Entries {
         old.map.diff(&self.map).map(item).collect()
     }
 
-    /// The keys of the same difference, made one by one.
+    /// The keys of the same difference, computed one by one.
     pub(crate) fn changed_keys_since<'a>(&'a self, old: &'a Self) -> impl Iterator<Item = &'a Key> {
         old.map.diff(&self.map).map(|item| match item {
             DiffItem::Add(key, _) | DiffItem::Remove(key, _) => key,
@@ -124,23 +125,23 @@ pub struct EntriesChange {
     pub changes: Vec<EntryChange>,
 }
 
-/// What became of one key.
+/// A change of one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EntryChange {
     /// It was put.
     Put {
-        /// What was there before; `None` when it is new.
+        /// The entry before; `None` if the key is new.
         old: Option<Entry>,
-        /// What is there now.
+        /// The entry now.
         new: Entry,
     },
     /// It was deleted.
     Delete {
-        /// What was there before.
+        /// The entry before.
         old: Entry,
-        /// The revision of the state in which it is gone; the deletion itself may be older when
-        /// several changes came together.
+        /// The revision of the state without it; the deletion itself may be older if several changes came
+        /// together.
         revision: Revision,
     },
 }
@@ -178,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn the_difference_of_two_states() {
+    fn difference_lists_puts_and_deletes() {
         let (a, b, c) = (entry("a", "1", 1), entry("b", "1", 1), entry("c", "1", 1));
         let (b2, d) = (entry("b", "2", 5), entry("d", "1", 6));
         let old = state(3, &[a.clone(), b.clone(), c.clone()]);
@@ -199,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn what_counts_as_a_change_of_an_entry() {
+    fn change_is_a_new_revision_or_value() {
         let base = entry("a", "1", 5);
         for (what, other, changes) in [
             ("the same", base.clone(), 0),
@@ -221,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn differences_in_a_large_state_are_found_wherever_they_are() {
+    fn difference_is_found_anywhere_in_a_large_state() {
         let mut old = Entries::default();
         for n in 0..10_000 {
             old.insert(entry(&format!("{n:05}"), "v", 1));
@@ -238,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_shows_a_value() {
+    fn debug_does_not_reveal_values() {
         let (a, b) = (entry("a", "CANARY", 1), entry("a", "CANARY2", 2));
         let (old, new) = (state(1, &[a]), state(2, &[b]));
         let changes = new.changes_since(&old);

@@ -1,7 +1,6 @@
-//! How old what is held may be: when it was last proven to be etcd's, in atomics that readers look at
-//! without a lock.
+//! How old a value may be: when it was last proven to be etcd's, in atomics that readers load without a lock.
 //!
-//! The subscription's task tells; it never tells a moment that it did not hear from a server.
+//! The subscription's task writes them, and only with times that it received from a server.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -14,14 +13,14 @@ use tokio::time::Instant;
 pub(crate) struct Proof(i64);
 
 impl Proof {
-    /// It never was. Less than any other.
+    /// Never proven. Less than any other.
     pub(crate) const NONE: Self = Self(i64::MIN);
 
-    /// It never was, and will not be.
+    /// Never proven, and never to be.
     const NEVER: Self = Self(i64::MIN + 1);
 }
 
-/// A moment that comes once, or never.
+/// A time that is set once, or never.
 #[derive(Debug)]
 pub(crate) struct Moment(AtomicI64);
 
@@ -30,7 +29,7 @@ impl Moment {
         Self(AtomicI64::new(Proof::NONE.0))
     }
 
-    /// The first one stands.
+    /// The first call counts.
     pub(crate) fn set_once(&self, proof: Proof) {
         let unset = Proof::NONE.0;
         let proof = proof.max(Proof::NEVER);
@@ -52,7 +51,7 @@ pub(crate) struct Proven {
 }
 
 impl Proven {
-    /// It begins now, with nothing proven.
+    /// Begins now, with nothing proven.
     pub(crate) fn begin() -> Arc<Self> {
         Arc::new(Self {
             origin: Instant::now(),
@@ -60,7 +59,7 @@ impl Proven {
         })
     }
 
-    /// A moment as it is told.
+    /// The time as it is stored.
     pub(crate) fn proof(&self, at: Instant) -> Proof {
         let nanos = |span: Duration| i64::try_from(span.as_nanos()).unwrap_or(i64::MAX);
         Proof(match at.checked_duration_since(self.origin) {
@@ -69,12 +68,12 @@ impl Proven {
         })
     }
 
-    /// It never goes back.
+    /// Moves it forward; it never goes back.
     pub(crate) fn prove(&self, proof: Proof) {
         self.last.fetch_max(proof.0, Ordering::Release);
     }
 
-    /// Who sees a proof here also sees what was superseded before it was told.
+    /// A reader that sees a proof also sees what was superseded before it was stored.
     pub(crate) fn last(&self) -> Proof {
         Proof(self.last.load(Ordering::Acquire))
     }
@@ -89,7 +88,7 @@ impl Proven {
     }
 }
 
-/// How old the values of one watch are, and may be.
+/// How old the values of one watch are, and how old they may be.
 #[derive(Clone, Debug)]
 pub(crate) struct Freshness {
     proven: Arc<Proven>,
@@ -113,7 +112,7 @@ impl Freshness {
     /// How old a value is that was proven when it was made, at `made`, and was last etcd's when it
     /// was `superseded`, if it was.
     pub(crate) fn age(&self, made: Proof, superseded: &Moment) -> Option<Duration> {
-        // In this order, or a value that is superseded meanwhile would pass for what superseded it.
+        // In this order, or a value that is superseded in between would get the newer state's proof.
         let last = self.proven.last();
         let last = match superseded.get() {
             Proof::NONE => last,
@@ -132,7 +131,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_value_is_as_old_as_its_last_proof() {
+    async fn value_is_as_old_as_its_last_proof() {
         let proven = Proven::begin();
         let began = Instant::now();
         let freshness = Freshness::new(Arc::clone(&proven), Some(secs(30)));
@@ -153,13 +152,13 @@ mod tests {
         let made = proven.proof(began + secs(9));
         assert_eq!(freshness.age(made, &superseded), Some(secs(1)));
 
-        // A newer state is known that the value does not show.
+        // A newer state is known that the value is not made from.
         superseded.set_once(proven.last());
         tokio::time::advance(secs(60)).await;
         proven.prove(proven.proof(Instant::now()));
         superseded.set_once(proven.last());
         assert_eq!(freshness.age(Proof::NONE, &superseded), Some(secs(62)));
-        // One that was never proven to be anything, and is not what there is now.
+        // A value that was never proven, and is superseded.
         let superseded = Moment::never();
         superseded.set_once(Proof::NONE);
         assert_eq!(freshness.age(Proof::NONE, &superseded), None);

@@ -1,4 +1,4 @@
-//! What is held of a range, and how old it is. Knows nothing of servers, and nothing of decoding.
+//! The state of a range, its values, and how old they are. Knows nothing of servers or of decoding.
 
 mod cell;
 mod entries;

@@ -1,4 +1,4 @@
-//! How a subscription is doing, cheap enough to ask at every health check.
+//! The status of a subscription, cheap enough for every health check.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -7,19 +7,19 @@ use driftless_proto::Revision;
 
 use crate::error::{Refused, Rejection};
 
-/// What a subscription is doing.
+/// What a watch is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum WatchState {
-    /// It is reaching a server, or waits for its first word.
+    /// It connects to a server, or waits for its first frame.
     Connecting,
-    /// A server answers, and the answer is not complete.
+    /// A server is sending the first state.
     Syncing,
-    /// What is held is what the server holds.
+    /// The watch holds what the server holds.
     Live,
-    /// It lost its server and waits before it tries again. What is held stays readable.
+    /// It lost its server and waits before it tries again. The last state stays readable.
     Backoff,
-    /// A server refused to serve the range. Asked again every few seconds.
+    /// A server refused to serve the range. The watch tries again every few seconds.
     Refused,
     /// It has ended for good.
     Closed,
@@ -49,31 +49,31 @@ pub struct RejectedState {
     pub rejection: Rejection,
 }
 
-/// How a watcher is doing.
+/// The status of a watcher.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Status {
-    /// What its subscription is doing.
+    /// What the watch is doing.
     pub state: WatchState,
     /// Since when.
     pub since: Instant,
-    /// The server that it is connected to, or was last.
+    /// The server that it is connected to, or was connected to last.
     pub endpoint: Option<String>,
     /// The revision up to which the state is known; [`Revision::NONE`] before the first.
     pub revision: Revision,
-    /// The last thing that went wrong on the way to a server. Kept after it is over.
+    /// The last error on the way to a server. Kept after the problem is over.
     pub last_error: Option<String>,
     /// Why the server refuses, while it does.
     pub refused: Option<Refused>,
-    /// The state that this watcher refused, as long as no newer one was accepted. Always `None` for
-    /// an untyped watcher, which takes everything.
+    /// The state that this watcher refused, until it accepts a newer one. Always `None` for an untyped
+    /// watcher, which accepts everything.
     pub last_rejection: Option<RejectedState>,
-    /// The watched key does not exist, and the watcher shows its default, or the last value before
-    /// the key was deleted. Always false for an untyped watcher.
+    /// The watched key does not exist: the watcher has its default, or the last value before the key was
+    /// deleted. Always false for an untyped watcher.
     pub missing: bool,
-    /// How many streams were begun after the first.
+    /// How many streams began after the first.
     pub reconnects: u64,
-    /// How often the state was found to differ from the server's, and was fetched anew.
+    /// How often the state differed from the server's, and was fetched again.
     pub diverged: u64,
     pub(crate) proven: Option<tokio::time::Instant>,
 }
@@ -95,7 +95,7 @@ impl Status {
         }
     }
 
-    /// How old the state may be: the time since its last proof of being etcd's. It grows while the
+    /// How old the state may be: the time since it was last proven to be etcd's. It grows while the
     /// server, or the server's etcd, cannot be reached. `None` before the first proof.
     pub fn age(&self) -> Option<Duration> {
         self.proven.map(|proven| proven.elapsed())

@@ -18,18 +18,18 @@ use crate::error::{NoValue, WatchError};
 use crate::subscription::Registry;
 use crate::value::{Freshness, Status};
 
-/// How long the first value may take by default: a service that starts should say what it misses
-/// before whoever started it gives up on it.
+/// The default of [`WatchBuilder::first_value_within`]: a starting service should report what it misses
+/// before its supervisor gives up on it.
 const FIRST_VALUE_WITHIN: Duration = Duration::from_secs(30);
 
-/// How long a first value may take before the log says what it waits for: longer than a server in
-/// the neighbourhood needs, and shorter than a person at a terminal.
-const SILENT_FOR: Duration = Duration::from_secs(1);
+/// How long the log is silent while a first value is waited for: longer than a nearby server needs, and
+/// shorter than a person at a terminal waits.
+const LOG_AFTER: Duration = Duration::from_secs(1);
 
 /// Options of a typed watch; await it for a [`Watcher`] that holds the first good value.
 ///
 /// # Cancel safety
-/// Dropping it, or the future that it becomes, at any point ends all that it caused.
+/// Dropping it, or its future, at any point ends everything that it caused.
 #[must_use = "a watch begins when it is awaited"]
 pub struct WatchBuilder<T> {
     registry: Arc<Registry>,
@@ -54,50 +54,50 @@ impl<T> WatchBuilder<T> {
         }
     }
 
-    /// How long the first good value may take: a server to answer, the key to be put, a value that
-    /// is refused to be mended. After that the watch begins with the
-    /// [default](Self::default_value), or fails with [`WatchError::NoFirstValue`] when there is
-    /// none. After a second the log says what is waited for, and again whenever that is something
-    /// else. Default: 30 s.
+    /// How long to wait for the first good value: until a server answers, the key is put, a bad value
+    /// is fixed. After that the watch begins with the [default](Self::default_value), or fails with
+    /// [`WatchError::NoFirstValue`] without one. After a second, the log says what the watch waits
+    /// for, and again whenever that changes. Default: 30 s.
     pub const fn first_value_within(mut self, limit: Duration) -> Self {
         self.within = limit;
         self
     }
 
-    /// What values are written in whose keys do not say it: each is read as if its key had that
-    /// format's suffix, without the suffix being cut off. A suffix `.json`, `.toml`, `.yaml` or
-    /// `.yml` beats it. It matters only where a document is asked for; a string takes the text in
-    /// any case. Default: JSON where only a document will do; see [`decoding`](crate::decoding).
+    /// The format of values whose keys have no suffix: each is read as if its key had that format's
+    /// suffix, which is then not cut off. A suffix `.json`, `.toml`, `.yaml` or `.yml` takes
+    /// precedence. It matters only where the type asks for a document; a string takes the text in any
+    /// case. Default: JSON, where only a document fits; see [`decoding`](crate::decoding).
     pub fn format(mut self, format: Format) -> Self {
         self.format = Some(format);
         self
     }
 
-    /// The value while the key does not exist: before it is first put, after it was deleted, and
-    /// when no good value came [in time](Self::first_value_within), which is logged as a warning and
-    /// shows in the [`Status`]. It is not validated. Default: none; a key that does not exist is
-    /// waited for, and one that is deleted keeps its last value.
+    /// The value while the key does not exist: before it is first put, and after it was deleted. Also
+    /// the value when no good one came [in time](Self::first_value_within), which is logged as a warning
+    /// and shown in the [`Status`]. It is not validated. Default: none; the watch waits for a key that
+    /// does not exist, and a key that is deleted keeps its last value.
     pub fn default_value(mut self, value: T) -> Self {
         self.default = Some(value);
         self
     }
 
-    /// How old a value may be before it counts as stale: [`Loaded::is_stale`](crate::Loaded::is_stale) says so then, and
-    /// [`Watcher::load_fresh`] fails. [`Watcher::load`] goes on as ever: what to do with an old value
-    /// is the service's decision, at each place where it reads one. Ages count from etcd, see
-    /// [`Loaded::age`](crate::Loaded::age); a server tells its own every progress interval (10 s by default), so less than
-    /// three of those makes healthy values stale now and then. Default: none, nothing is ever stale.
+    /// The age from which a value counts as stale: then
+    /// [`Loaded::is_stale`](crate::Loaded::is_stale) is true and [`Watcher::load_fresh`] fails.
+    /// [`Watcher::load`] still succeeds: the service decides, wherever it reads a value, what to do with
+    /// an old one. Ages count from etcd, see [`Loaded::age`](crate::Loaded::age). A server sends its own
+    /// every progress interval (10 s by default), so with less than three of those, healthy values are
+    /// stale now and then. Default: none, nothing is ever stale.
     pub const fn max_age(mut self, most: Duration) -> Self {
         self.max_age = Some(most);
         self
     }
 
-    /// Refuses values that decode and make no sense. The last good value stays.
+    /// Refuses values that decode but make no sense. The last good value stays.
     ///
-    /// An error that is a `&'static str` is part of the program and cannot quote the value: the
-    /// [`Rejection`](crate::Rejection) says it, and so does the log. The text of any other error is
-    /// not kept: it may quote the value, which this library never shows. A validator that has more
-    /// to say should log it. A panic counts as a refusal.
+    /// An error of type `&'static str` is part of the program and cannot quote the value: it appears in
+    /// the [`Rejection`](crate::Rejection) and in the log. The text of any other error is dropped,
+    /// because it may quote the value, which this library never reveals; a validator that has more to say
+    /// should log it. A panic counts as a refusal.
     ///
     /// ```
     /// # struct Limits { rps: u32, burst: u32 }
@@ -126,7 +126,7 @@ impl<T: DeserializeOwned + Send + Sync + 'static> IntoFuture for WatchBuilder<T>
     /// Resolves with the first good value.
     ///
     /// # Cancel safety
-    /// Dropping the future ends all that it caused.
+    /// Dropping the future ends everything that it caused.
     ///
     /// # Panics
     /// When it is polled outside of a tokio runtime.
@@ -138,7 +138,7 @@ impl<T: DeserializeOwned + Send + Sync + 'static> IntoFuture for WatchBuilder<T>
             let (format, default, validate) = (self.format, self.default, self.validate);
             let decoder = TypedDecoder::new(range, format, default, validate, freshness);
             let decoder = Arc::new(decoder);
-            // Before anything is shown to the decoder, so that no refusal is missed.
+            // Before anything is published to the decoder, so that no refusal is missed.
             let status =
                 StatusWatcher::new(subscription.watch_status(), Some(decoder.watch_outcome()));
             let guard = subscription.attach(Arc::clone(&decoder) as Arc<dyn Decoder>);
@@ -147,14 +147,14 @@ impl<T: DeserializeOwned + Send + Sync + 'static> IntoFuture for WatchBuilder<T>
                 cell = decoder.first() => cell,
                 error = subscription.terminal_error() => return Err(error),
                 () = tokio::time::sleep(self.within) => {
-                    let why = obstacle(status.status());
+                    let why = missing_value(status.status());
                     let (range, within) = (subscription.range(), self.within);
                     match decoder.fall_back() {
                         Some(cell) => {
                             tracing::warn!(
                                 %range,
                                 ?within,
-                                why = why.of(range),
+                                why = why.describe(range),
                                 "no first value in time; the default is used until there is one"
                             );
                             cell
@@ -166,9 +166,9 @@ impl<T: DeserializeOwned + Send + Sync + 'static> IntoFuture for WatchBuilder<T>
                         }),
                     }
                 }
-                never = log_obstacles(subscription.range(), status.clone()) => match never {},
+                never = log_missing_value(subscription.range(), status.clone()) => match never {},
             };
-            // Whoever closes tells the cells there are, so one that came later asks.
+            // Closing a subscription notifies the cells that exist then; this one may be newer.
             if subscription.is_closed() {
                 return Err(WatchError::Closed(subscription.closed()));
             }
@@ -177,8 +177,8 @@ impl<T: DeserializeOwned + Send + Sync + 'static> IntoFuture for WatchBuilder<T>
     }
 }
 
-/// What stood in the way of a first value.
-fn obstacle(status: Status) -> NoValue {
+/// Why there is no first value yet.
+fn missing_value(status: Status) -> NoValue {
     if let Some(rejected) = status.last_rejection {
         NoValue::Rejected(rejected.rejection)
     } else if status.missing {
@@ -190,21 +190,20 @@ fn obstacle(status: Status) -> NoValue {
     }
 }
 
-/// Logs what stands in the way of a first value: once it does so for a while, and whenever it is
-/// something else.
-async fn log_obstacles(range: &KeyRange, mut status: StatusWatcher) -> Infallible {
-    tokio::time::sleep(SILENT_FOR).await;
-    let mut told: Option<NoValue> = None;
+/// Logs why there is no first value yet: after [`LOG_AFTER`], and whenever the reason changes.
+async fn log_missing_value(range: &KeyRange, mut status: StatusWatcher) -> Infallible {
+    tokio::time::sleep(LOG_AFTER).await;
+    let mut logged: Option<NoValue> = None;
     loop {
-        let why = obstacle(status.status());
-        let news = match (&told, &why) {
-            // What goes wrong on the way to a server may be another thing at each attempt.
+        let why = missing_value(status.status());
+        let is_new = match (&logged, &why) {
+            // The text may differ at each attempt.
             (Some(NoValue::NotConnected { .. }), NoValue::NotConnected { .. }) => false,
-            (told, why) => told.as_ref() != Some(why),
+            (logged, why) => logged.as_ref() != Some(why),
         };
-        if news {
-            tracing::info!(%range, why = why.of(range), "waiting for the first value");
-            told = Some(why);
+        if is_new {
+            tracing::info!(%range, why = why.describe(range), "waiting for the first value");
+            logged = Some(why);
         }
         status.changed().await;
     }

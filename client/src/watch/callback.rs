@@ -1,4 +1,4 @@
-//! Calls for code that is not async: a task that follows a watch and calls.
+//! Callbacks, for code that is not async: a task follows a watch and calls.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -14,13 +14,13 @@ use super::watcher::Watcher;
 use crate::resources::Resource;
 
 impl<T> Watcher<T> {
-    /// Calls `call` with each change from now on, for code that is not async. It runs in a task of
-    /// its own, on the runtime that the watch was begun on, one call after the other; the latest value
-    /// counts, so a slow call misses what comes and goes meanwhile. It should not block for long: it
-    /// has a thread of that runtime. A panic ends that call only, and is logged without its text.
+    /// Calls `call` with each change from now on, for code that is not async. The calls run one after
+    /// the other in a task of their own, on the runtime that the watch was begun on. Only the latest value
+    /// counts, so a slow call skips those that come meanwhile. A call should not block for long: it
+    /// occupies a thread of that runtime. A panic ends that call only, and is logged without its text.
     ///
-    /// Dropping what is returned ends the calls, and the watch if nothing else shows it; a call that
-    /// is running at that moment runs to its end.
+    /// Dropping the guard ends the calls, and the watch if nothing else keeps it alive; a call that is
+    /// running at that moment runs to its end.
     ///
     /// ```
     /// # fn follow(limit: driftless_client::Watcher<u32>, pool: std::sync::Arc<std::sync::atomic::AtomicU32>) {
@@ -37,7 +37,7 @@ impl<T> Watcher<T> {
     }
 }
 
-/// Calls of [`Watcher::on_change`](crate::Watcher::on_change). Dropping it ends them.
+/// Keeps the calls of [`Watcher::on_change`](crate::Watcher::on_change) coming. Dropping it ends them.
 #[must_use = "dropping it ends the calls"]
 pub struct CallbackGuard {
     range: KeyRange,
@@ -45,14 +45,14 @@ pub struct CallbackGuard {
 }
 
 impl CallbackGuard {
-    /// Begins the task. It ends when what is returned is dropped, or when no value will follow.
+    /// Begins the task. It ends when the guard is dropped, or when no value will follow.
     pub(super) fn begin<T: Send + Sync + 'static>(
         watcher: Watcher<T>,
         mut call: impl FnMut(&ValueUpdate<T>) + Send + 'static,
     ) -> Self {
         let subscription = &watcher.handle.subscription;
         let range = subscription.range().clone();
-        let (tracker, held) = (
+        let (tracker, resource) = (
             subscription.tracker().clone(),
             Resource::Callback(range.to_string()),
         );
@@ -61,7 +61,7 @@ impl CallbackGuard {
         let named = range.clone();
         let task = async move {
             while let Some(Ok(update)) = poll_fn(|cx| Pin::new(&mut updates).poll_next(cx)).await {
-                // What it leaves half-done is the service's own.
+                // What a panic leaves half-done is the service's own state.
                 if catch_unwind(AssertUnwindSafe(|| call(&update))).is_err() {
                     tracing::warn!(
                         range = %named,
@@ -73,7 +73,7 @@ impl CallbackGuard {
         };
         Self {
             range,
-            _task: AbortOnDropHandle::new(runtime.spawn(tracker.track_future(held, task))),
+            _task: AbortOnDropHandle::new(runtime.spawn(tracker.track_future(resource, task))),
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::value::{Entries, EntriesChange, Status};
 /// Options of an untyped watch; await it.
 ///
 /// # Cancel safety
-/// Dropping it, or the future that it becomes, at any point ends all that it caused.
+/// Dropping it, or its future, at any point ends everything that it caused.
 #[must_use = "a watch begins when it is awaited"]
 pub struct EntriesBuilder {
     registry: Arc<Registry>,
@@ -35,8 +35,8 @@ impl EntriesBuilder {
         }
     }
 
-    /// How long the first state may take; then it fails with [`WatchError::NoFirstValue`]. Default:
-    /// it waits until a server answers, or refuses.
+    /// How long to wait for the first state; then the watch fails with [`WatchError::NoFirstValue`].
+    /// Default: it waits until a server answers, or refuses.
     pub const fn first_state_within(mut self, limit: Duration) -> Self {
         self.within = Some(limit);
         self
@@ -50,7 +50,7 @@ impl IntoFuture for EntriesBuilder {
     /// Resolves when the range is in sync; an empty range is fine.
     ///
     /// # Cancel safety
-    /// Dropping the future ends all that it caused.
+    /// Dropping the future ends everything that it caused.
     ///
     /// # Panics
     /// When it is polled outside of a tokio runtime.
@@ -108,18 +108,18 @@ async fn expired(limit: Option<Duration>) -> Duration {
     }
 }
 
-/// Watches the entries of a range. Dropping it ends all that it caused, unless others watch the
-/// same range.
+/// Watches the entries of a range. Dropping it ends everything that it caused, unless others watch the same
+/// range.
 pub struct EntriesWatcher {
     subscription: Arc<Subscription>,
     entries: watch::Receiver<Option<Entries>>,
     status: StatusWatcher,
-    /// What the caller was last given: what changes are told against.
+    /// The state that the caller was last given: changes are computed against it.
     returned: Mutex<Entries>,
 }
 
 impl EntriesWatcher {
-    /// The state now. What changed up to it is not told again by [`changed`](Self::changed).
+    /// The current state. [`changed`](Self::changed) does not report what changed up to it.
     pub fn load(&self) -> Entries {
         let mut returned = self.returned.lock();
         if let Some(now) = &*self.entries.borrow() {
@@ -129,21 +129,21 @@ impl EntriesWatcher {
     }
 
     /// Waits until the state differs from what this watcher last returned, from here or from
-    /// [`load`](Self::load), and tells the difference: the latest state counts, and what came and
-    /// went in between is not told.
+    /// [`load`](Self::load), and returns the difference. Only the latest state counts: what came and went
+    /// in between is skipped.
     ///
     /// # Errors
     /// When no change will follow.
     ///
     /// # Cancel safety
-    /// Dropping the future loses nothing: the next call tells all that this one would have.
+    /// Dropping the future loses nothing: the next call returns all that this one would have.
     pub async fn changed(&mut self) -> Result<EntriesChange, Closed> {
         loop {
             let now = self.entries.borrow_and_update().clone();
             if let Some(now) = now {
                 let mut returned = self.returned.lock();
                 let changes = now.changes_since(&returned);
-                // Also when nothing changed: the older state need not be kept.
+                // Also when nothing changed, so that the older state is freed.
                 *returned = now;
                 if !changes.is_empty() {
                     let revision = returned.revision();
@@ -156,7 +156,7 @@ impl EntriesWatcher {
         }
     }
 
-    /// How the watcher is doing.
+    /// The status now.
     pub fn status(&self) -> Status {
         self.status.status()
     }
@@ -169,7 +169,7 @@ impl EntriesWatcher {
         self.status.changed().await
     }
 
-    /// Follows the status apart from this watcher, so that both can be waited for at a time.
+    /// Follows the status independently of this watcher, so that both can be awaited at the same time.
     pub fn watch_status(&self) -> StatusWatcher {
         self.status.clone()
     }

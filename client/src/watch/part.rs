@@ -1,4 +1,4 @@
-//! A part of a watched value, whose changes are told apart from those of the rest.
+//! A part of a watched value: its changes are reported without those of the rest.
 
 use std::fmt;
 use std::ops::Deref;
@@ -12,7 +12,7 @@ use crate::value::Status;
 use crate::value::{Loaded, Versioned};
 
 impl<T> Watcher<T> {
-    /// A watcher of a part of the value, which tells changes only when the part differs
+    /// A watcher of a part of the value, which reports a change only when the part differs
     /// ([`PartialEq`]).
     ///
     /// ```
@@ -20,7 +20,7 @@ impl<T> Watcher<T> {
     /// let mut burst = limits.map(|limits| &limits.1);
     /// loop {
     ///     println!("at most {} at once", *burst.load());
-    ///     burst.changed().await?; // not for a change of `limits.0`
+    ///     burst.changed().await?; // not when only `limits.0` changed
     /// }
     /// # }
     /// ```
@@ -36,27 +36,27 @@ impl<T> Watcher<T> {
 type Of<T, U> = Arc<dyn Fn(&T) -> &U + Send + Sync>;
 
 /// Watches a part of a value. Made by [`Watcher::map`](crate::Watcher::map), and keeps the watch
-/// going as a watcher does.
+/// alive as a watcher does.
 ///
-/// It holds on to the value whose part it told of last, to compare the next with: one old value in
-/// memory, until [`changed`](Self::changed) is polled again.
+/// It holds the value whose part it returned last, to compare the next with: one old value in memory, until
+/// [`changed`](Self::changed) is polled again.
 pub struct PartWatcher<T, U: ?Sized> {
     watcher: Watcher<T>,
     of: Of<T, U>,
-    /// The value whose part was current at the start, or that was told of last.
-    told: Arc<Versioned<T>>,
+    /// The value whose part was current at the start, or was returned last.
+    seen: Arc<Versioned<T>>,
 }
 
 impl<T, U: PartialEq + ?Sized> PartWatcher<T, U> {
     pub(super) fn new(watcher: Watcher<T>, of: impl Fn(&T) -> &U + Send + Sync + 'static) -> Self {
         Self {
-            told: watcher.cell.keep(),
+            seen: watcher.cell.keep(),
             watcher,
             of: Arc::new(of),
         }
     }
 
-    /// The part now. As wait-free as [`Watcher::load`](crate::Watcher::load), and not to be held across
+    /// The current part. As wait-free as [`Watcher::load`](crate::Watcher::load), and not to be held across
     /// an await either.
     pub fn load(&self) -> LoadedPart<'_, T, U> {
         LoadedPart {
@@ -65,9 +65,9 @@ impl<T, U: PartialEq + ?Sized> PartWatcher<T, U> {
         }
     }
 
-    /// Waits until the part differs from what it was at the start, or from what this method last told
-    /// of; tells the revision of the state that it is in now. The latest counts: a part that changes
-    /// and changes back before this is polled has not changed.
+    /// Waits until the part differs from what it was at the start, or from what this method last
+    /// reported, and returns the revision of the state that it is in now. Only the latest counts: a part
+    /// that changes and changes back before this is polled has not changed.
     ///
     /// # Errors
     /// When no value will follow.
@@ -76,20 +76,20 @@ impl<T, U: PartialEq + ?Sized> PartWatcher<T, U> {
     /// Dropping the future loses nothing: the next call resolves for all that this one would have.
     pub async fn changed(&mut self) -> Result<Revision, Closed> {
         loop {
-            // Before waiting: a change may have come before the start, or while nobody polled.
+            // Before waiting: a change may have come before the first call, or between two.
             let now = self.watcher.cell.keep();
-            // A value may differ from itself, as one with a float that is no number does.
-            let is_new = !Arc::ptr_eq(&now, &self.told);
-            let differs = is_new && (self.of)(&now) != (self.of)(&self.told);
-            self.told = now;
+            // A value may be unequal to itself, if it has a float that is NaN.
+            let is_new = !Arc::ptr_eq(&now, &self.seen);
+            let differs = is_new && (self.of)(&now) != (self.of)(&self.seen);
+            self.seen = now;
             if differs {
-                return Ok(self.told.revision());
+                return Ok(self.seen.revision());
             }
             self.watcher.changed().await?;
         }
     }
 
-    /// How the watcher is doing.
+    /// The status now.
     pub fn status(&self) -> Status {
         self.watcher.status()
     }
@@ -100,7 +100,7 @@ impl<T, U: ?Sized> Clone for PartWatcher<T, U> {
         Self {
             watcher: self.watcher.clone(),
             of: Arc::clone(&self.of),
-            told: Arc::clone(&self.told),
+            seen: Arc::clone(&self.seen),
         }
     }
 }
@@ -114,14 +114,14 @@ impl<T, U: ?Sized> fmt::Debug for PartWatcher<T, U> {
     }
 }
 
-/// A part at one moment, as [`Loaded`] is a value. It derefs to the part.
+/// A part at one moment, as [`Loaded`] is for a value. It derefs to the part.
 pub struct LoadedPart<'a, T, U: ?Sized> {
     loaded: Loaded<'a, T>,
     of: &'a (dyn Fn(&T) -> &U + Send + Sync),
 }
 
 impl<'a, T, U: ?Sized> LoadedPart<'a, T, U> {
-    /// The whole value that it is a part of.
+    /// The whole value.
     pub const fn whole(&self) -> &Loaded<'a, T> {
         &self.loaded
     }

@@ -1,4 +1,4 @@
-//! Reading in a hot loop: a value that a thread keeps for itself until there is a newer one.
+//! Reading in a hot loop: a thread caches the value until there is a newer one.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,8 +10,8 @@ use super::watcher::{Handle, Watcher};
 use crate::value::{Cached, Cell};
 
 impl<T> Watcher<T> {
-    /// A reader for a hot loop in one thread, which keeps the value that it saw last: reading costs
-    /// about a nanosecond, and an old value lives until every reader has read again.
+    /// A reader for a hot loop in one thread, which caches the value that it saw last: reading costs about
+    /// a nanosecond, and an old value lives until every reader has read again.
     ///
     /// ```
     /// # fn threads(watcher: driftless_client::Watcher<u32>) {
@@ -30,10 +30,9 @@ impl<T> Watcher<T> {
 
 /// Reads a watch's value at the cost of one atomic load, about a nanosecond. One thread's own: it is
 /// [`Send`], and reading takes `&mut self`. Made by [`Watcher::reader`](crate::Watcher::reader), and
-/// keeps the watch going as a watcher does.
+/// keeps the watch alive as a watcher does.
 ///
-/// It holds on to the value that it read last. One that never reads again keeps that value in memory
-/// for as long as it lives.
+/// It holds the value that it read last: a reader that never reads again keeps that value in memory.
 pub struct ValueReader<T> {
     cached: Cached<T>,
     handle: Arc<Handle>,
@@ -47,25 +46,25 @@ impl<T> ValueReader<T> {
         }
     }
 
-    /// The value now. Wait-free: no lock, no allocation. Where the value was replaced since the last
-    /// call, the old one may be freed here.
+    /// The current value. Wait-free: no lock, no allocation. If the value was replaced since the last call,
+    /// the old one may be freed here.
     pub fn load(&mut self) -> &T {
         self.cached.load()
     }
 
-    /// The revision of the state that the value now was made from, as
+    /// The revision of the state that the current value was made from, as
     /// [`Loaded::revision`](crate::Loaded::revision).
     pub fn revision(&mut self) -> Revision {
         self.cached.load().revision()
     }
 
-    /// How old the value now may be, as [`Loaded::age`](crate::Loaded::age).
+    /// How old the current value may be, as [`Loaded::age`](crate::Loaded::age).
     pub fn age(&mut self) -> Option<Duration> {
         let cell = Arc::clone(self.cached.cell());
         cell.age(self.cached.load())
     }
 
-    /// Whether the value now is too old, as [`Loaded::is_stale`](crate::Loaded::is_stale).
+    /// Whether the current value is too old, as [`Loaded::is_stale`](crate::Loaded::is_stale).
     pub fn is_stale(&mut self) -> bool {
         let cell = Arc::clone(self.cached.cell());
         cell.is_stale(self.cached.load())

@@ -1,4 +1,4 @@
-//! Following a watcher's status apart from its value.
+//! Following a watcher's status independently of its value.
 
 use std::fmt;
 
@@ -7,12 +7,12 @@ use tokio::sync::watch;
 use crate::decode::Outcome;
 use crate::value::Status;
 
-/// Follows the status of a watcher, beside it: both can be waited for at a time. It does not keep the
-/// subscription going.
+/// Follows the status of a watcher independently of it: both can be awaited at the same time. It does not
+/// keep the watch alive.
 #[derive(Clone)]
 pub struct StatusWatcher {
     subscription: watch::Receiver<Status>,
-    /// What a typed watcher makes of the states.
+    /// What a typed watcher made of the states.
     outcome: Option<watch::Receiver<Outcome>>,
 }
 
@@ -38,11 +38,11 @@ impl StatusWatcher {
         status
     }
 
-    /// Waits until the status differs, in more than its revision, from what it was when the watch
-    /// began or from what was last returned from here; the latest counts. So it tells of a state
-    /// that is refused, of one that is accepted again, and of a server that is lost and found; and
-    /// the first call may return at once. After [`WatchState::Closed`](crate::WatchState::Closed) it waits for ever: nothing will
-    /// change any more.
+    /// Waits until the status differs, in more than its revision, from what it was when the watch began or
+    /// from what this method last returned; only the latest counts. So it reports a state that is refused,
+    /// one that is accepted again, and a server that is lost and found; and the first call may return at
+    /// once. After [`WatchState::Closed`](crate::WatchState::Closed) it waits for ever: nothing
+    /// changes any more.
     ///
     /// # Cancel safety
     /// Dropping the future loses nothing: the next call returns what this one would have.
@@ -55,7 +55,7 @@ impl StatusWatcher {
         };
         tokio::select! {
             biased;
-            // The last word of who is gone is still told: it fails only after that.
+            // A sender's last value is received before its end is an error.
             Ok(()) = self.subscription.changed() => {}
             Ok(()) = outcome => {}
             else => std::future::pending().await,

@@ -17,8 +17,8 @@ use crate::value::Status;
 use crate::value::{Cell, Version, Versioned};
 
 impl<T> Watcher<T> {
-    /// The changes from now on as a stream of old and new values. The latest value counts: what was
-    /// replaced before the stream was polled is not told.
+    /// The changes from now on, as a stream of old and new values. Only the latest value counts: one that
+    /// was replaced before the stream was polled is skipped.
     pub fn into_stream(self) -> ValueUpdates<T>
     where
         T: Send + Sync + 'static,
@@ -27,19 +27,19 @@ impl<T> Watcher<T> {
     }
 }
 
-/// A value, and the one that it took the place of. It keeps both in memory.
+/// A value, and the one that it replaced. It keeps both in memory.
 pub struct ValueUpdate<T> {
     old: Arc<Versioned<T>>,
     new: Arc<Versioned<T>>,
 }
 
 impl<T> ValueUpdate<T> {
-    /// What was told of before, or was current at the start.
+    /// The value of the update before, or the one at the start.
     pub fn previous(&self) -> &T {
         &self.old
     }
 
-    /// What there is now.
+    /// The new value.
     pub fn current(&self) -> &T {
         &self.new
     }
@@ -64,25 +64,25 @@ impl<T> fmt::Debug for ValueUpdate<T> {
     }
 }
 
-/// The changes of a value. Made by [`Watcher::into_stream`](crate::Watcher::into_stream), and keeps
-/// the watch going as a watcher does. When no value will follow, it says why, once, and ends.
+/// A stream of the changes of a value. Made by [`Watcher::into_stream`](crate::Watcher::into_stream), and keeps
+/// the watch alive as a watcher does. When no value will follow, it yields the reason, once, and ends.
 ///
 /// # Cancel safety
 /// Dropping a future that waits for the next item loses nothing. Dropping the stream ends the watch.
 pub struct ValueUpdates<T> {
     cell: Arc<Cell<T>>,
-    /// Waits for a value that is newer than what was told.
-    news: ReusableBoxFuture<'static, watch::Receiver<Version>>,
-    told: Arc<Versioned<T>>,
+    /// Waits for a value that is newer than `seen`.
+    newer: ReusableBoxFuture<'static, watch::Receiver<Version>>,
+    seen: Arc<Versioned<T>>,
     ended: bool,
     status: StatusWatcher,
     handle: Arc<Handle>,
 }
 
-async fn news(mut version: watch::Receiver<Version>, told: u64) -> watch::Receiver<Version> {
-    // It fails only when the cell is gone, which the stream holds.
+async fn newer(mut version: watch::Receiver<Version>, seen: u64) -> watch::Receiver<Version> {
+    // Cannot fail: the stream holds the cell.
     let _ = version
-        .wait_for(|version| version.is_news_after(told))
+        .wait_for(|version| version.is_newer_than(seen))
         .await;
     version
 }
@@ -96,18 +96,18 @@ impl<T: Send + Sync + 'static> ValueUpdates<T> {
             handle,
             ..
         } = watcher;
-        let told = cell.keep();
+        let seen = cell.keep();
         Self {
-            news: ReusableBoxFuture::new(news(version, told.number())),
+            newer: ReusableBoxFuture::new(newer(version, seen.number())),
             cell,
-            told,
+            seen,
             ended: false,
             status,
             handle,
         }
     }
 
-    /// How the watcher is doing.
+    /// The status now.
     pub fn status(&self) -> Status {
         self.status.status()
     }
@@ -116,16 +116,16 @@ impl<T: Send + Sync + 'static> ValueUpdates<T> {
         if self.ended {
             return Poll::Ready(None);
         }
-        let version = ready!(self.news.poll(cx));
+        let version = ready!(self.newer.poll(cx));
         let Version { number, closed } = *version.borrow();
-        if number <= self.told.number() {
+        if number <= self.seen.number() {
             self.ended = true;
             return Poll::Ready(Some(Err(closed.unwrap_or(Closed::Ended))));
         }
-        // Of this version, or of one that is about to be told: then it is told now, and once.
+        // The value of this version, or of the next one, whose announcement is then skipped.
         let new = self.cell.keep();
-        self.news.set(news(version, new.number()));
-        let old = std::mem::replace(&mut self.told, Arc::clone(&new));
+        self.newer.set(newer(version, new.number()));
+        let old = std::mem::replace(&mut self.seen, Arc::clone(&new));
         Poll::Ready(Some(Ok(ValueUpdate { old, new })))
     }
 }
@@ -139,11 +139,11 @@ impl<T: Send + Sync + 'static> Stream for ValueUpdates<T> {
 }
 
 impl<T> fmt::Debug for ValueUpdates<T> {
-    /// The range and the revision that was told of last, and never a value.
+    /// The range and the revision of the last update, and never a value.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ValueUpdates")
             .field("range", self.handle.subscription.range())
-            .field("told", &self.told.revision())
+            .field("revision", &self.seen.revision())
             .finish_non_exhaustive()
     }
 }

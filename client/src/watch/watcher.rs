@@ -11,7 +11,7 @@ use crate::error::{Closed, Stale};
 use crate::subscription::{DecoderGuard, Subscription};
 use crate::value::{Cell, Entries, Loaded, Status, Version};
 
-/// What a watcher moved to.
+/// A change of a watched value.
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct ValueChange {
@@ -22,10 +22,10 @@ pub struct ValueChange {
 }
 
 impl ValueChange {
-    /// The keys that differ from what the value told of before was made from, in ascending order:
-    /// put, or deleted. All of them for a value that follows a default for want of a state.
+    /// The keys that were put or deleted since the change before, in ascending order. All keys, if the
+    /// value before was a default because no state had come.
     ///
-    /// Found when asked for, at the cost of what changed and without allocating for each key.
+    /// Computed on demand, at the cost of what changed and without an allocation for each key.
     pub fn keys(&self) -> impl Iterator<Item = &Key> {
         self.new.changed_keys_since(&self.old)
     }
@@ -49,31 +49,30 @@ impl fmt::Debug for ValueChange {
 
 /// A value that is always current: the last good one.
 ///
-/// Dropping it ends all that it caused (the task, the stream, and the connection), unless others
-/// watch the same range: its clones, and what was made of it ([`ValueReader`](crate::ValueReader), [`PartWatcher`](crate::PartWatcher),
-/// [`ValueUpdates`](crate::ValueUpdates), [`CallbackGuard`](crate::CallbackGuard)), each of which keeps the watch going as it does. A clone tells changes by itself,
-/// from where this one is.
+/// Dropping it ends everything that it caused (the task, the stream, and the connection), unless others
+/// watch the same range: its clones, and what was made from it ([`ValueReader`](crate::ValueReader), [`PartWatcher`](crate::PartWatcher),
+/// [`ValueUpdates`](crate::ValueUpdates), [`CallbackGuard`](crate::CallbackGuard)), each of which keeps the watch alive as it does. A clone reports changes
+/// independently, starting from where this one is.
 ///
-/// It holds the keys and values of the state that [`changed`](Self::changed) told of last (at the
-/// start: the first one), to tell the next change's keys. They share their memory with the current
-/// state as far as they are the same; for a watch that is only ever [loaded](Self::load), in which
-/// every key is replaced in time, that is the range once more. A [`ValueReader`](crate::ValueReader) does without.
+/// It holds the keys and values of the state that [`changed`](Self::changed) last returned (at first: the
+/// initial one), to find the keys of the next change. They share memory with the current state as far as
+/// the two are equal. A watch that is only ever [loaded](Self::load), and in which every key is replaced
+/// in time, holds its range twice because of that. A [`ValueReader`](crate::ValueReader) does without.
 pub struct Watcher<T> {
     pub(super) cell: Arc<Cell<T>>,
     pub(super) version: watch::Receiver<Version>,
-    /// The number of the value that was current at the start, or that `changed` told of last.
+    /// The number of the value that was current at the start, or that `changed` last returned.
     seen: u64,
-    /// The state that it was made from: what changes are told against. It shares with the current
-    /// one what is the same in them, so it costs what changed since, and at most as much again as
-    /// the range holds.
+    /// The state that it was made from: changes are computed against it. It shares equal entries with the
+    /// current one, so it costs what changed since, and at most as much again as the range holds.
     seen_state: Entries,
     pub(super) status: StatusWatcher,
     pub(super) handle: Arc<Handle>,
 }
 
-/// What all that shows one watch keeps alive together.
+/// What a watcher and everything made from it keep alive together.
 pub(super) struct Handle {
-    // Before `subscription`: fields are dropped in order, and the decoder goes before the task is ended.
+    // Before `subscription`, because fields are dropped in order: the decoder goes before the task ends.
     _decoder: DecoderGuard,
     pub(super) subscription: Arc<Subscription>,
 }
@@ -115,17 +114,17 @@ impl<T> Watcher<T> {
         }
     }
 
-    /// The value now. Wait-free: no lock, and no allocation but for a few words at a thread's first
-    /// load; from any thread.
+    /// The current value, from any thread. Wait-free: no lock, and no allocation except a few words at a
+    /// thread's first load.
     ///
-    /// Two loads may see two values. Load once per piece of work, and do not hold it across an
+    /// Two loads may see two values. Load once per piece of work, and do not hold the result across an
     /// await: see [`Loaded`].
     pub fn load(&self) -> Loaded<'_, T> {
         self.cell.load()
     }
 
-    /// The value now, unless it is older than the watch's [`max_age`](crate::WatchBuilder::max_age). As
-    /// wait-free as [`load`](Self::load), and a look at the clock.
+    /// The current value, unless it is older than the watch's [`max_age`](crate::WatchBuilder::max_age).
+    /// As wait-free as [`load`](Self::load), plus one reading of the clock.
     ///
     /// # Errors
     /// When it is too old, or its age is not known.
@@ -146,15 +145,14 @@ impl<T> Watcher<T> {
     }
 
     /// Waits for a value newer than the one that this watcher began with, or that this method last
-    /// told of, and tells its revision and which keys changed. The latest value counts; those in
-    /// between are not told. It resolves also for values that [`load`](Self::load) has shown
-    /// already.
+    /// returned, and returns its revision and which keys changed. Only the latest value counts; those in
+    /// between are skipped. It resolves for a value that [`load`](Self::load) has returned already, too.
     ///
-    /// A value is made of each state of the range that is not refused, so it may well be equal to
-    /// the one before: a key was put again as it was, or one that no field takes was put. Where a
-    /// change is costly to act on, compare the parts that matter, or look at [`ValueChange::keys`].
+    /// Each state of the range that is not refused makes a value, so it may be equal to the one before:
+    /// a key was put again with the same bytes, or one that no field takes. Where a change is costly to
+    /// act on, compare the parts that matter, or look at [`ValueChange::keys`].
     ///
-    /// A state that is refused makes no value: [`watch_status`](Self::watch_status) tells of it.
+    /// A state that is refused makes no value; [`watch_status`](Self::watch_status) reports it.
     ///
     /// # Errors
     /// When no value will follow.
@@ -163,16 +161,16 @@ impl<T> Watcher<T> {
     /// Dropping the future loses nothing: the next call resolves for all that this one would have.
     pub async fn changed(&mut self) -> Result<ValueChange, Closed> {
         let seen = self.seen;
-        let news = self
+        let changed = self
             .version
-            .wait_for(|version| version.is_news_after(seen))
+            .wait_for(|version| version.is_newer_than(seen))
             .await;
-        // Cannot fail while the cell is held; if it could, it would mean this.
-        let Version { number, closed } = *news.map_err(|_| Closed::Ended)?;
+        // Cannot fail while `self` holds the cell.
+        let Version { number, closed } = *changed.map_err(|_| Closed::Ended)?;
         if number <= seen {
             return Err(closed.unwrap_or(Closed::Ended));
         }
-        // Of this version, or of one that is about to be told: then it is told now, and once.
+        // The value of this version, or of the next one, whose announcement is then skipped.
         let now = self.cell.keep();
         self.seen = now.number();
         let old = std::mem::replace(&mut self.seen_state, now.state().clone());
@@ -183,7 +181,7 @@ impl<T> Watcher<T> {
         })
     }
 
-    /// How the watcher is doing.
+    /// The status now.
     pub fn status(&self) -> Status {
         self.status.status()
     }
@@ -196,8 +194,8 @@ impl<T> Watcher<T> {
         self.status.changed().await
     }
 
-    /// Follows the status apart from this watcher, so that both can be waited for at a time: a state
-    /// that is refused changes no value.
+    /// Follows the status independently of this watcher, so that both can be awaited at the same time: a
+    /// state that is refused changes no value.
     ///
     /// ```
     /// # async fn follow(mut watcher: driftless_client::Watcher<u32>) -> Result<(), driftless_client::Closed> {
