@@ -214,7 +214,7 @@ impl ClientBuilder {
         };
         let connector = self
             .connector
-            .unwrap_or_else(|| Box::new(Tcp::new(Resolver::of_system(tracker.clone()))));
+            .unwrap_or_else(|| Box::new(Tcp::new(Resolver::system(tracker.clone()))));
         let transport = Transport::new(endpoints, connector, info, tracker)
             .secured(security)
             .with_jitter(self.jitter);

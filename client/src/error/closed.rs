@@ -5,7 +5,7 @@
 #[non_exhaustive]
 pub enum Closed {
     /// The server revoked the right to the range, and asked for copies to be deleted.
-    #[error("the right to read this range was taken back")]
+    #[error("the right to read this range was revoked")]
     Revoked,
     /// The client was [shut down](crate::Client::shutdown).
     #[error("the client was shut down")]

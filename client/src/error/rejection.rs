@@ -130,7 +130,7 @@ impl Rejection {
 
     /// The service's code panicked on it.
     pub(crate) fn panicked() -> Self {
-        Self::new(RejectionKind::Panic, "the service's code panicked over it")
+        Self::new(RejectionKind::Panic, "the service's code panicked on it")
     }
 
     /// The kind.

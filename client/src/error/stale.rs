@@ -27,11 +27,11 @@ impl fmt::Display for Stale {
         match age {
             Some(age) => write!(
                 f,
-                "the value of {range} was last proven {age:.1?} ago, and {max_age:?} are allowed"
+                "the value of {range} was last proven {age:.1?} ago, and at most {max_age:?} is allowed"
             )?,
-            None => write!(f, "how old the value of {range} is cannot be told")?,
+            None => write!(f, "the age of the value of {range} is not known")?,
         }
-        f.write_str("; the watcher's status says what stands between it and etcd")
+        f.write_str("; the watcher's status says why")
     }
 }
 

@@ -85,7 +85,7 @@ impl fmt::Display for NoValue {
             Self::NotConnected { last_error: None } => f.write_str("no server has answered yet"),
             Self::NotConnected {
                 last_error: Some(error),
-            } => write!(f, "no server has answered in full: {error}"),
+            } => write!(f, "no server has sent the whole state: {error}"),
             Self::Missing => f.write_str(
                 "the key does not exist; put it, watch it as an `Option`, or give a default",
             ),

@@ -1,9 +1,9 @@
-//! Jobs for the runtime's blocking pool, where they cannot be cancelled: each is done once at a time,
-//! for all who want its answer.
+//! Jobs on the runtime's blocking pool, which cannot be cancelled. A job runs once at a time, for all who wait
+//! for its answer.
 //!
-//! Whoever waits may go at any moment; the job goes on, and the tracker names it until it has
-//! returned. A job that hangs is not begun again beside itself, so a client has no more of them than
-//! hosts and files in its options, whatever happens to the resolver or to a network's disk.
+//! A waiter may go at any moment; the job goes on, and the resource tracker lists it until it has returned. A
+//! job that hangs is not started a second time, so a client has at most one for each host and file in its
+//! options, whatever happens to the resolver or to a network file system.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use crate::resources::{Resource, ResourceTracker};
 
-/// What a job's waiters look at. `None` until it is done.
+/// The answer of a job, to wait for. `None` until the job is done.
 type Answer<T> = watch::Receiver<Option<T>>;
 
 /// Jobs of one kind. Cheap to clone.
@@ -39,11 +39,11 @@ impl<T: Clone + Send + Sync + 'static> Jobs<T> {
         }
     }
 
-    /// The answer of `job`, or of the one that is running under the same name. `None` when it
-    /// panicked, or its runtime is being shut down.
+    /// The answer of `job`, or of the job that runs under the same name. `None` if it panicked, or the runtime
+    /// is shutting down.
     ///
     /// # Cancel safety
-    /// The job goes on, for whoever asks next.
+    /// The job goes on, for the next caller.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -58,7 +58,7 @@ impl<T: Clone + Send + Sync + 'static> Jobs<T> {
     }
 
     fn begin(&self, name: Resource, job: impl FnOnce() -> T + Send + 'static) -> Answer<T> {
-        let (tell, answer) = watch::channel(None);
+        let (sender, answer) = watch::channel(None);
         {
             let mut running = self.running.lock();
             if let Some(found) = running.get(&name) {
@@ -66,24 +66,24 @@ impl<T: Clone + Send + Sync + 'static> Jobs<T> {
             }
             running.insert(name.clone(), answer.clone());
         }
-        let held = self.tracker.track(name.clone());
+        let guard = self.tracker.track(name.clone());
         let listed = Listed {
             running: Arc::clone(&self.running),
             name,
         };
-        // Not under the lock: a runtime that is being shut down drops the job here.
+        // Not under the lock: a runtime that is shutting down drops the job here.
         tokio::task::spawn_blocking(move || {
             let found = job();
-            // Off the list first: who comes after the answer gets a new one.
+            // Off the list first: callers after the answer start a new job.
             drop(listed);
-            drop(held);
-            tell.send_replace(Some(found));
+            drop(guard);
+            sender.send_replace(Some(found));
         });
         answer
     }
 }
 
-/// A job that is running, on the list until it is over in whatever way.
+/// Keeps a running job on the list until it ends, in whatever way.
 struct Listed<T> {
     running: Arc<Mutex<HashMap<Resource, Answer<T>>>>,
     name: Resource,
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_job_that_hangs_is_named_and_not_begun_again() {
+    async fn hanging_job_is_listed_and_not_started_again() {
         let tracker = ResourceTracker::new();
         let jobs = Jobs::new(tracker.clone());
         let (go_on, wait) = mpsc::channel::<()>();
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_job_that_panics_is_over() {
+    async fn panicked_job_is_over() {
         let tracker = ResourceTracker::new();
         let jobs = Jobs::<u32>::new(tracker.clone());
         let panicked = jobs.run(name(), || panic!("as this test wants it")).await;

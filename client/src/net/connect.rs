@@ -1,4 +1,4 @@
-//! How bytes reach a server: TCP, or whatever the caller brings.
+//! Connectors: how bytes reach a server.
 //!
 //! A connector opens byte streams and knows nothing of what travels on them.
 
@@ -24,10 +24,9 @@ pub type Connecting = Pin<Box<dyn Future<Output = io::Result<Box<dyn Io>>> + Sen
 
 /// Opens byte streams to servers.
 ///
-/// The library dials TCP by itself; a connector of one's own is for tests (over
-/// [`tokio::io::duplex`]) and for networks that need more than a host and a port. It is called once
-/// per attempt, and the attempt is dropped after 5 s. TLS, where the endpoint asks for it, is laid over
-/// what it returns.
+/// By default the library dials TCP. A custom connector is for tests (over [`tokio::io::duplex`]) and for
+/// networks that need more than a host and a port. It is called once for each attempt, and the attempt is
+/// dropped after 5 s. If the endpoint needs TLS, the library wraps the stream in it.
 pub trait Connect: Send + Sync + 'static {
     /// Opens a stream to `endpoint`.
     ///

@@ -15,19 +15,19 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// The port of an URL that names none, as everywhere with `http://` and `https://`.
+    /// The ports of URLs without one: of `http://` and `https://`.
     const DEFAULT_PORTS: (u16, u16) = (80, 443);
 
     pub(crate) fn parse(url: &str) -> Result<Self, BuildError> {
         let bad = |problem| BuildError::Endpoint {
-            url: shown(url),
+            url: redacted(url),
             problem,
         };
         let uri: http::Uri = url.parse().map_err(|_| bad("is not a URL"))?;
         let tls = match uri.scheme_str() {
             Some("http") => false,
             Some("https") if cfg!(feature = "tls") => true,
-            Some("https") => return Err(BuildError::TlsUnsupported { url: shown(url) }),
+            Some("https") => return Err(BuildError::TlsUnsupported { url: redacted(url) }),
             _ => return Err(bad("does not start with http:// or https://")),
         };
         let authority = uri.authority().ok_or_else(|| bad("names no host"))?;
@@ -74,12 +74,12 @@ impl Endpoint {
         self.port
     }
 
-    /// Whether it is spoken to over TLS (`https://`).
+    /// Whether its connections use TLS (`https://`).
     pub const fn is_tls(&self) -> bool {
         self.tls
     }
 
-    /// Whether what is sent to it stays on this machine, as far as its name tells.
+    /// Whether it is on this machine, as far as its name tells.
     pub(crate) fn is_loopback(&self) -> bool {
         match self.host.parse::<IpAddr>() {
             Ok(address) => address.is_loopback(),
@@ -105,7 +105,7 @@ impl fmt::Display for Endpoint {
 }
 
 /// The URL without what may be a password: everything before the last `@`.
-fn shown(url: &str) -> String {
+fn redacted(url: &str) -> String {
     match url.rsplit_once('@') {
         Some((_, host)) => format!("...@{host}"),
         None => url.to_owned(),
@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn endpoints_that_can_be_dialled() {
+    fn valid_endpoints_are_parsed() {
         for (url, host, port, shown) in [
             (
                 "http://127.0.0.1:7400",
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn endpoints_that_cannot() {
+    fn invalid_endpoints_are_refused() {
         for url in [
             "",
             "/path",
@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     #[cfg(feature = "tls")]
-    fn tls_is_asked_for_by_the_scheme() {
+    fn scheme_decides_about_tls() {
         let endpoint = Endpoint::parse("https://config.example").unwrap();
         assert_eq!((endpoint.port(), endpoint.is_tls()), (443, true));
         assert_eq!(endpoint.to_string(), "https://config.example");
@@ -183,13 +183,13 @@ mod tests {
 
     #[test]
     #[cfg(not(feature = "tls"))]
-    fn without_tls_the_refusal_names_the_feature() {
+    fn refusal_without_tls_names_the_feature() {
         let error = Endpoint::parse("https://h:1").unwrap_err();
         assert!(error.to_string().contains("feature `tls`"), "{error}");
     }
 
     #[test]
-    fn loopback_is_told_from_elsewhere() {
+    fn loopback_hosts_are_recognised() {
         for (host, here) in [
             ("127.0.0.1", true),
             ("127.1.2.3", true),
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_is_not_repeated() {
+    fn error_does_not_repeat_a_password() {
         for url in ["http://me:CANARY@h:1", "https://me:CANARY@h:1", "CANARY@"] {
             let error = Endpoint::parse(url).unwrap_err();
             assert!(!format!("{error} {error:?}").contains("CANARY"));

@@ -1,4 +1,4 @@
-//! Small files that are read anew whenever they are needed, so that one that was replaced is found.
+//! Small files, read whenever they are needed, so that a replaced file is noticed.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -9,12 +9,12 @@ use std::time::Duration;
 use super::blocking::Jobs;
 use crate::resources::{Resource, ResourceTracker};
 
-/// How long a file may take, the wait for one of the runtime's threads included. A local one takes
-/// milliseconds. Less than an attempt to connect, a read or the beginning of a watch may take by default,
-/// so that a file that hangs is named, and not a server that was never asked.
+/// How long reading a file may take, including the wait for a thread of the runtime. A local file takes
+/// milliseconds. Less than the default timeouts of connecting, of a `get` and of a watch's first value, so that
+/// the error names the file that hangs, and not a server that was never asked.
 const READ_WITHIN: Duration = Duration::from_secs(3);
 
-/// Small files that are read anew whenever they are needed, so that one that was replaced is found.
+/// Reads small files. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Files(Jobs<Result<Arc<[u8]>, String>>);
 
@@ -23,12 +23,11 @@ impl Files {
         Self(Jobs::new(tracker))
     }
 
-    /// What is in the file at `path`, which is `what` for people. At most `limit` bytes; more is an
-    /// error, as is a file that takes longer than [`READ_WITHIN`]. Errors name the file and say nothing
-    /// of its content.
+    /// The content of the file at `path`, which errors call `what`. More than `limit` bytes is an error, as is
+    /// a file that takes longer than [`READ_WITHIN`]. Errors name the file and reveal nothing of its content.
     ///
     /// # Cancel safety
-    /// The reading goes on, for whoever asks next.
+    /// The read goes on, for the next caller.
     pub(crate) async fn read(
         &self,
         what: &'static str,
@@ -43,7 +42,7 @@ impl Files {
         let failed = |why: &str| Err(format!("{what} {}: {why}", path.display()));
         match tokio::time::timeout(READ_WITHIN, read).await {
             Ok(Some(found)) => found,
-            Ok(None) => failed("it was not read to its end"),
+            Ok(None) => failed("reading it failed"),
             Err(_) => failed(&format!("it was not read within {READ_WITHIN:?}")),
         }
     }
@@ -53,7 +52,7 @@ fn read_small(path: &Path, limit: usize) -> Result<Arc<[u8]>, String> {
     let cannot = |error: io::Error| format!("it cannot be read: {error}");
     let file = File::open(path).map_err(cannot)?;
     let mut bytes = Vec::new();
-    // One more than is allowed, so that too much is noticed.
+    // One byte more than allowed, to notice a longer file.
     let most = u64::try_from(limit).unwrap_or(u64::MAX).saturating_add(1);
     file.take(most).read_to_end(&mut bytes).map_err(cannot)?;
     if bytes.len() > limit {
@@ -69,7 +68,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn files_are_read_anew_and_only_up_to_their_limit() {
+    async fn file_is_read_each_time_up_to_its_limit() {
         let files = Files::new(ResourceTracker::new());
         let path = std::env::temp_dir().join(format!("driftless-{:032x}", rand::random::<u128>()));
         for text in ["one", "two"] {

@@ -29,12 +29,12 @@ const SPEAKS_HTTP1: &str = "the server speaks HTTP/1 and not HTTP/2; what is the
                             another server";
 
 /// The error for a server that closes a connection over TLS before it has sent anything.
-const CLOSED_OVER_TLS: &str = "the server closed the connection without a word once TLS was agreed on; it \
-                             may not take this client, or not speak HTTP/2";
+const CLOSED_OVER_TLS: &str = "the server closed the connection after the TLS handshake, before it sent \
+                               anything; it may reject this client, or not speak HTTP/2";
 
 /// The same without TLS.
-const CLOSED: &str = "the server closed the connection without a word; it may not speak HTTP/2 here, or \
-                    expect TLS (https://)";
+const CLOSED: &str = "the server closed the connection before it sent anything; it may not speak HTTP/2 \
+                      here, or expect TLS (https://)";
 
 /// Explains errors of reading, for people; `None` for those that it does not know.
 pub(super) type Explain = Box<dyn Fn(&io::Error) -> Option<String> + Send + Sync>;

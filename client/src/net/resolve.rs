@@ -1,7 +1,7 @@
-//! Host names: looked up on the runtime's blocking pool, by one job a name at a time.
+//! Looks up host names on the runtime's blocking pool, one job for each name at a time.
 //!
-//! The system's resolver cannot be cancelled. A dropped attempt does not wait for it, and the next
-//! one finds the look-up that is still running; so a resolver that hangs costs one thread a host.
+//! The system's resolver cannot be cancelled. A dropped attempt does not wait for it, and the next one joins the
+//! look-up that still runs; so a resolver that hangs costs one thread for each host.
 
 use std::io;
 use std::net::{IpAddr, ToSocketAddrs};
@@ -10,8 +10,8 @@ use std::sync::Arc;
 use super::blocking::Jobs;
 use crate::resources::{Resource, ResourceTracker};
 
-/// The most addresses of one name that are dialled: more than anybody has, and as many sockets as one
-/// attempt may open.
+/// The most addresses of one name that are dialled: more than names have in practice, and a limit to the
+/// sockets that one attempt opens.
 const MAX_ADDRESSES: usize = 16;
 
 /// Finds the addresses of a name. Blocks.
@@ -26,9 +26,9 @@ pub(crate) struct Resolver {
 
 impl Resolver {
     /// With the system's resolver.
-    pub(crate) fn of_system(tracker: ResourceTracker) -> Self {
+    pub(crate) fn system(tracker: ResourceTracker) -> Self {
         Self::new(tracker, |host| {
-            // The port makes no difference to the answer.
+            // The port makes no difference.
             let found = (host, 0).to_socket_addrs()?;
             Ok(found.map(|address| address.ip()).collect())
         })
@@ -44,10 +44,10 @@ impl Resolver {
         }
     }
 
-    /// The addresses of `host`, each once; at least one. An address is its own, and is not looked up.
+    /// The addresses of `host`, each once; at least one. A host that is an address is not looked up.
     ///
     /// # Cancel safety
-    /// A look-up that began goes on, for whoever asks next.
+    /// A look-up that began goes on, for the next caller.
     pub(crate) async fn addresses(&self, host: &str) -> Result<Vec<IpAddr>, String> {
         if let Ok(address) = host.parse() {
             return Ok(vec![address]);
@@ -58,14 +58,14 @@ impl Resolver {
         let mut found = match found {
             Some(Ok(found)) => found,
             Some(Err(error)) => return Err(format!("{host} cannot be looked up: {error}")),
-            None => return Err(format!("the look-up of {host} did not end well")),
+            None => return Err(format!("the look-up of {host} failed")),
         };
         found.sort_unstable();
         found.dedup();
         if found.is_empty() {
             return Err(format!("{host} has no address"));
         }
-        // Of too many, any.
+        // Of too many, a random choice.
         rand::seq::SliceRandom::shuffle(&mut found[..], &mut rand::rng());
         found.truncate(MAX_ADDRESSES);
         Ok(found)
@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn addresses_are_not_looked_up() {
+    async fn address_is_not_looked_up() {
         let resolver = Resolver::new(ResourceTracker::new(), |host| {
             panic!("{host} is an address")
         });
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_a_name_has_is_said_once_and_within_bounds() {
+    async fn addresses_are_distinct_and_limited() {
         let ip = |n: u8| IpAddr::from([10, 0, 0, n]);
         let resolver = Resolver::new(ResourceTracker::new(), move |host| match host {
             "two" => Ok(vec![ip(1), ip(2), ip(1)]),
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_resolver_that_hangs_has_one_job_a_name() {
+    async fn hanging_resolver_has_one_job_for_each_name() {
         let tracker = ResourceTracker::new();
         let begun = Arc::new(AtomicUsize::new(0));
         let (go_on, wait) = mpsc::channel::<()>();

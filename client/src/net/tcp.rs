@@ -1,7 +1,8 @@
-//! Dials TCP: a name's addresses in random order, the next beside the last when that takes long.
+//! Dials TCP: a name's addresses in random order, and the next one in parallel when one takes long (happy
+//! eyeballs).
 //!
-//! All of it happens in the one future that the caller drives: dropped, it leaves no socket behind,
-//! and no more than the look-up that cannot be cancelled.
+//! Everything happens in the one future that the caller polls: dropped, it leaves no socket behind, and at
+//! most the look-up, which cannot be cancelled.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -16,15 +17,15 @@ use super::connect::{Connect, Connecting, Io};
 use super::endpoint::Endpoint;
 use super::resolve::Resolver;
 
-/// How long looking up and connecting may take. Less than what an attempt may take altogether, so that
-/// what is said of it names the addresses, and so that handshakes have time left.
+/// How long looking up and connecting may take. Less than a whole attempt may take, so that the error names
+/// the addresses, and handshakes have time left.
 const TCP_WITHIN: Duration = Duration::from_secs(4);
 
-/// How long one address is waited for before the next is tried beside it: longer than a lost packet's
-/// first repetition takes on a local network, and short enough that a dead address costs little.
+/// How long to wait for one address before the next is tried in parallel: longer than the first
+/// retransmission of a lost packet takes on a local network, and short enough that a dead address costs little.
 const NEXT_AFTER: Duration = Duration::from_millis(300);
 
-/// The connector that the library brings.
+/// The default connector.
 pub(crate) struct Tcp(Resolver);
 
 impl Tcp {
@@ -42,7 +43,7 @@ impl Connect for Tcp {
                 Box::pin(TcpStream::connect(address))
             });
             let stream = dialled.await.map_err(io::Error::other)?;
-            // Requests are small and waited for: they must not sit in the kernel.
+            // Requests are small and urgent: the kernel must not delay them.
             stream.set_nodelay(true)?;
             Ok(Box::new(stream) as Box<dyn Io>)
         })
@@ -69,10 +70,10 @@ async fn dial<S>(
     }
 }
 
-/// What became of a name's addresses.
+/// What became of a host's addresses.
 #[derive(Default)]
 struct Tried {
-    /// Whether they are a name's: an endpoint that is an address need not be told which it is.
+    /// Whether the host is a name: if it is an address, the endpoint names it already.
     is_named: bool,
     begun: Vec<IpAddr>,
     failed: Vec<(IpAddr, String)>,
@@ -81,7 +82,7 @@ struct Tried {
 impl Tried {
     /// Why all of them failed.
     fn failures(&mut self) -> String {
-        // In an order that is not chance, so that the same failure reads the same.
+        // Sorted, so that the same failure reads the same each time.
         self.failed.sort_unstable();
         let failures = self
             .failed
@@ -112,7 +113,7 @@ impl Tried {
     }
 }
 
-/// The first of these that can be connected to; the others are let go.
+/// Connects to the first address that accepts; the other attempts are dropped.
 async fn race<S>(
     addresses: &[IpAddr],
     port: u16,
@@ -128,7 +129,7 @@ async fn race<S>(
         } else if racing.is_empty() {
             return Err(tried.failures());
         }
-        let patience = async {
+        let stagger = async {
             match left.len() {
                 0 => std::future::pending().await,
                 _ => sleep(NEXT_AFTER).await,
@@ -138,15 +139,15 @@ async fn race<S>(
             biased;
             (address, result) = first(&mut racing) => match result {
                 Ok(connected) => return Ok(connected),
-                // The next takes its place at once.
+                // The next one starts at once.
                 Err(error) => tried.failed.push((address, error.to_string())),
             },
-            () = patience => {}
+            () = stagger => {}
         }
     }
 }
 
-/// Waits for the first of them to end, and takes it out. There must be one.
+/// Waits for the first attempt to end, and removes it. There must be one.
 async fn first<S>(racing: &mut Vec<(IpAddr, Attempt<S>)>) -> (IpAddr, io::Result<S>) {
     std::future::poll_fn(|cx| {
         for at in 0..racing.len() {
@@ -198,19 +199,19 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn dead_addresses_cost_little() {
+    async fn dead_address_costs_little() {
         for _ in 0..20 {
             let start = Instant::now();
             let resolver = named(&[1, 150, 200, 201]);
             let connected = dial(&resolver, "h", 1, network).await;
             assert_eq!(connected, Ok(ip(1)));
-            // At worst the two that do not answer come before it.
+            // At worst, the two silent addresses come before it.
             assert!(start.elapsed() <= 2 * NEXT_AFTER + Duration::from_millis(11));
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_slow_address_is_still_waited_for_when_the_next_is_tried() {
+    async fn slow_address_can_win_after_the_next_is_tried() {
         let resolver = named(&[60, 200]);
         for _ in 0..20 {
             let start = Instant::now();
@@ -220,7 +221,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_failure_names_the_addresses() {
+    async fn failure_names_the_addresses() {
         let refused = "connection refused";
         let error = dial(&named(&[100, 101]), "h", 1, network).await;
         assert_eq!(
@@ -232,7 +233,7 @@ mod tests {
             error.unwrap_err(),
             format!("10.0.0.200, 10.0.0.201: no connection within 4s, 10.0.0.100: {refused}")
         );
-        // Whoever gave an address knows which.
+        // An endpoint that is an address names it already.
         let error = dial(&named(&[]), "10.0.0.100", 1, network).await;
         assert_eq!(error.unwrap_err(), refused);
         let error = dial(&named(&[]), "10.0.0.200", 1, network).await;
@@ -240,7 +241,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_order_is_random() {
+    async fn order_is_random() {
         let firsts = Mutex::new(std::collections::HashSet::new());
         for _ in 0..200 {
             let _ = dial(&named(&[100, 101, 102]), "h", 1, |address| {

@@ -1,7 +1,7 @@
-//! TLS towards servers: what the files say at each connection, and what to say when it fails.
+//! TLS to servers, with the certificates and keys that the files hold at each connection.
 //!
-//! The only user of rustls. Nothing is kept between two connections, no session either: files that
-//! rotate count from the next connection on, and a server's certificate is checked every time.
+//! With `tls_errors`, the only user of rustls. Nothing is kept between connections, not even a session: rotated
+//! files are used from the next connection on, and a server's certificate is checked every time.
 
 use std::fmt;
 use std::io;
@@ -25,17 +25,16 @@ use super::tls_errors::{NO_HTTP2, explain, explain_io, mismatched};
 use crate::error::BuildError;
 use crate::resources::{Resource, ResourceTracker};
 
-/// The most that a file of certificates or a key may hold, in bytes: several times what a system's
-/// whole store of CAs takes.
+/// The largest file of certificates or a key, in bytes: several times the size of a system's whole CA store.
 const MAX_FILE: usize = 1024 * 1024;
 
-/// What HTTP/2 is called where protocols are agreed on.
+/// The name of HTTP/2 in ALPN.
 const H2: &[u8] = b"h2";
 
-/// How the system's CAs are called in the tracker.
+/// The name of the system's CAs in the resource tracker.
 const SYSTEM: &str = "the system's CAs";
 
-/// What a builder collects.
+/// TLS options, as a builder collects them.
 #[derive(Default)]
 pub(crate) struct TlsOptions {
     pub(crate) ca: Option<PathBuf>,
@@ -43,7 +42,7 @@ pub(crate) struct TlsOptions {
     pub(crate) server_name: Option<String>,
 }
 
-/// Makes TLS of byte streams.
+/// Wraps byte streams in TLS.
 pub(crate) struct Tls {
     ca: Option<PathBuf>,
     identity: Option<(PathBuf, PathBuf)>,
@@ -53,11 +52,10 @@ pub(crate) struct Tls {
 }
 
 impl Tls {
-    /// Checks names; reads nothing.
+    /// Checks names; reads no file.
     ///
     /// # Errors
-    /// When the name that a certificate has to be for can be in none, or there are options and no
-    /// endpoint that they are for.
+    /// When the server name cannot be in a certificate, or there are options and no endpoint with TLS.
     pub(crate) fn new(
         options: TlsOptions,
         endpoints: &[Endpoint],
@@ -85,7 +83,7 @@ impl Tls {
         })
     }
 
-    /// Agrees on TLS with the server at the other end of `io`. Errors are for people.
+    /// Does the TLS handshake with the server at the other end of `io`. Errors are texts for people.
     ///
     /// # Cancel safety
     /// Dropping it closes the stream.
@@ -110,7 +108,7 @@ impl Tls {
         tracing::debug!(
             %endpoint,
             version = ?session.protocol_version(),
-            "TLS is agreed on"
+            "TLS handshake done"
         );
         Ok(stream)
     }
@@ -155,7 +153,7 @@ impl Tls {
     async fn system_roots(&self) -> Result<Arc<RootCertStore>, String> {
         let load = || {
             let mut roots = RootCertStore::empty();
-            // Some that cannot be read are no reason to do without the others.
+            // Uses the readable ones even if others are not.
             roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
             Arc::new(roots)
         };
@@ -178,7 +176,7 @@ impl Tls {
             .certificates("the client's certificate file", cert)
             .await?;
         let pem = self.files.read(WHAT, key, MAX_FILE).await?;
-        // Whatever is wrong with it, what it holds is not quoted.
+        // The error never quotes the file.
         let secret = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| {
             let path = key.display();
             format!(
@@ -202,18 +200,18 @@ impl Tls {
         })
     }
 
-    /// What an error of the handshake, or of a stream after it, means. `None`: it is not TLS's.
+    /// Explains an error of the handshake, or of the stream after it. `None` if it is not rustls's.
     fn explain(&self, error: &io::Error) -> Option<String> {
         let error = error.get_ref()?.downcast_ref::<Error>()?;
         Some(explain(error, self.ca.as_deref(), self.identity.is_some()))
     }
 
-    /// The same for a stream that lives on.
+    /// The same, for a stream that outlives this borrow.
     pub(crate) fn explain_later(&self) -> Explain {
-        let (ca, shows) = (self.ca.clone(), self.identity.is_some());
+        let (ca, has_identity) = (self.ca.clone(), self.identity.is_some());
         Box::new(move |error| {
             let error = error.get_ref()?.downcast_ref::<Error>()?;
-            Some(explain(error, ca.as_deref(), shows))
+            Some(explain(error, ca.as_deref(), has_identity))
         })
     }
 }

@@ -1,4 +1,4 @@
-//! What an error of TLS means and what to do, for people.
+//! Explains TLS errors: what they mean and what to do.
 
 use std::io;
 use std::path::Path;
@@ -8,7 +8,7 @@ use tokio_rustls::rustls::{AlertDescription, CertificateError, Error, PeerIncomp
 pub(super) const NO_HTTP2: &str = "the server speaks TLS, but does not offer HTTP/2 in it (ALPN h2); what is there \
                         may be a proxy or another server";
 
-/// A client's certificate and key that are no pair.
+/// The error for a client's certificate and key that do not fit together.
 pub(super) fn mismatched(cert: &Path, key: &Path, error: &Error) -> String {
     let (cert, key) = (cert.display(), key.display());
     match error {
@@ -19,23 +19,23 @@ pub(super) fn mismatched(cert: &Path, key: &Path, error: &Error) -> String {
     }
 }
 
-/// An error below TLS.
+/// Explains an error below TLS.
 pub(super) fn explain_io(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
-            "the server closed the connection while TLS was being agreed on; it may not speak TLS \
-             (then write http://), or allow no more connections"
+            "the server closed the connection during the TLS handshake; it may not speak TLS (then \
+             write http://), or allow no more connections"
                 .to_owned()
         }
         _ => error.to_string(),
     }
 }
 
-/// What an error of TLS means and what to do, for people.
-pub(super) fn explain(error: &Error, ca: Option<&Path>, shows_identity: bool) -> String {
+/// Explains an error of TLS.
+pub(super) fn explain(error: &Error, ca: Option<&Path>, has_identity: bool) -> String {
     match error {
         Error::InvalidCertificate(error) => explain_certificate(error, ca),
-        Error::AlertReceived(alert) => explain_alert(*alert, shows_identity),
+        Error::AlertReceived(alert) => explain_alert(*alert, has_identity),
         Error::InvalidMessage(_) => "the server does not speak TLS; write http:// in place of \
                                      https://, or give it a certificate"
             .to_owned(),
@@ -50,7 +50,7 @@ pub(super) fn explain(error: &Error, ca: Option<&Path>, shows_identity: bool) ->
 const OLD_TLS: &str =
     "the server speaks no TLS of version 1.2 or newer; it has to be configured for one";
 
-/// Why the server's certificate is not taken.
+/// Explains why the server's certificate is not accepted.
 fn explain_certificate(error: &CertificateError, ca: Option<&Path>) -> String {
     match error {
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
@@ -113,14 +113,14 @@ fn presented_name(name: &str) -> String {
     inner.unwrap_or(name).trim_matches('"').to_owned()
 }
 
-/// Why the server does not want this client.
-fn explain_alert(alert: AlertDescription, shows_identity: bool) -> String {
+/// Explains why the server rejects this client.
+fn explain_alert(alert: AlertDescription, has_identity: bool) -> String {
     use AlertDescription as Alert;
     match alert {
         Alert::CertificateRequired => REQUIRED.to_owned(),
-        // What TLS 1.2 has for it.
-        Alert::HandshakeFailure if !shows_identity => format!(
-            "the server refuses to agree on TLS; perhaps it {}",
+        // TLS 1.2 has no alert of its own for it.
+        Alert::HandshakeFailure if !has_identity => format!(
+            "the server refused the TLS handshake; perhaps it {}",
             REQUIRED.trim_start_matches("the server ")
         ),
         Alert::UnknownCA
@@ -129,10 +129,10 @@ fn explain_alert(alert: AlertDescription, shows_identity: bool) -> String {
         | Alert::UnsupportedCertificate
         | Alert::DecryptError
         | Alert::AccessDenied
-            if shows_identity =>
+            if has_identity =>
         {
-            "the server does not take this client's certificate; it has to be issued by the CA that \
-             the server trusts for clients"
+            "the server rejected this client's certificate; it has to be issued by the CA that the \
+             server trusts for clients"
                 .to_owned()
         }
         Alert::CertificateExpired => {
@@ -143,9 +143,10 @@ fn explain_alert(alert: AlertDescription, shows_identity: bool) -> String {
         Alert::NoApplicationProtocol => NO_HTTP2.to_owned(),
         Alert::ProtocolVersion => OLD_TLS.to_owned(),
         Alert::UnrecognisedName => {
-            "the server does not know the name that was dialled; give the one that it is for".to_owned()
+            "the server does not know the name that was dialled; give the one that it is for"
+                .to_owned()
         }
-        other => format!("the server ended TLS, saying {other:?}"),
+        other => format!("the server ended TLS with the alert {other:?}"),
     }
 }
 
@@ -159,7 +160,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_wrong_is_said_in_words_that_help() {
+    fn certificate_errors_say_what_to_do() {
         let ca = Some(Path::new("/ca.pem"));
         let name = ServerName::try_from("config.example").unwrap();
         let other = |presented: &[&str]| CertificateError::NotValidForNameContext {
@@ -184,17 +185,17 @@ mod tests {
             (CertificateError::InvalidPurpose, "not meant for servers"),
             (CertificateError::Revoked, "was revoked"),
         ] {
-            let said = explain(&Error::InvalidCertificate(error), ca, false);
-            assert!(said.contains(expected), "{said}");
+            let text = explain(&Error::InvalidCertificate(error), ca, false);
+            assert!(text.contains(expected), "{text}");
         }
-        let said = explain(&CertificateError::UnknownIssuer.into(), None, false);
-        assert!(said.contains("a CA that this system trusts"), "{said}");
+        let text = explain(&CertificateError::UnknownIssuer.into(), None, false);
+        assert!(text.contains("a CA that this system trusts"), "{text}");
     }
 
     #[test]
-    fn what_a_server_does_not_like_is_said_too() {
+    fn alerts_say_what_to_do() {
         use AlertDescription as Alert;
-        for (alert, shows_identity, expected) in [
+        for (alert, has_identity, expected) in [
             (
                 Alert::CertificateRequired,
                 false,
@@ -205,11 +206,7 @@ mod tests {
                 false,
                 "perhaps it requires a client certificate",
             ),
-            (
-                Alert::UnknownCA,
-                true,
-                "does not take this client's certificate",
-            ),
+            (Alert::UnknownCA, true, "rejected this client's certificate"),
             (
                 Alert::CertificateExpired,
                 true,
@@ -217,10 +214,10 @@ mod tests {
             ),
             (Alert::NoApplicationProtocol, false, "ALPN h2"),
             (Alert::ProtocolVersion, false, "no TLS of version 1.2"),
-            (Alert::InternalError, false, "saying InternalError"),
+            (Alert::InternalError, false, "the alert InternalError"),
         ] {
-            let said = explain(&Error::AlertReceived(alert), None, shows_identity);
-            assert!(said.contains(expected), "{said}");
+            let text = explain(&Error::AlertReceived(alert), None, has_identity);
+            assert!(text.contains(expected), "{text}");
         }
     }
 }

@@ -47,7 +47,7 @@ impl Disconnect {
     pub(super) fn silent() -> Self {
         Self {
             retire: true,
-            ..Self::transient("the server fell silent")
+            ..Self::transient("the server sent nothing for too long")
         }
     }
 
@@ -103,9 +103,9 @@ impl Disconnect {
         let (message, retire) = match reason {
             Reason::Unspecified => ("the server said goodbye", true),
             Reason::Drain => ("the server is shutting down", true),
-            Reason::Rebalance => ("the server spreads its load", true),
+            Reason::Rebalance => ("the server rebalances its load", true),
             Reason::Stalled => ("the server found this client too slow", false),
-            Reason::Revoked => ("the right to read the range was taken back", false),
+            Reason::Revoked => ("the right to read the range was revoked", false),
             Reason::History => ("etcd's history was replaced", false),
         };
         let revoked = reason == Reason::Revoked;

@@ -1,7 +1,7 @@
-//! The state of a range that this process holds: applies frames, refuses what does not fit.
+//! The state of a range that this process holds: applies frames, and refuses what does not fit.
 //!
-//! Owned by the subscription's task, the only writer. It shows its state as cheap immutable
-//! [`Entries`] and knows nothing of who reads them.
+//! Owned by the subscription's task, the only writer. It hands out its state as cheap immutable [`Entries`] and
+//! knows nothing of who reads them.
 
 use bytes::Bytes;
 use driftless_proto::apply::{Action, Applier, ApplyError, Edit, Lookup};
@@ -13,21 +13,20 @@ use crate::value::Entries;
 /// What a frame did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Applied {
-    /// Nothing: it is part of something, or already known.
+    /// Nothing: it is a part of a larger frame, or already known.
     Nothing,
-    /// The state is proven to be the server's. It may have moved to a newer revision; no entry
-    /// changed.
+    /// The state is proven to be the server's, maybe at a newer revision; no entry changed.
     Confirmed,
     /// The state is proven to be the server's, and entries changed (or this is the first state).
     Changed,
 }
 
-/// The state of a range, and its place in the history.
+/// The state of a range, and its position in etcd's history.
 #[derive(Debug)]
 pub(crate) struct Replica {
     applier: Applier,
     entries: Entries,
-    /// Whether there ever was a state: an empty one is one too.
+    /// Whether there was a state, which may be empty.
     synced: bool,
     token: Bytes,
 }
@@ -53,25 +52,25 @@ impl Replica {
         self.synced.then_some(&self.entries)
     }
 
-    /// What to tell a server, so that it sends no more than is missing.
+    /// What to send to a server, so that it answers only with what is missing.
     pub(crate) fn have(&self) -> Option<v1::Have> {
         self.applier.have(self.token.clone())
     }
 
-    /// A stream begins.
+    /// Begins a stream.
     pub(crate) fn begin(&mut self, hello: &v1::Hello) {
         self.token = hello.token.clone();
         self.applier.begin(Epoch::new(hello.epoch.clone()));
     }
 
-    /// Takes one frame. All of it is applied, or nothing.
+    /// Applies one frame: all of it, or nothing.
     pub(crate) fn apply(&mut self, frame: Frame) -> Result<Applied, ApplyError> {
         let action = match frame {
             Frame::Snapshot(chunk) => self.applier.snapshot(chunk)?,
             Frame::Diff(chunk) => self.applier.diff(chunk, &self.entries)?,
             Frame::Current(current) => self.applier.current(&current)?,
             Frame::Progress(progress) => self.applier.progress(&progress)?,
-            // Not about the state; the task's.
+            // Not about the state: the task handles them.
             Frame::Hello(_) | Frame::Goodbye(_) => return Ok(Applied::Nothing),
         };
         Ok(match action {
@@ -111,8 +110,8 @@ impl Replica {
         }
     }
 
-    /// Becomes exactly these entries, which are in order. What stays the same stays shared with the
-    /// states that readers hold.
+    /// Replaces the state by these entries, which are sorted. Equal entries stay shared with the states that
+    /// readers hold.
     fn replace(&mut self, entries: Vec<Entry>) -> bool {
         let gone: Vec<Key> = {
             let mut new = entries.iter().map(|entry| &entry.key).peekable();
@@ -139,8 +138,8 @@ impl Replica {
     }
 }
 
-/// The entry in memory of its own. What arrives is a slice of its message: kept as it is, one small
-/// value would hold on to a whole chunk for as long as it lives.
+/// Copies the entry into memory of its own. What arrives is a slice of its message: without the copy, one small
+/// value would keep a whole chunk in memory.
 fn owned(entry: Entry) -> Entry {
     Entry {
         key: Key::new(Bytes::copy_from_slice(entry.key.as_ref())).unwrap_or(entry.key),
@@ -190,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_range_is_a_state() {
+    fn empty_range_is_a_state() {
         let mut replica = replica();
         assert!(replica.entries().is_none() && replica.have().is_none());
         assert_eq!(replica.apply(snapshot(5, &[])), Ok(Applied::Changed));
@@ -201,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_replaces_and_shares_what_is_the_same() {
+    fn snapshot_replaces_and_shares_equal_entries() {
         let mut replica = replica();
         let (a, b, c) = (
             entry("/a", "1", 2),
@@ -225,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_does_not_pin_the_message_it_came_in() {
+    fn value_does_not_pin_its_message() {
         let mut replica = replica();
         let message = Bytes::from(vec![7; 1 << 16]);
         let small = Entry {
@@ -237,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_frame_changes_nothing() {
+    fn refused_frame_changes_nothing() {
         let mut replica = replica();
         replica.apply(snapshot(2, &[entry("/a", "1", 2)])).unwrap();
         let mut bad = snapshot(3, &[entry("/b", "1", 3)]);

@@ -1,45 +1,45 @@
 //! A subscription as a state machine: when to connect, how long to wait, when to give up.
 //!
-//! Pure: no I/O, no clock and no randomness of its own. The task tells it what happened, and when;
-//! it says what to wait for.
+//! Pure: no I/O, no clock and no randomness of its own. The task passes it what happened, and when; its phase
+//! says what to wait for.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// From a call's begin to its first frame. A server answers from memory; what takes longer is stuck.
+/// How long the first frame of a call may take. A server answers from memory; one that takes longer is stuck.
 const FIRST_FRAME: Duration = Duration::from_secs(10);
 
-/// The progress interval of a server that does not say its own.
+/// The progress interval of a server that sends none.
 const DEFAULT_PROGRESS: Duration = Duration::from_secs(10);
 
-/// How many progress intervals may pass in silence: two lost in a row are bad luck, three are an
-/// answer.
+/// How many progress intervals may pass without a frame: two may be lost by chance, three mean that the server
+/// is gone.
 const SILENT_INTERVALS: u32 = 3;
 
-/// Bounds of the silence that is put up with, whatever the server says: a garbled interval must
-/// neither make a client reconnect all the time nor wait for hours.
+/// The limits of that time, whatever the server sends: a wrong interval must neither make a client reconnect
+/// all the time nor wait for hours.
 const SILENCE: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(600);
 
-/// What the first backoff is drawn from.
+/// The longest first backoff; the actual one is random.
 const BACKOFF_BASE: Duration = Duration::from_millis(100);
 
-/// What later ones are drawn from at most: how long after its server's return a client is back.
+/// The longest later backoff. A client reconnects at most this long after its server is back.
 const BACKOFF_CAP: Duration = Duration::from_secs(5);
 
-/// How long a stream has to be live for the next backoff to start from the base again. Longer than
-/// the cap, so that a stream that ends right after it began does not count as success.
+/// How long a stream must be live for the next backoff to start from the base again. Longer than the cap, so
+/// that a stream that ends right after it began does not count as success.
 const STABLE_AFTER: Duration = Duration::from_secs(10);
 
-/// Where a subscription is.
+/// The phase of a subscription.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
-    /// Waits for a connection, which has limits of its own.
+    /// Waits for a connection, which has time limits of its own.
     Connecting,
-    /// Has asked, and waits for the first frame.
+    /// Sent the request, and waits for the first frame.
     Requested { until: Instant },
-    /// Has the first frame, and waits for the rest of the answer.
+    /// Has the first frame, and waits for the rest of the state.
     Syncing { silence: Duration, until: Instant },
     /// Holds what the server holds.
     Live {
@@ -49,37 +49,37 @@ pub(crate) enum Phase {
     },
     /// Waits before the next attempt.
     Backoff { until: Instant },
-    /// Was refused, and waits before it asks again.
+    /// Was refused, and waits before the next attempt.
     Refused { until: Instant },
 }
 
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Event {
-    /// There is a connection, and the question is on its way.
+    /// There is a connection, and the request is being sent.
     Requested,
-    /// The first frame. Zero: the server does not say.
+    /// The first frame. The interval is zero if the server sends none.
     Hello { progress_interval: Duration },
     /// Any other frame.
     Frame,
-    /// What is held is proven to be what the server holds.
+    /// The state is proven to be the server's.
     InSync,
-    /// The attempt or the stream ended, well or not.
+    /// The attempt or the stream ended, with or without an error.
     Disconnected { cause: Cause, at_least: Duration },
-    /// The time that the phase waits for is up.
+    /// The deadline of the phase has passed.
     Expired,
 }
 
 /// Why an attempt or a stream ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cause {
-    /// Anything that may be better next time: a clean end too.
+    /// Anything that may be over at the next attempt; also a clean end.
     Transient,
-    /// What is held cannot be built on by this server: the next question says nothing of it.
+    /// The server cannot continue from the state that is held: the next request starts over.
     Discard,
-    /// The same, because what is held differs from what the server holds. Counted.
+    /// The same, because the state differs from the server's. Counted.
     Diverged,
-    /// The server said no.
+    /// The server refused the range.
     Refused,
 }
 
@@ -87,9 +87,9 @@ pub(crate) enum Cause {
 #[derive(Debug)]
 pub(crate) struct Machine {
     phase: Phase,
-    /// Ends since a stream was last live for [`STABLE_AFTER`].
+    /// Disconnects since a stream was last live for [`STABLE_AFTER`].
     failures: u32,
-    /// The next question is asked with nothing in hand.
+    /// The next request asks for the whole state.
     starts_over: bool,
     streams: u64,
     diverged: u64,
@@ -110,7 +110,7 @@ impl Machine {
         self.phase
     }
 
-    /// When [`Event::Expired`] is due. `None` while connecting, which ends by itself.
+    /// When [`Event::Expired`] is due. `None` while connecting, which has limits of its own.
     pub(crate) const fn deadline(&self) -> Option<Instant> {
         match self.phase {
             Phase::Connecting => None,
@@ -122,17 +122,17 @@ impl Machine {
         }
     }
 
-    /// Whether the question must not say what is held.
+    /// Whether the next request must not mention the state that is held.
     pub(crate) const fn starts_over(&self) -> bool {
         self.starts_over
     }
 
-    /// Streams that were begun after the first.
+    /// Streams after the first.
     pub(crate) const fn reconnects(&self) -> u64 {
         self.streams.saturating_sub(1)
     }
 
-    /// How often what was held differed from what the server held.
+    /// How often the state differed from the server's.
     pub(crate) const fn diverged(&self) -> u64 {
         self.diverged
     }
@@ -188,8 +188,7 @@ impl Machine {
                 | Phase::Live { .. },
                 Event::Disconnected { cause, at_least },
             ) => self.disconnected(cause, at_least, now, jitter),
-            // Frames before there is a stream, a second hello, and the like: the task does not let
-            // them through.
+            // Frames without a stream, a second hello and the like: the task does not pass them on.
             (phase, _) => phase,
         };
     }
@@ -217,14 +216,14 @@ impl Machine {
                 self.diverged += 1;
             }
             Cause::Refused => {
-                // Never at once: a refusal rarely changes by itself.
+                // Never at once: a refusal rarely ends by itself.
                 let wait = BACKOFF_CAP.mul_f64(0.5 + jitter / 2.0);
                 return Phase::Refused {
                     until: now + at_least.max(wait),
                 };
             }
         }
-        // On top of what the server asks for: all its clients were told the same.
+        // In addition to what the server asks for, because it asks all its clients for the same.
         Phase::Backoff {
             until: now + at_least + ceiling.mul_f64(jitter),
         }
@@ -271,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn the_way_to_live() {
+    fn attempt_goes_from_connecting_to_live() {
         let now = Instant::now();
         let silence = secs(6);
         let steps = [
@@ -315,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn silence_is_bounded_whatever_the_server_says() {
+    fn silence_limit_is_clamped() {
         let now = Instant::now();
         for (interval, silence) in [
             (ZERO, secs(30)),
@@ -329,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn every_phase_of_an_attempt_can_expire_and_end() {
+    fn every_phase_can_expire_and_end() {
         let now = Instant::now();
         let way = [Event::Requested, hello(secs(1)), Event::InSync];
         for length in 0..=way.len() {
@@ -365,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_steady_stream_resets_the_backoff() {
+    fn only_a_stable_stream_resets_the_backoff() {
         for (live_for, expected) in [(ZERO, 1600), (secs(9), 1600), (secs(10), 100)] {
             let now = Instant::now();
             let mut machine = Machine {
@@ -386,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_can_ask_for_more_and_not_for_less() {
+    fn server_can_lengthen_but_not_shorten_the_wait() {
         let now = Instant::now();
         for (cause, least, expected) in [
             (Cause::Transient, secs(20), Duration::from_millis(20_050)),
@@ -401,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_retried_near_the_cap_and_never_at_once() {
+    fn refusal_is_retried_near_the_cap() {
         let now = Instant::now();
         for (jitter, millis) in [(0.0, 2500), (0.5, 3750)] {
             let mut machine = Machine::new();
@@ -414,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn divergence_starts_with_nothing_in_hand_until_in_sync_again() {
+    fn divergence_starts_over_until_in_sync_again() {
         let now = Instant::now();
         let mut machine = after(now, &[Event::Requested, hello(secs(1)), Event::InSync]);
         machine.step(ended(Cause::Diverged), now, 0.0);
@@ -442,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn divergence_that_comes_back_is_met_with_patience() {
+    fn repeated_divergence_backs_off() {
         let now = Instant::now();
         let mut machine = Machine::new();
         for (count, ceiling) in [100, 200, 400, 800, 1600, 3200, 5000, 5000]

@@ -84,7 +84,7 @@ impl Task {
                 connection.retire();
             }
             if disconnect.purge {
-                tracing::warn!(range = %self.range, "the right to read the range was taken back");
+                tracing::warn!(range = %self.range, "the right to read the range was revoked");
                 self.close(Closed::Revoked);
                 return;
             }
@@ -356,10 +356,10 @@ impl Task {
         match (&refused, disconnect.cause) {
             (Some(refused), _) if is_new => {
                 self.outage = true;
-                tracing::warn!(%range, %refused, ?wait, "a range is refused; asking again");
+                tracing::warn!(%range, %refused, ?wait, "a range is refused; trying again");
             }
             (_, Cause::Diverged | Cause::Discard) => {
-                tracing::warn!(%range, %why, ?wait, "a state cannot be trusted; fetching it anew");
+                tracing::warn!(%range, %why, ?wait, "a state cannot be trusted; fetching it again");
             }
             // Once for each outage, not at each attempt.
             (None, _) if !was_live && !std::mem::replace(&mut self.outage, true) => {

@@ -69,7 +69,7 @@ impl From<&Status> for CallError {
             Some(source) => root_cause(source),
             // The original text is tonic's, or that of a server which is not driftless.
             None if status.code() == Code::Unimplemented => {
-                "this is not where a driftless server of this version serves gRPC".to_owned()
+                "no driftless server of this version serves gRPC here".to_owned()
             }
             None => status.message().to_owned(),
         };
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn statuses_that_refuse() {
+    fn status_codes_map_to_refusals() {
         for (code, reason) in [
             (Code::InvalidArgument, Some(RefusedReason::Invalid)),
             (Code::NotFound, Some(RefusedReason::NotServed)),
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn pauses_are_read_and_bounded() {
+    fn pushback_is_read_and_limited() {
         for (text, millis) in [
             ("250", 250),
             ("0", 0),
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn long_texts_are_cut_between_characters() {
+    fn long_text_is_cut_between_characters() {
         let status = Status::internal("\u{fc}".repeat(2000));
         let message = error(&status).message;
         assert_eq!(message.len(), MAX_MESSAGE_TEXT);

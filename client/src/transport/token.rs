@@ -1,7 +1,7 @@
-//! A bearer token in a file that somebody else keeps fresh.
+//! A bearer token in a file that somebody else rotates.
 //!
-//! It is read anew for each call and kept nowhere, so the one in the file is the one that is sent. It
-//! appears in no log, error or `Debug`.
+//! It is read for each call and kept nowhere, so the token in the file is the one that is sent. It appears in
+//! no log, error or `Debug`.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,10 +10,10 @@ use tonic::metadata::{Ascii, MetadataValue};
 
 use crate::net::Files;
 
-/// The longest token, in bytes: what servers commonly take as one header.
+/// The longest token, in bytes: what servers commonly accept as one header.
 const MAX_TOKEN: usize = 16 * 1024;
 
-/// What the file is, for people.
+/// What errors call the file.
 const WHAT: &str = "the token file";
 
 /// Where the token is. Cheap to clone.
@@ -36,7 +36,7 @@ impl TokenFile {
     /// # Cancel safety
     /// Loses nothing.
     pub(crate) async fn authorization(&self) -> Result<MetadataValue<Ascii>, String> {
-        // Room for the line break at its end.
+        // Two bytes more, for a line break at the end.
         let file = self.files.read(WHAT, &self.path, MAX_TOKEN + 2).await?;
         let bad = |problem| format!("{WHAT} {}: {problem}", self.path.display());
         let token = file.trim_ascii();
@@ -46,7 +46,7 @@ impl TokenFile {
         if token.len() > MAX_TOKEN {
             return Err(bad("it holds more than 16384 bytes, which is no token"));
         }
-        // What may stand in a header, without the blanks that would make it two words.
+        // The characters that a header may hold, without blanks.
         if !token.iter().all(u8::is_ascii_graphic) {
             return Err(bad(
                 "it holds something else than one token of printable ASCII characters",
@@ -55,7 +55,7 @@ impl TokenFile {
         let text = [b"Bearer ", token].concat();
         let mut value = MetadataValue::try_from(text)
             .map_err(|_| bad("its token does not fit into a header"))?;
-        // Not to be printed by others, nor kept by header compression.
+        // So that others do not print it, and header compression does not index it.
         value.set_sensitive(true);
         Ok(value)
     }
@@ -67,7 +67,7 @@ mod tests {
     use crate::resources::ResourceTracker;
 
     #[tokio::test]
-    async fn tokens_are_checked_and_never_shown() {
+    async fn token_is_checked_and_never_revealed() {
         let path = std::env::temp_dir().join(format!("driftless-{:032x}", rand::random::<u128>()));
         let token = TokenFile::new(path.clone(), Files::new(ResourceTracker::new()));
         for (text, expected) in [

@@ -190,7 +190,7 @@ async fn what_a_first_value_waits_for_is_logged_once_each() {
     let lines = log.lines(WAITING);
     let missing = "there is no such key; for the keys below it, use KeyRange::prefix";
     let reasons = [
-        "no server has answered in full: http://scripted:7400: trouble",
+        "no server has sent the whole state: http://scripted:7400: trouble",
         missing,
         "the value was refused: key /a/: expected an integer (u32), found text that is no number",
         missing,

@@ -355,8 +355,8 @@ async fn a_value_is_as_old_as_the_last_word_of_etcd_that_confirms_it() {
     let stale = watcher.load_fresh().unwrap_err();
     assert_eq!(
         stale.to_string(),
-        "the value of /a was last proven 31.0s ago, and 30s are allowed; the watcher's status says \
-         what stands between it and etcd"
+        "the value of /a was last proven 31.0s ago, and at most 30s is allowed; the watcher's status \
+         says why"
     );
 }
 
@@ -381,7 +381,7 @@ async fn a_default_for_want_of_a_state_has_no_age_and_one_for_a_key_that_is_not_
     assert!(
         stale
             .to_string()
-            .starts_with("how old the value of /a is cannot be told")
+            .starts_with("the age of the value of /a is not known")
     );
 
     serve_with_clock(&call, &World::of(&[]), 1_000_000, 1000).await;

@@ -221,7 +221,7 @@ async fn silence_ends_a_stream_and_leaves_the_connection() {
     let waited = start.elapsed();
     assert!(waited >= Duration::from_secs(30) && waited < Duration::from_secs(31));
     assert!(call.is_ended());
-    assert!(watcher.status().last_error.unwrap().contains("silent"));
+    assert!(watcher.status().last_error.unwrap().contains("sent nothing"));
     assert_eq!(server.dials(), 2);
 
     // No answer at all: ten seconds for the first frame.

@@ -434,7 +434,7 @@ async fn a_default_is_there_when_no_server_is() {
     let limit = Duration::from_secs(2);
     let error = client.watch::<u32>("/a").first_value_within(limit).await;
     let error = error.unwrap_err();
-    let said = "no value for /a within 2s: no server has answered in full: http://scripted:7400: \
+    let said = "no value for /a within 2s: no server has sent the whole state: http://scripted:7400: \
                 connection refused";
     assert_eq!(error.to_string(), said);
     assert_eq!(format!("{error:?}"), format!("NoFirstValue: {said}"));

@@ -55,7 +55,7 @@ async fn client_without_its_certificate_is_told_why() {
     let other = Ca::new("ca");
     let mine = Folder::with(&ca, &other.client());
     let said = refusal(known(&server.url(), &mine)).await;
-    let expected = "the server does not take this client's certificate";
+    let expected = "the server rejected this client's certificate";
     assert!(said.contains(expected), "{said}");
 
     let expired = ca.issue(&["client.example"], (2001, 2002), Usage::Client);

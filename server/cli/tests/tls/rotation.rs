@@ -103,7 +103,7 @@ async fn refused_client_connects_after_its_files_are_fixed() {
         };
         says("the server's certificate is not from the CA in").await;
         mine.write("ca.pem", &ca.pem);
-        says("the server does not take this client's certificate").await;
+        says("the server rejected this client's certificate").await;
         mine.put(&ca.client());
     };
     let (watcher, ()) = tokio::join!(watching, mend);
