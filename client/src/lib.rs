@@ -1,8 +1,7 @@
 //! Configuration from etcd, as a typed value that is always current.
 //!
-//! A driftless server watches etcd and pushes what changes; this library holds the state of the
-//! ranges that a process watches, proves with a digest that it is the server's, and shows it as
-//! typed values.
+//! A driftless server watches etcd and pushes what changes. This library holds the state of the ranges that a
+//! process watches, proves with a digest that it equals the server's, and decodes it into typed values.
 //!
 //! ```no_run
 //! use driftless_client::Client;
@@ -14,8 +13,8 @@
 //!
 //! # fn serve(_rps: u32) {}
 //! # async fn service() -> Result<(), Box<dyn std::error::Error>> {
-//! let client = Client::connect("http://127.0.0.1:7400")?; // validates; dials nothing yet
-//! let mut limits = client.watch::<Limits>("/config/shop/limits").await?; // holds the first value
+//! let client = Client::connect("http://127.0.0.1:7400")?; // validates; does not dial yet
+//! let mut limits = client.watch::<Limits>("/config/shop/limits").await?; // has the first value
 //! loop {
 //!     serve(limits.load().rps); // wait-free, from any thread
 //!     limits.changed().await?; // dropping this future loses nothing
@@ -26,37 +25,36 @@
 //!
 //! # What it promises
 //!
-//! * **Its age is honest.** Each value tells how long ago it was last proven to be etcd's, and a watch
-//!   can say how old is too old.
-//! * **The last good value wins.** A value that does not decode or validate is refused, shown in
-//!   [`Status`], reported to the server, and never replaces a good one.
-//! * **It outlives everything.** With the server or etcd gone, readers keep what they have; the
-//!   library reconnects with jittered backoff and resumes with what changed meanwhile.
-//! * **What is dropped is gone.** Watchers of one range share one stream and one task; dropping the
-//!   last ends both at once, whatever they were doing. A [`Client`] that nobody uses holds neither a
-//!   task nor a socket.
+//! * **Its age is known.** Each value tells how long ago it was last proven to be etcd's, and a watch can set a
+//!   maximum age.
+//! * **The last good value wins.** A value that does not decode or validate is refused, appears in [`Status`], is
+//!   reported to the server, and never replaces a good one.
+//! * **It stays available.** With the server or etcd gone, readers keep the last value; the library reconnects
+//!   with jittered backoff and resumes with what changed meanwhile.
+//! * **What is dropped is gone.** Watchers of one range share one stream and one task; dropping the last watcher
+//!   ends both at once, in any state. An idle [`Client`] holds neither a task nor a socket.
 //! * **Values stay private.** They appear in no log, error or `Debug` of this library.
 //!
 //! # What to use
 //!
-//! [`Client::watch`] for a value (see [`decoding`] for what becomes of keys), [`Client::entries`]
-//! for keys and their changes (tools), and [`Client::get`] for one look. All of them need a tokio
-//! runtime with I/O and time enabled. What a watch gives is read in the way that the place asks for:
+//! [`Client::watch`] for a value (see [`decoding`] for how keys become one), [`Client::entries`] for keys and
+//! their changes (tools), and [`Client::get`] for a single read. All of them need a tokio runtime with I/O and
+//! time enabled. There are several ways to read a watched value:
 //!
-//! | where | use | what it costs, what it holds |
+//! | where | use | cost |
 //! | --- | --- | --- |
-//! | a request, a job | [`Watcher::load`] | some nanoseconds, no lock, no allocation; the value while it is held |
-//! | a hot loop in one thread | [`Watcher::reader`] | about a nanosecond; the value that was read last |
-//! | a component with a part of its own | [`Watcher::map`] | wakes only when that part differs |
-//! | where an old value must not be used | [`WatchBuilder::max_age`] and [`Watcher::load_fresh`] | a look at the clock |
-//! | an async task that follows | [`Watcher::changed`], in a loop | a state shared with the current one |
-//! | the same, with old and new | [`Watcher::into_stream`] | both values |
+//! | a request, a job | [`Watcher::load`] | some nanoseconds, no lock, no allocation; keeps the value in memory while it is held |
+//! | a hot loop in one thread | [`Watcher::reader`] | about a nanosecond; keeps the value that was read last |
+//! | a component that uses one part | [`Watcher::map`] | wakes only when that part differs |
+//! | where an old value must not be used | [`WatchBuilder::max_age`] and [`Watcher::load_fresh`] | one reading of the clock |
+//! | an async task that follows changes | [`Watcher::changed`], in a loop | a state that shares memory with the current one |
+//! | the same, with old and new | [`Watcher::into_stream`] | keeps both values |
 //! | code that is not async | [`Watcher::on_change`] | a task, until its guard is dropped |
 //! | a health check | [`Watcher::status`], [`Watcher::watch_status`] | |
 //!
-//! Each but the status keeps the watch going; the last one that is dropped ends it. The pattern for several at once
-//! is `select!` in a loop: every future of this library may be dropped at any moment and loses
-//! nothing (each says so under "Cancel safety").
+//! Each of these except the status keeps the watch alive; dropping the last one ends it. To follow several watches,
+//! use `select!` in a loop: every future of this library may be dropped at any moment and loses nothing (see its
+//! section "Cancel safety").
 //!
 //! ```
 //! # async fn follow(mut limits: driftless_client::Watcher<u32>, mut banner: driftless_client::Watcher<String>) -> Result<(), driftless_client::Closed> {
@@ -82,19 +80,19 @@
 //! | | all | each | sockets | CPU while idle | CPU for a put |
 //! | --- | --- | --- | --- | --- | --- |
 //! | 1 watcher | 1.3 MiB | 1.3 MiB | 1 | 0 | 5 µs |
-//! | 1,000 watchers of one key | 2.7 MiB | 2.8 KiB | 1 | 0 | 200 µs: each makes a value of its own |
+//! | 1,000 watchers of one key | 2.7 MiB | 2.8 KiB | 1 | 0 | 200 µs: each decodes a value of its own |
 //! | 100 watchers of 100 keys | 4 MiB | 41 KiB | 1 | 0 | 35 µs |
 //! | 1,000 watchers of 1,000 keys | 29 MiB | 30 KiB | 1 | 0 | 25 µs |
 //!
-//! Whatever is watched, a client has one connection and no thread of its own. Watchers of one range
+//! However many watches it has, a client has one connection and no thread of its own. Watchers of one range
 //! share a stream, a task and the state; one watcher of a prefix costs less than one for each key
 //! below it.
 //!
 //! # Security
 //!
-//! An endpoint that starts with `https://` is spoken to over TLS (1.2 or 1.3), and its server must
-//! have a certificate for the endpoint's host from a CA that the system trusts, or from the one that
-//! is named. A server may ask who is calling: with a certificate, a bearer token, or both.
+//! A connection to an `https://` endpoint uses TLS 1.2 or 1.3. The server must have a certificate for the endpoint's
+//! host, from a CA that the system trusts or from the CA in a given file. A server may require that clients
+//! authenticate, with a certificate, a bearer token, or both.
 //!
 #![cfg_attr(feature = "tls", doc = "```")]
 #![cfg_attr(not(feature = "tls"), doc = "```ignore")]
@@ -110,33 +108,31 @@
 //! # Ok::<(), driftless_client::BuildError>(())
 //! ```
 //!
-//! Whoever rotates these files replaces them and is done: the CA, the certificate and its key are read
-//! anew at each connection, the token at each call. None of them is read by
-//! [`build`](ClientBuilder::build), so they may be put there later; what is wrong with one, and with
-//! the other end, is said in [`Status::last_error`] and in the log, with what to do. The token and the
-//! key never are. A token is not sent in clear text over a network: `build` refuses one together with
-//! an `http://` endpoint of another machine.
+//! To rotate these files, replace them: the CA, the certificate and its key are read for each connection, the token
+//! for each call. [`build`](ClientBuilder::build) reads none of them, so they may be created later. An error in one
+//! of them, or at the other end, appears in [`Status::last_error`] and in the log, with what to do. The token and
+//! the key never appear. A token is not sent in clear text over a network: `build` refuses one together with an
+//! `http://` endpoint of another machine.
 //!
 //! # Features
 //!
-//! * `tls`, on by default: endpoints that start with `https://`, with rustls. Without it they are
-//!   refused.
-//! * `toml`, `yaml`: values may be documents in these formats, as a key's suffix or
-//!   [`WatchBuilder::format`] says. JSON can always be read.
+//! * `tls`, on by default: `https://` endpoints, with rustls. Without it they are refused.
+//! * `toml`, `yaml`: values may be documents in these formats, if a key's suffix or
+//!   [`WatchBuilder::format`] says so. JSON is always supported.
 //!
 //! # What is logged
 //!
-//! Through `tracing`, in the target `driftless_client`: a `warn` when a state is refused, when a
-//! server refuses a range, when no server is in sync, and when a watch begins with its default for
-//! want of a value, once each for as long as it lasts; a `warn` when a server replaces what is held by
-//! another history of etcd, which is the only way back to an older revision; an `info` when what was
-//! warned of is over, when there is no key at all under a prefix, and what a first value that takes
-//! more than a second waits for; connections, TLS, calls and streams at `debug`, with their endpoint
-//! or range.
+//! Through `tracing`, in targets that begin with `driftless_client`. Values never appear.
 //!
-//! What is yours is yours to keep quiet: the text of a validator's error goes nowhere (but for
-//! [reasons](WatchBuilder::validate) that are part of the program), but a panic in a `Deserialize` or a validator runs the process's panic hook, with whatever its message quotes,
-//! before this library catches it.
+//! * `warn`, once for as long as it lasts: a state is refused; a server refuses a range; no server is in sync; a
+//!   watch begins with its default because no value came.
+//! * `warn`: a server replaces the state by another history of etcd, the only way back to an older revision.
+//! * `info`: the end of what was warned of; a prefix without any key; why a first value takes more than a second.
+//! * `debug`: connections, TLS, calls and streams, with their endpoint or range.
+//!
+//! The text of a validator's error is dropped, except for [reasons](WatchBuilder::validate) that are part of the
+//! program. But a panic in a `Deserialize` or a validator runs the process's panic hook, with whatever its message
+//! quotes, before this library catches it.
 
 mod builder;
 mod client;

@@ -1,4 +1,4 @@
-//! The error that deserialising runs on: a rejection in the making.
+//! The error type of deserializing, which becomes a rejection.
 
 use std::fmt;
 
@@ -7,13 +7,13 @@ use serde::de::{Error, Expected, Unexpected};
 
 use crate::error::{Facts, Rejection, RejectionKind};
 
-/// A [`Rejection`] that learns where it happened on its way out.
+/// A [`Rejection`] to which each level adds where it happened.
 ///
-/// It is where secrecy is decided: everything that serde or a type's own code says goes through the
-/// constructors of [`serde::de::Error`], and they keep only what is static.
+/// It keeps values secret: every text of serde or of a type's own code goes through the constructors of
+/// [`serde::de::Error`], which keep only what is static.
 pub(super) struct Failure {
     rejection: Rejection,
-    /// Said by a format's decoder: it knows more about the kind than is known here.
+    /// The error of a format's library, which knows more about the kind.
     pub(super) by_decoder: bool,
 }
 
@@ -25,7 +25,7 @@ impl Failure {
         }
     }
 
-    /// Something else than what was asked for.
+    /// Something else was found than the type asked for.
     pub(super) fn mismatch(expected: &'static str, found: Option<&'static str>) -> Self {
         let mut failure = Self::new(RejectionKind::Type, "the type does not take it");
         failure.facts_mut().expected = Some(expected);
@@ -33,7 +33,7 @@ impl Failure {
         failure
     }
 
-    /// A format's decoder said no when this was asked for.
+    /// A format's library failed when the type asked for this.
     pub(super) fn by_decoder(asked: &'static str) -> Self {
         Self {
             by_decoder: true,
@@ -41,7 +41,7 @@ impl Failure {
         }
     }
 
-    /// A key or a field is there twice.
+    /// A key or a field exists twice.
     pub(super) fn conflict(detail: &'static str, key: &Key, other: &Key) -> Self {
         let mut failure = Self::new(RejectionKind::Conflict, detail);
         failure.facts_mut().key = Some(key.clone());
@@ -57,7 +57,7 @@ impl Failure {
         self.rejection.facts_mut()
     }
 
-    /// What was asked for, where a visitor only said what it got.
+    /// Adds what the type asked for, if a visitor only named what it got.
     pub(super) fn asked(mut self, asked: &'static str) -> Self {
         let facts = self.facts_mut();
         if facts.found.is_some() && facts.expected.is_none() {
@@ -66,7 +66,7 @@ impl Failure {
         self
     }
 
-    /// What was found, where it is known in more detail; `None` changes nothing.
+    /// Adds what was found, if more details are known; `None` changes nothing.
     pub(super) fn found(mut self, found: Option<&'static str>) -> Self {
         let facts = self.facts_mut();
         if found.is_some() && facts.kind == RejectionKind::Type && facts.expected.is_some() {
@@ -75,9 +75,9 @@ impl Failure {
         self
     }
 
-    /// Adds what may be known of what a format's decoder said: what it is about, where that is not
-    /// the type, and the line and column.
-    pub(super) fn told(
+    /// Adds what may be revealed of a library's error: its kind, if it is not about the type, and the line and
+    /// column.
+    pub(super) fn described(
         mut self,
         is: Option<(RejectionKind, &'static str)>,
         position: Option<(usize, usize)>,
@@ -93,11 +93,11 @@ impl Failure {
         self
     }
 
-    /// It happened within this field, element or segment.
+    /// Adds the field, element or segment in which it happened.
     pub(super) fn within(mut self, segment: &str) -> Self {
         let inner = std::mem::take(&mut self.facts_mut().path);
         let path = &mut self.facts_mut().path;
-        // A segment may be a key's, and a key may hold anything.
+        // A segment of a key may hold any character.
         for c in segment.chars() {
             if c.is_control() {
                 path.extend(c.escape_default());
@@ -112,7 +112,7 @@ impl Failure {
         self
     }
 
-    /// It happened at this key, unless it is known to be another.
+    /// Adds the key at which it happened, unless one is known.
     pub(super) fn at(mut self, key: &Key) -> Self {
         self.facts_mut().key.get_or_insert_with(|| key.clone());
         self
@@ -123,8 +123,8 @@ impl Failure {
     }
 }
 
-/// The sort of thing, without the thing.
-const fn sort(unexpected: &Unexpected<'_>) -> &'static str {
+/// The kind of thing, without its value.
+const fn kind_of(unexpected: &Unexpected<'_>) -> &'static str {
     match unexpected {
         Unexpected::Bool(_) => "a boolean",
         Unexpected::Unsigned(_) | Unexpected::Signed(_) => "an integer",
@@ -146,8 +146,7 @@ const fn sort(unexpected: &Unexpected<'_>) -> &'static str {
     }
 }
 
-// `Expected`, `Display` and the names of unknown things can all hold what the value says: none of
-// them is rendered.
+// `Expected`, `Display` and the names of unknown fields may quote the value: none of them is rendered.
 impl Error for Failure {
     fn custom<T: fmt::Display>(_: T) -> Self {
         Self::new(RejectionKind::Type, "the type does not take it")
@@ -155,13 +154,13 @@ impl Error for Failure {
 
     fn invalid_type(found: Unexpected<'_>, _: &dyn Expected) -> Self {
         let mut failure = Self::custom("");
-        failure.facts_mut().found = Some(sort(&found));
+        failure.facts_mut().found = Some(kind_of(&found));
         failure
     }
 
     fn invalid_value(found: Unexpected<'_>, _: &dyn Expected) -> Self {
         let mut failure = Self::custom("");
-        failure.facts_mut().found = Some(match sort(&found) {
+        failure.facts_mut().found = Some(match kind_of(&found) {
             "an integer" => "an integer out of its range",
             "a string" => "another string",
             other => other,

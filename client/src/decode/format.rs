@@ -1,30 +1,27 @@
-//! What values are written in: the formats that this build reads, and the suffixes that name them.
+//! The formats that this build reads, and the key suffixes that name them.
 //!
-//! Each format has a module of its own that is the only user of its decoder.
+//! Each format has a module of its own, the only user of its library.
 
-/// What a document is written in.
-///
-/// Formats that this build does not read are not there to be named: `Toml` needs the feature `toml`,
-/// `Yaml` the feature `yaml`.
+/// The format of a document. `Toml` exists with the feature `toml`, and `Yaml` with the feature `yaml`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Format {
-    /// JSON, as `.json` says.
+    /// JSON, suffix `.json`.
     Json,
-    /// TOML, as `.toml` says.
+    /// TOML, suffix `.toml`.
     #[cfg(feature = "toml")]
     Toml,
-    /// YAML, as `.yaml` or `.yml` says.
+    /// YAML, suffix `.yaml` or `.yml`.
     #[cfg(feature = "yaml")]
     Yaml,
 }
 
-/// What a key's suffix says.
+/// What a key's suffix means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Suffix {
-    /// The value is in this format.
+    /// The value has this format.
     Named(Format),
-    /// It is in one that this build does not read; what to say about it.
+    /// The value has a format that this build does not read; the error's text.
     #[cfg_attr(all(feature = "toml", feature = "yaml"), allow(dead_code))]
     Unread(&'static str),
 }
@@ -42,7 +39,7 @@ const YAML: Suffix = Suffix::Unread(
     "this build does not read YAML: enable the feature `yaml` of driftless-client, or use .json",
 );
 
-/// Every suffix that is one.
+/// All suffixes.
 const SUFFIXES: [(&str, Suffix); 4] = [
     (".json", Suffix::Named(Format::Json)),
     (".toml", TOML),
@@ -51,7 +48,7 @@ const SUFFIXES: [(&str, Suffix); 4] = [
 ];
 
 impl Suffix {
-    /// Splits the suffix off a key's text, when there is one and it leaves a name.
+    /// Splits the suffix off a key, if there is one and a name is left.
     pub(super) fn split(key: &str) -> (&str, Option<Self>) {
         SUFFIXES
             .iter()

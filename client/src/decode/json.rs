@@ -1,4 +1,4 @@
-//! JSON: the only user of its decoder for values.
+//! JSON: the only user of serde_json for values.
 
 use super::failure::Failure;
 use super::track::{Track, track};
@@ -7,47 +7,47 @@ use crate::error::RejectionKind;
 type Decoder<'de> = serde_json::Deserializer<serde_json::de::StrRead<'de>>;
 type Error = serde_json::Error;
 
-/// Reads one document, which is all of the text.
+/// Reads one document, which must be the whole text.
 ///
-/// The decoder's own limit on depth, 128, protects the stack.
+/// The library's own limit of 128 levels protects the stack.
 pub(super) fn read<'de, R>(
     text: &'de str,
     read: impl FnOnce(Track<'_, &mut Decoder<'de>, Error>) -> Result<R, Failure>,
 ) -> Result<R, Failure> {
     let mut json = serde_json::Deserializer::from_str(text);
-    let read = track(&mut json, read).map_err(|(failure, said)| told(failure, said));
+    let read = track(&mut json, read).map_err(|(failure, error)| annotate(failure, error));
     let value = read?;
-    // More behind the end of it is no JSON either.
+    // Text behind the document is an error.
     let end = json.end();
-    end.map_err(|said| told(Failure::by_decoder("the end"), Some(said)))?;
+    end.map_err(|error| annotate(Failure::by_decoder("the end"), Some(error)))?;
     Ok(value)
 }
 
-/// Adds what may be known of what the decoder said: where, and which sort.
-fn told(failure: Failure, said: Option<Error>) -> Failure {
-    let Some(said) = said else { return failure };
-    let is = (!said.is_data()).then(|| {
-        let detail = if said.is_eof() {
+/// Adds what may be revealed of the library's error: the position, and the kind.
+fn annotate(failure: Failure, error: Option<Error>) -> Failure {
+    let Some(error) = error else { return failure };
+    let is = (!error.is_data()).then(|| {
+        let detail = if error.is_eof() {
             "not JSON: it ends too early"
         } else {
             "not JSON"
         };
         (RejectionKind::Syntax, detail)
     });
-    // Line 0: it does not know.
-    let position = (said.line() > 0).then(|| (said.line(), said.column()));
+    // Line 0 means unknown.
+    let position = (error.line() > 0).then(|| (error.line(), error.column()));
     let found = if failure.by_decoder {
-        sort(&said)
+        kind(&error)
     } else {
         None
     };
-    failure.found(found).told(is, position)
+    failure.found(found).described(is, position)
 }
 
-/// What sort of thing the decoder found, by how its words begin: they are serde's, and the thing
-/// itself comes after them. `None` where they are others.
-fn sort(said: &Error) -> Option<&'static str> {
-    const SORTS: [(&str, &str); 6] = [
+/// The kind of thing that the library found, by the beginning of serde's text; the value comes after it. `None`
+/// for other texts.
+fn kind(error: &Error) -> Option<&'static str> {
+    const KINDS: [(&str, &str); 6] = [
         ("string ", "a string"),
         ("boolean ", "a boolean"),
         ("null,", "null"),
@@ -55,8 +55,8 @@ fn sort(said: &Error) -> Option<&'static str> {
         ("map,", "a map"),
         ("floating point ", "a number"),
     ];
-    let said = said.to_string();
-    let rest = said.strip_prefix("invalid type: ")?;
-    let sort = |(begins, sort): &(&str, _)| rest.starts_with(begins).then_some(*sort);
-    SORTS.iter().find_map(sort)
+    let text = error.to_string();
+    let rest = text.strip_prefix("invalid type: ")?;
+    let kind = |(begins, kind): &(&str, _)| rest.starts_with(begins).then_some(*kind);
+    KINDS.iter().find_map(kind)
 }

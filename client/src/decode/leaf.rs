@@ -1,4 +1,4 @@
-//! One key's value to whatever the target asks for.
+//! Deserializes one key's value into whatever the type asks for.
 
 use driftless_proto::{Entry, Key};
 use serde::de::value::Error as Discarded;
@@ -20,14 +20,13 @@ pub(super) struct Leaf<'a> {
     pub(super) key: &'a Key,
     value: &'a [u8],
     pub(super) suffix: Option<Suffix>,
-    /// What it is written in when no suffix says it.
+    /// The format of values without a suffix.
     format: Option<Format>,
-    /// A target that takes anything gets text, and no document, unless
-    /// something says what it is written in.
+    /// A type that takes anything gets text and not a document, unless the format is known.
     any_is_text: bool,
 }
 
-/// The one value that a range of one key holds.
+/// Decodes the value of a range that is one key.
 pub(super) fn decode<T: DeserializeOwned>(
     entry: &Entry,
     format: Option<Format>,
@@ -40,7 +39,7 @@ pub(super) fn decode<T: DeserializeOwned>(
     T::deserialize(leaf).map_err(|failure| failure.at(&entry.key).into_rejection())
 }
 
-/// What a type makes of a key that does not exist, if anything.
+/// The type's value for a key that does not exist, if it has one.
 pub(super) fn decode_missing<T: DeserializeOwned>() -> Option<T> {
     T::deserialize(Missing).ok()
 }
@@ -65,7 +64,7 @@ impl<'a> Leaf<'a> {
             .map_err(|_| Failure::new(RejectionKind::Utf8, "the value is not UTF-8"))
     }
 
-    /// What a document is written in: what the suffix says, else the caller, else JSON.
+    /// The format of a document: the suffix's, else the caller's, else JSON.
     fn format(&self) -> Result<Format, Failure> {
         match self.suffix {
             Some(Suffix::Named(format)) => Ok(format),
@@ -74,21 +73,21 @@ impl<'a> Leaf<'a> {
         }
     }
 
-    /// Whether a variant's name alone is what the value is, rather than a document: `fast` is not
-    /// JSON and not TOML, and everybody who writes it means it.
+    /// Whether the value is only a variant's name and not a document: `fast` is neither JSON nor TOML, and is
+    /// meant as a name.
     fn is_name(&self, text: &str) -> Result<bool, Failure> {
         Ok(match self.format()? {
             Format::Json => !text.trim_start().starts_with(['"', '{']),
             #[cfg(feature = "toml")]
             Format::Toml => !text.contains(['=', '[']),
-            // Names are documents there.
+            // In YAML, a name is a document.
             #[cfg(feature = "yaml")]
             Format::Yaml => false,
         })
     }
 }
 
-/// Reads a leaf as a document, by a method of its format's deserialiser.
+/// Reads a leaf as a document, with a method of its format's deserializer.
 macro_rules! document {
     ($leaf:expr, $method:ident($($arg:expr),*)) => {
         match $leaf.format()? {
@@ -183,7 +182,7 @@ impl<'de> Deserializer<'de> for Leaf<'de> {
     }
 }
 
-/// A key that does not exist: nothing but an `Option`, or a newtype of one, can be made from it.
+/// A key that does not exist: only an `Option`, or a newtype of one, can be made from it.
 struct Missing;
 
 impl<'de> Deserializer<'de> for Missing {

@@ -1,23 +1,21 @@
-//! What is wrong with a number, in words that hold nothing of it.
-//!
-//! Every word here is chosen from what is written below, by what the number is not.
+//! Says what is wrong with a number without quoting it: every text is one of the constants below.
 
-/// Below what an unsigned integer takes.
+/// Too small for an unsigned integer.
 const NEGATIVE: &str = "a negative number";
 
-/// A number that no integer is.
+/// A number that is no integer.
 const FRACTION: &str = "a number with a fraction";
 
-/// An integer all right, such as `1e3` and `6.0`.
+/// An integer in another notation, such as `1e3` and `6.0`.
 const NOT_WRITTEN_AS_INTEGER: &str = "a number that is not written as an integer";
 
-/// What a slip of the suffixes and quotes of a shell or a document leaves.
+/// Quotes that are left over from a shell or a document.
 const QUOTED: &str = "quoted text";
 
-/// Nothing but white space.
+/// Only white space.
 const NOTHING: &str = "an empty value";
 
-/// An integer type: what it is called when it is asked for, and what it takes.
+/// The limits of an integer type.
 struct Integer {
     min: i128,
     max: u128,
@@ -29,7 +27,7 @@ macro_rules! integers {
         fn integer(asked: &str) -> Option<Integer> {
             match asked {
                 $($asked => Some(Integer {
-                    // Both hold it, whatever the type.
+                    // Each type fits into these.
                     min: <$type>::MIN as i128,
                     max: <$type>::MAX as u128,
                     out_of_range: $out_of_range,
@@ -57,7 +55,7 @@ integers! {
     "an integer (u128)" u128: "an integer out of its range (0 to 2^128 - 1)",
 }
 
-/// What is there instead of `asked`, given as text that does not parse as that.
+/// What was found instead of `asked`: a text that does not parse.
 pub(super) fn text(asked: &str, text: &str) -> &'static str {
     let text = text.trim();
     let is_number = asked.starts_with("a number");
@@ -87,8 +85,7 @@ pub(super) fn text(asked: &str, text: &str) -> &'static str {
     }
 }
 
-/// What is there instead of `asked`, given as an integer; `None` when it is in the range, so that
-/// the range is not what is wrong.
+/// What was found instead of `asked`: an integer. `None` if it is in the range, so that something else is wrong.
 pub(super) fn out_of_range(asked: &str, number: Result<i128, u128>) -> Option<&'static str> {
     let integer = integer(asked)?;
     let (below, beyond) = match number {
@@ -101,8 +98,7 @@ pub(super) fn out_of_range(asked: &str, number: Result<i128, u128>) -> Option<&'
     (below || beyond).then(|| integer.outside(below))
 }
 
-/// What is there instead of `asked`, given as a number that may have a fraction; `None` when no
-/// integer was asked for.
+/// What was found instead of `asked`: a number that may have a fraction. `None` if no integer was asked for.
 pub(super) fn no_integer(asked: &str, number: f64) -> Option<&'static str> {
     integer(asked).map(|integer| integer.not(number))
 }
@@ -116,7 +112,7 @@ impl Integer {
         }
     }
 
-    /// What such a number is instead.
+    /// What such a number is.
     fn not(&self, number: f64) -> &'static str {
         /// Decoders hand out as a float what is beyond all integers that they know: 2^64.
         const BEYOND: f64 = 18_446_744_073_709_551_616.0;

@@ -7,12 +7,11 @@ use super::format::Format;
 use super::{leaf, tree};
 use crate::error::Rejection;
 
-/// The value that `entries`, all that `range` holds, make. `Ok(None)` when the range is one key, it
-/// does not exist, and the type cannot be made from nothing. Documents are in `format` where no
-/// suffix says another.
+/// Decodes `entries`, which are all that `range` holds. `Ok(None)` if the range is one key, it does not exist,
+/// and the type has no value for that. Documents without a suffix have the format `format`.
 ///
 /// # Errors
-/// When the entries are no `T`.
+/// When the entries do not decode as `T`.
 ///
 /// # Panics
 /// Never by itself; a `T` whose own code panics does.

@@ -1,6 +1,7 @@
 //! The kinds of target that are read from text, listed once.
 
-/// Hands `$with` every kind of target that is read from text, with what to call it.
+/// Calls the macro `$with` with every `deserialize` method of a type that is read from text, and the type's
+/// name in errors.
 macro_rules! scalars {
     ($with:ident) => {
         $with! {

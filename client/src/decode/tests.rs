@@ -111,7 +111,7 @@ struct Shop {
 // One key.
 
 #[test]
-fn the_target_says_how_one_key_is_read() {
+fn type_decides_how_one_key_is_read() {
     assert_eq!(one::<String>(" 100\n").unwrap(), " 100\n", "exactly");
     assert_eq!(one::<u32>(" 100\n").unwrap(), 100, "trimmed");
     assert_eq!(one::<i64>("-7").unwrap(), -7);
@@ -175,7 +175,7 @@ fn bytes_take_any_value() {
 }
 
 #[test]
-fn a_missing_key_is_none_or_nothing() {
+fn missing_key_is_none_or_no_value() {
     fn missing<T: DeserializeOwned>() -> Option<T> {
         decode_entries(&KeyRange::key(KEY).unwrap(), &[]).unwrap()
     }
@@ -190,7 +190,7 @@ fn a_missing_key_is_none_or_nothing() {
 }
 
 #[test]
-fn what_one_key_is_not_is_refused() {
+fn wrong_value_of_one_key_is_refused() {
     fn kind<T: DeserializeOwned>(value: impl AsRef<[u8]>) -> RejectionKind {
         let rejection = one::<T>(value).err().expect("is refused");
         assert_eq!(rejection.key().map(Key::to_string).as_deref(), Some(KEY));
@@ -228,7 +228,7 @@ fn what_one_key_is_not_is_refused() {
 }
 
 #[test]
-fn a_place_in_a_document_is_named() {
+fn error_names_the_place_in_the_document() {
     #[derive(Debug, Deserialize)]
     #[allow(dead_code)]
     struct Doc {
@@ -336,7 +336,7 @@ fn a_place_in_a_document_is_named() {
 // A prefix.
 
 #[test]
-fn a_prefix_makes_a_nested_struct() {
+fn prefix_makes_a_nested_struct() {
     let shop: Shop = below(&[
         ("limits/rps", "100"),
         ("limits/unknown/deep", "x"),
@@ -365,7 +365,7 @@ fn a_prefix_makes_a_nested_struct() {
 }
 
 #[test]
-fn deleting_a_key_returns_to_the_default() {
+fn deleted_key_returns_to_the_default() {
     #[derive(Debug, Default, Deserialize, PartialEq)]
     #[serde(default)]
     struct All {
@@ -438,7 +438,7 @@ fn other_maps_have_one_segment_a_key() {
 }
 
 #[test]
-fn a_thousand_inner_maps_take_one_more_attempt() {
+fn thousand_inner_maps_take_one_more_attempt() {
     thread_local!(static MADE: std::cell::Cell<usize> = const { std::cell::Cell::new(0) });
     #[derive(Debug)]
     struct Counted;
@@ -519,7 +519,7 @@ fn variants_with_data_can_be_keys() {
 }
 
 #[test]
-fn anything_below_a_prefix_is_text_unless_the_suffix_says_json() {
+fn any_type_below_a_prefix_is_text_without_a_suffix() {
     #[derive(Debug, Deserialize, PartialEq)]
     struct Any {
         untagged: Untagged,
@@ -546,7 +546,7 @@ fn anything_below_a_prefix_is_text_unless_the_suffix_says_json() {
 }
 
 #[test]
-fn what_a_prefix_is_not_names_key_and_field() {
+fn prefix_error_names_key_and_field() {
     #[derive(Debug, Deserialize)]
     #[serde(deny_unknown_fields)]
     #[allow(dead_code)]
@@ -663,13 +663,13 @@ fn what_a_prefix_is_not_names_key_and_field() {
 }
 
 #[test]
-fn what_the_type_ignores_is_not_in_conflict() {
+fn ignored_keys_do_not_conflict() {
     let keys = [("rps", "1"), ("x", "1"), ("x.json", "1"), ("x/y", "1")];
     assert_eq!(below::<Limits>(&keys).unwrap().rps, 1);
 }
 
 #[test]
-fn edges_of_keys() {
+fn unusual_keys_are_decoded() {
     // Empty segments are names that no struct has.
     let keys = [
         ("", "x"),
@@ -701,7 +701,7 @@ fn edges_of_keys() {
 }
 
 #[test]
-fn a_prefix_that_lacks_its_slash_is_refused() {
+fn prefix_without_its_slash_is_refused() {
     #[derive(Debug, Default, Deserialize)]
     #[serde(default)]
     #[allow(dead_code)]
@@ -732,7 +732,7 @@ fn a_prefix_that_lacks_its_slash_is_refused() {
 }
 
 #[test]
-fn what_is_wrong_with_a_number_is_told_without_it() {
+fn wrong_number_is_described_and_not_quoted() {
     fn said<T: DeserializeOwned + std::fmt::Debug>(value: &str) -> String {
         let rejection = one::<T>(value).unwrap_err().to_string();
         let (_, said) = rejection.split_once("found ").expect("what was found");
@@ -774,7 +774,7 @@ fn what_is_wrong_with_a_number_is_told_without_it() {
 }
 
 #[test]
-fn the_service_s_own_refusals_say_nothing_of_the_value() {
+fn validation_errors_do_not_reveal_the_value() {
     assert_eq!(Rejection::invalid(None).kind().as_str(), "invalid");
     assert_eq!(Rejection::panicked().kind().as_str(), "panic");
     assert!(Rejection::invalid(None).key().is_none());
@@ -811,7 +811,7 @@ impl<'de, const HOW: u8> Deserialize<'de> for Quoting<HOW> {
 }
 
 #[test]
-fn no_error_shows_the_value() {
+fn no_error_reveals_the_value() {
     #[derive(Debug, Deserialize)]
     #[serde(deny_unknown_fields)]
     #[allow(dead_code)]

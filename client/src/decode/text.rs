@@ -1,5 +1,4 @@
-//! Text to whatever fits on a line: a value that is read as text, and the name of a field or of a
-//! map's entry.
+//! Deserializes text into scalars: a value that is read as text, and the name of a field or of a map's entry.
 
 use std::cell::Cell;
 
@@ -10,11 +9,11 @@ use serde::forward_to_deserialize_any;
 use super::failure::Failure;
 use super::number;
 
-/// Deserialises from text.
+/// Deserializes from text.
 #[derive(Clone, Copy)]
 pub(super) struct Text<'t> {
     text: &'t str,
-    /// Set when the text was asked for as the name of a struct's field.
+    /// Set when the type asks for the name of a struct's field.
     named: Option<&'t Cell<bool>>,
 }
 
@@ -23,8 +22,8 @@ impl<'t> Text<'t> {
         Self { text, named: None }
     }
 
-    /// Text that tells `named` whether it was taken as a field's name: so a struct (one that
-    /// flattens asks for a map) can be told from a map.
+    /// A name that sets `named` if it is taken as a field's name. That tells a struct from a map, also one that
+    /// flattens and therefore asks for a map.
     pub(super) const fn name(text: &'t str, named: &'t Cell<bool>) -> Self {
         Self {
             text,
@@ -48,7 +47,7 @@ macro_rules! parsed {
 macro_rules! finite {
     ($($method:ident $visit:ident $type:ty: $asked:literal,)*) => {$(
         fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Failure> {
-            // Not "inf" and "nan": no other format has them, and 1e999 is a slip.
+            // Not "inf" and "nan": no other format has them, and 1e999 is a mistake.
             match self.text.trim().parse::<$type>() {
                 Ok(value) if value.is_finite() => visitor.$visit(value),
                 _ => Err(Failure::mismatch($asked, Some(number::text($asked, self.text)))),

@@ -1,4 +1,4 @@
-//! TOML: the only user of its decoder.
+//! TOML: the only user of its library.
 
 use super::failure::Failure;
 use super::track::{Track, track};
@@ -9,25 +9,26 @@ type Error = ::toml::de::Error;
 
 /// Reads one document.
 ///
-/// The decoder's own limit on depth, 80, protects the stack; the format has no references, so a
-/// document stands for no more than what it holds.
+/// The library's own limit of 80 levels protects the stack. TOML has no references, so a document does not
+/// expand.
 pub(super) fn read<'de, R>(
     text: &'de str,
     read: impl FnOnce(Track<'_, Decoder<'de>, Error>) -> Result<R, Failure>,
 ) -> Result<R, Failure> {
-    let document = Decoder::parse(text)
-        .map_err(|said| Failure::by_decoder("a document").told(SYNTAX, position(text, &said)))?;
-    track(document, read).map_err(|(failure, said)| {
-        let position = said.and_then(|said| position(text, &said));
-        failure.told(None, position)
+    let document = Decoder::parse(text).map_err(|error| {
+        Failure::by_decoder("a document").described(SYNTAX, position(text, &error))
+    })?;
+    track(document, read).map_err(|(failure, error)| {
+        let position = error.and_then(|error| position(text, &error));
+        failure.described(None, position)
     })
 }
 
 const SYNTAX: Option<(RejectionKind, &str)> = Some((RejectionKind::Syntax, "not TOML"));
 
-/// The decoder knows bytes; people count lines and columns.
-fn position(text: &str, said: &Error) -> Option<(usize, usize)> {
-    let before = text.as_bytes().get(..said.span()?.start)?;
+/// The library knows byte offsets; people count lines and columns.
+fn position(text: &str, error: &Error) -> Option<(usize, usize)> {
+    let before = text.as_bytes().get(..error.span()?.start)?;
     let line_start = before
         .iter()
         .rposition(|byte| *byte == b'\n')

@@ -1,15 +1,14 @@
-//! Any format's deserialiser, with the place in the document followed and its words dropped.
+//! Wraps any format's deserializer: tracks the place in the document, and drops the format's error texts.
 //!
-//! A [`Track`] wraps the deserialiser of a format and everything that it hands out, so that the
-//! target deserialises with [`Failure`] as its error and never sees the format's own error type,
-//! whose text quotes the document. On the way out each level adds where it was. Only names that the
-//! type itself declares are taken from the document, by looking them up in the type's static list:
-//! everything else in a document is a secret, the keys of its maps included.
+//! A [`Track`] wraps the deserializer of a format and everything that it passes on, so that the type deserializes
+//! with [`Failure`] as its error and never sees the format's own error, whose text quotes the document. As an
+//! error is returned, each level adds where it was. Only names that the type itself declares are taken from the
+//! document, by looking them up in the type's static list: everything else in a document is secret, including the
+//! keys of its maps.
 //!
-//! Errors cross each level twice, because the format's code runs between ours: *out* of ours it is
-//! an empty error of the format's, with the failure put aside in `aside`; back *in* ours it is the
-//! failure again, and the format's error, which knows line and column by then, is kept in `said`
-//! for the level above.
+//! Errors cross each level twice, because the format's code runs between ours. *Out* of our code, the error is an
+//! empty error of the format, and the failure is stored in `aside`. Back *in* our code, it is the failure again,
+//! and the format's error, which by then knows line and column, is stored in `format_error` for the level above.
 
 use std::cell::Cell;
 use std::convert::identity;
@@ -23,49 +22,54 @@ use super::failure::Failure;
 use super::number;
 
 type Aside = Cell<Option<Failure>>;
-type Said<E> = Cell<Option<E>>;
+type FormatError<E> = Cell<Option<E>>;
 
-/// A name that the type declares, found in the document.
+/// A name in the document that the type declares.
 type Name = Cell<Option<&'static str>>;
 
-/// Reads from `format`; a failure comes with what the format said last.
+/// Reads from `format`; a failure comes with the format's last error.
 pub(super) fn track<'de, D: Deserializer<'de>, R>(
     format: D,
     read: impl FnOnce(Track<'_, D, D::Error>) -> Result<R, Failure>,
 ) -> Result<R, (Failure, Option<D::Error>)> {
-    let (aside, said) = (Aside::default(), Cell::new(None));
+    let (aside, format_error) = (Aside::default(), Cell::new(None));
     read(Track {
         inner: format,
         aside: &aside,
-        said: &said,
+        format_error: &format_error,
         name: None,
     })
-    .map_err(|failure| (failure, said.take()))
+    .map_err(|failure| (failure, format_error.take()))
 }
 
-/// A format's deserialiser.
+/// A format's deserializer, wrapped.
 pub(super) struct Track<'t, D, E> {
     inner: D,
     aside: &'t Aside,
-    said: &'t Said<E>,
-    /// Where to put the name that this deserialises, and those to choose from.
+    format_error: &'t FormatError<E>,
+    /// Where to store the name that this deserializes, and the names that the type declares.
     name: Option<(&'t Name, &'static [&'static str])>,
 }
 
-/// Out of our code into the format's.
-fn leave<E: Error>(aside: &Aside, said: Option<E>, failure: Failure) -> E {
+/// From our code into the format's.
+fn leave<E: Error>(aside: &Aside, format_error: Option<E>, failure: Failure) -> E {
     aside.set(Some(failure));
-    said.unwrap_or_else(|| E::custom(""))
+    format_error.unwrap_or_else(|| E::custom(""))
 }
 
 /// Back into our code.
-fn enter<E>(aside: &Aside, said: &Said<E>, error: E, asked: &'static str) -> Failure {
-    said.set(Some(error));
+fn enter<E>(
+    aside: &Aside,
+    format_error: &FormatError<E>,
+    error: E,
+    asked: &'static str,
+) -> Failure {
+    format_error.set(Some(error));
     aside.take().unwrap_or_else(|| Failure::by_decoder(asked))
 }
 
 impl<'t, D, E> Track<'t, D, E> {
-    /// Lets the format visit, with the visitor wrapped.
+    /// Calls the format with the visitor wrapped.
     fn visit<'de, V: Visitor<'de>>(
         self,
         visitor: V,
@@ -80,7 +84,7 @@ impl<'t, D, E> Track<'t, D, E> {
             names,
             name: self.name,
         };
-        run(self.inner, visit).map_err(|error| enter(self.aside, self.said, error, asked))
+        run(self.inner, visit).map_err(|error| enter(self.aside, self.format_error, error, asked))
     }
 }
 
@@ -176,12 +180,12 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Track<'_, D, D::Error> {
     }
 }
 
-/// The target's visitor, as the format sees it.
+/// The type's visitor, as the format sees it.
 struct Visit<'t, V> {
     inner: V,
     aside: &'t Aside,
     asked: &'static str,
-    /// Of the fields or variants within.
+    /// The names of the fields or variants within.
     names: &'static [&'static str],
     name: Option<(&'t Name, &'static [&'static str])>,
 }
@@ -237,11 +241,11 @@ macro_rules! visited_nothing {
 macro_rules! visited_inner {
     ($($method:ident)*) => {$(
         fn $method<D: Deserializer<'de>>(self, format: D) -> Result<V::Value, D::Error> {
-            let said = Cell::new(None);
-            let track = Track { inner: format, aside: self.aside, said: &said, name: self.name };
+            let format_error = Cell::new(None);
+            let track = Track { inner: format, aside: self.aside, format_error: &format_error, name: self.name };
             let visited = self.inner.$method(track);
             visited.map_err(|failure| {
-                leave(self.aside, said.take(), failure.asked(self.asked))
+                leave(self.aside, format_error.take(), failure.asked(self.asked))
             })
         }
     )*};
@@ -278,45 +282,45 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Visit<'_, V> {
     visited_inner! { visit_some visit_newtype_struct }
 
     fn visit_seq<A: SeqAccess<'de>>(self, access: A) -> Result<V::Value, A::Error> {
-        let said = Cell::new(None);
+        let format_error = Cell::new(None);
         let elements = Elements {
             inner: access,
             aside: self.aside,
-            said: &said,
+            format_error: &format_error,
             index: 0,
         };
         let visited = self.inner.visit_seq(elements);
-        visited.map_err(|failure| leave(self.aside, said.take(), failure.asked(self.asked)))
+        visited.map_err(|failure| leave(self.aside, format_error.take(), failure.asked(self.asked)))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, access: A) -> Result<V::Value, A::Error> {
-        let said = Cell::new(None);
+        let format_error = Cell::new(None);
         let fields = Fields {
             inner: access,
             aside: self.aside,
-            said: &said,
+            format_error: &format_error,
             names: self.names,
             name: Cell::new(None),
         };
         let visited = self.inner.visit_map(fields);
-        visited.map_err(|failure| leave(self.aside, said.take(), failure.asked(self.asked)))
+        visited.map_err(|failure| leave(self.aside, format_error.take(), failure.asked(self.asked)))
     }
 
     fn visit_enum<A: EnumAccess<'de>>(self, access: A) -> Result<V::Value, A::Error> {
-        let said = Cell::new(None);
+        let format_error = Cell::new(None);
         let choice = Choice {
             inner: access,
             aside: self.aside,
-            said: &said,
+            format_error: &format_error,
             names: self.names,
             name: None,
         };
         let visited = self.inner.visit_enum(choice);
-        visited.map_err(|failure| leave(self.aside, said.take(), failure.asked(self.asked)))
+        visited.map_err(|failure| leave(self.aside, format_error.take(), failure.asked(self.asked)))
     }
 }
 
-/// Whatever the target wants next of a list, map or variant, as the format sees it.
+/// The type's next part of a list, map or variant, as the format sees it.
 struct Seed<'t, S> {
     inner: S,
     aside: &'t Aside,
@@ -327,15 +331,15 @@ impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Seed<'_, S> {
     type Value = S::Value;
 
     fn deserialize<D: Deserializer<'de>>(self, format: D) -> Result<S::Value, D::Error> {
-        let said = Cell::new(None);
+        let format_error = Cell::new(None);
         let track = Track {
             inner: format,
             aside: self.aside,
-            said: &said,
+            format_error: &format_error,
             name: self.name,
         };
         let made = self.inner.deserialize(track);
-        made.map_err(|failure| leave(self.aside, said.take(), failure))
+        made.map_err(|failure| leave(self.aside, format_error.take(), failure))
     }
 }
 
@@ -343,7 +347,7 @@ impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Seed<'_, S> {
 struct Elements<'t, A, E> {
     inner: A,
     aside: &'t Aside,
-    said: &'t Said<E>,
+    format_error: &'t FormatError<E>,
     index: usize,
 }
 
@@ -363,7 +367,7 @@ impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Elements<'_, A, A::Error> {
         };
         let next = self.inner.next_element_seed(seed);
         next.map_err(|error| {
-            enter(self.aside, self.said, error, "an element").within(&format!("[{index}]"))
+            enter(self.aside, self.format_error, error, "an element").within(&format!("[{index}]"))
         })
     }
 
@@ -372,16 +376,16 @@ impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Elements<'_, A, A::Error> {
     }
 }
 
-/// What stands for a name that is not the type's but the document's.
+/// Replaces a name that the document and not the type declares.
 const SOME_ENTRY: &str = "*";
 
 /// A map's entries, or a struct's fields.
 struct Fields<'t, A, E> {
     inner: A,
     aside: &'t Aside,
-    said: &'t Said<E>,
+    format_error: &'t FormatError<E>,
     names: &'static [&'static str],
-    /// Of the field at hand, when the type declares it.
+    /// The current field, if the type declares it.
     name: Name,
 }
 
@@ -400,9 +404,9 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Fields<'_, A, A::Error> {
         };
         let next = self.inner.next_key_seed(seed);
         next.map_err(|error| {
-            let failure = enter(self.aside, self.said, error, "a name");
+            let failure = enter(self.aside, self.format_error, error, "a name");
             if failure.by_decoder {
-                // About the map: it may have ended here.
+                // An error of the map, which may have ended here.
                 failure
             } else {
                 failure.within(SOME_ENTRY)
@@ -418,7 +422,7 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Fields<'_, A, A::Error> {
         };
         let next = self.inner.next_value_seed(seed);
         next.map_err(|error| {
-            enter(self.aside, self.said, error, "a value")
+            enter(self.aside, self.format_error, error, "a value")
                 .within(self.name.get().unwrap_or(SOME_ENTRY))
         })
     }
@@ -432,7 +436,7 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Fields<'_, A, A::Error> {
 struct Choice<'t, A, E> {
     inner: A,
     aside: &'t Aside,
-    said: &'t Said<E>,
+    format_error: &'t FormatError<E>,
     names: &'static [&'static str],
     name: Option<&'static str>,
 }
@@ -456,8 +460,13 @@ impl<'t, A, E> Choice<'t, A, E> {
         }
     }
 
-    fn failed(aside: &Aside, said: &Said<E>, name: Option<&'static str>, error: E) -> Failure {
-        let failure = enter(aside, said, error, "a variant");
+    fn failed(
+        aside: &Aside,
+        format_error: &FormatError<E>,
+        name: Option<&'static str>,
+        error: E,
+    ) -> Failure {
+        let failure = enter(aside, format_error, error, "a variant");
         match name {
             Some(name) => failure.within(name),
             None => failure,
@@ -473,7 +482,7 @@ impl<'de, 't, A: EnumAccess<'de>> EnumAccess<'de> for Choice<'t, A, A::Error> {
         self,
         seed: T,
     ) -> Result<(T::Value, Self::Variant), Failure> {
-        let (aside, said) = (self.aside, self.said);
+        let (aside, format_error) = (self.aside, self.format_error);
         let name = Name::default();
         let seed = Seed {
             inner: seed,
@@ -486,12 +495,12 @@ impl<'de, 't, A: EnumAccess<'de>> EnumAccess<'de> for Choice<'t, A, A::Error> {
                 Choice {
                     inner: content,
                     aside,
-                    said,
+                    format_error,
                     names: &[],
                     name: name.get(),
                 },
             )),
-            Err(error) => Err(Self::failed(aside, said, None, error)),
+            Err(error) => Err(Self::failed(aside, format_error, None, error)),
         }
     }
 }
@@ -500,19 +509,19 @@ impl<'de, A: VariantAccess<'de>> VariantAccess<'de> for Choice<'_, A, A::Error> 
     type Error = Failure;
 
     fn unit_variant(self) -> Result<(), Failure> {
-        let failed = |error| Self::failed(self.aside, self.said, self.name, error);
+        let failed = |error| Self::failed(self.aside, self.format_error, self.name, error);
         self.inner.unit_variant().map_err(failed)
     }
 
     fn newtype_variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<T::Value, Failure> {
         let seed = self.seed(seed);
-        let failed = |error| Self::failed(self.aside, self.said, self.name, error);
+        let failed = |error| Self::failed(self.aside, self.format_error, self.name, error);
         self.inner.newtype_variant_seed(seed).map_err(failed)
     }
 
     fn tuple_variant<V: Visitor<'de>>(self, len: usize, visitor: V) -> Result<V::Value, Failure> {
         let visit = self.visit(visitor, &[]);
-        let failed = |error| Self::failed(self.aside, self.said, self.name, error);
+        let failed = |error| Self::failed(self.aside, self.format_error, self.name, error);
         self.inner.tuple_variant(len, visit).map_err(failed)
     }
 
@@ -522,7 +531,7 @@ impl<'de, A: VariantAccess<'de>> VariantAccess<'de> for Choice<'_, A, A::Error> 
         visitor: V,
     ) -> Result<V::Value, Failure> {
         let visit = self.visit(visitor, fields);
-        let failed = |error| Self::failed(self.aside, self.said, self.name, error);
+        let failed = |error| Self::failed(self.aside, self.format_error, self.name, error);
         self.inner.struct_variant(fields, visit).map_err(failed)
     }
 }

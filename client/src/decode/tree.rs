@@ -1,7 +1,7 @@
-//! Every key below a prefix to a typed value.
+//! Decodes the keys below a prefix into a typed value.
 //!
-//! There is no tree in memory: the keys are sorted by their segments, so that what lies below a
-//! segment is a slice of them.
+//! There is no tree in memory: the keys are sorted by their segments, so that the keys below a segment are a
+//! slice.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -17,21 +17,21 @@ use super::leaf::Leaf;
 use super::text::Text;
 use crate::error::{Rejection, RejectionKind};
 
-/// How deep keys are followed: the depth to which documents are read as well. A type that takes
-/// anything would otherwise follow a key of a million slashes off the end of the stack.
+/// The most segments that are followed, as many as the levels of a JSON document. Otherwise a type that takes
+/// anything would overflow the stack on a key with very many slashes.
 const MAX_DEPTH: usize = 128;
 
-/// How often a type may turn out to have one more map of whole paths. Each is a place in the type
-/// and not in the data, so only a type that contains itself could have more than a handful.
+/// The most maps of whole paths that are discovered in a type. Each is a place in the type and not in the data,
+/// so only a type that contains itself could have more than a few.
 const MAX_ATTEMPTS: usize = 32;
 
-/// What a clash of a value and keys below it is called.
+/// The text for a key that has a value and keys below it.
 const LEAF_AND_PARENT: &str = "one has a value and is a parent of the other: use one of them";
 
-/// What a clash of suffixes is called.
+/// The text for keys that differ by their suffix only.
 const SUFFIXES: &str = "they differ by their suffix only: use one of them";
 
-/// The value that the entries below `prefix` make.
+/// Decodes the entries below `prefix`.
 pub(super) fn decode<T: DeserializeOwned>(
     prefix: &Key,
     entries: &mut dyn Iterator<Item = &Entry>,
@@ -39,7 +39,7 @@ pub(super) fn decode<T: DeserializeOwned>(
 ) -> Result<T, Rejection> {
     let mut below: Vec<Below<'_>> = Vec::new();
     for entry in entries {
-        // The owner of the entries keeps to the range; what is not in it is not for this type.
+        // An entry outside of the range is not for this type.
         if let Some(path) = entry.key.as_ref().strip_prefix(prefix.as_ref()) {
             if path.starts_with(b"/") && !prefix.as_ref().ends_with(b"/") {
                 return Err(no_slash(prefix, &entry.key));
@@ -80,8 +80,8 @@ pub(super) fn decode<T: DeserializeOwned>(
     }
 }
 
-/// The caller left out the slash at the end of the prefix. No type means that: no field's name is
-/// empty, so a struct of defaults would take no key for ever, and never tell.
+/// The prefix lacks its final slash. That is a mistake: no field's name is empty, so a struct of defaults would
+/// silently take no key.
 fn no_slash(prefix: &Key, key: &Key) -> Rejection {
     let detail = "the watched prefix does not end in `/`";
     let mut failure = Failure::new(RejectionKind::Prefix, detail).at(key);
@@ -91,7 +91,7 @@ fn no_slash(prefix: &Key, key: &Key) -> Rejection {
 
 /// One key below the prefix.
 struct Below<'a> {
-    /// All of what is below the prefix.
+    /// The key without the prefix.
     path: &'a str,
     /// The same without its suffix.
     name: &'a str,
@@ -118,19 +118,18 @@ impl<'a> Below<'a> {
 /// value that the type has there.
 type Place<'a> = Vec<Option<&'a str>>;
 
-/// What is known of the type, and what one attempt finds out.
+/// What is known about the type, and what one attempt discovers.
 ///
-/// Whether a map wants whole paths depends on the type of its values, which serde tells only when a
-/// value is asked for: after its key was given. So the first attempt takes every map to have one
-/// segment a key; when a value that is not text then is asked for as text, the map's place is noted
-/// and another attempt is made.
+/// Whether a map wants whole paths depends on the type of its values, which serde reveals only when it asks for a
+/// value: after its key was given. So the first attempt gives every map one segment as the key. When a value that
+/// is not text is then asked for as text, the map's place is stored, and another attempt is made.
 struct Shape<'a> {
     prefix: &'a Key,
     whole_paths: BTreeSet<Place<'a>>,
     discovered: RefCell<Option<Place<'a>>>,
 }
 
-/// All that lies below some segment.
+/// All keys below a segment.
 #[derive(Clone)]
 struct Branch<'a, 's> {
     shape: &'s Shape<'a>,
@@ -140,7 +139,7 @@ struct Branch<'a, 's> {
     place: Place<'a>,
 }
 
-/// What there is under one name.
+/// What one name stands for.
 enum What<'a, 's> {
     Leaf(Leaf<'a>),
     Branch(Branch<'a, 's>),
@@ -148,7 +147,7 @@ enum What<'a, 's> {
     Clash(&'static str, &'a Key, &'a Key),
 }
 
-/// Deserialises what there is under one name.
+/// Deserializes what one name stands for.
 struct Node<'a, 's> {
     what: What<'a, 's>,
     /// The map whose value this is, unless it has whole paths already.
@@ -156,7 +155,7 @@ struct Node<'a, 's> {
 }
 
 impl<'a, 's> Branch<'a, 's> {
-    /// The first of the names, what is under it, and the rest.
+    /// The first name, what it stands for, and the keys of the other names.
     fn split(&self) -> Option<(&'a str, What<'a, 's>, &'s [Below<'a>])> {
         let first = self.below.first()?;
         let rest = |below: &Below<'a>| -> &'a str { &below.name[self.start..] };
@@ -167,7 +166,7 @@ impl<'a, 's> Branch<'a, 's> {
         let name = segment(first);
         let same = self.below.partition_point(|below| segment(below) <= name);
         let (group, others) = self.below.split_at(same);
-        // Sorted: what ends here comes before what goes on.
+        // Sorted: keys that end here come before those that go on.
         let leaves = group.partition_point(|below| rest(below).len() == name.len());
         let what = match (leaves, group) {
             (0, _) => What::Branch(Branch {
@@ -184,20 +183,20 @@ impl<'a, 's> Branch<'a, 's> {
         Some((name, what, others))
     }
 
-    /// The key that `field` of what lies here has.
+    /// The key of a field of this branch.
     fn key_of(&self, field: &str) -> Option<Key> {
         let above = self.below.first().map_or("", |b| &b.path[..self.start]);
         let prefix = self.shape.prefix.as_ref();
         Key::new([prefix, above.as_bytes(), field.as_bytes()].concat())
     }
 
-    /// The first of the paths, its value, and the rest.
+    /// The first path, its value, and the other keys.
     fn split_path(&self) -> Option<(&'a str, What<'a, 's>, &'s [Below<'a>])> {
         let (first, others) = self.below.split_first()?;
         Some((&first.path[self.start..], What::Leaf(first.leaf), others))
     }
 
-    /// As a struct, or as a map.
+    /// Deserializes a struct or a map.
     fn visit<V: Visitor<'a>>(self, visitor: V, kind: Kind) -> Result<V::Value, Failure> {
         if self.place.len() >= MAX_DEPTH {
             let deep = "the keys are nested too deep";
@@ -219,7 +218,7 @@ impl<'a, 's> Branch<'a, 's> {
     }
 }
 
-/// How the type reads what lies below a segment.
+/// How the type reads the keys below a segment.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Struct,
@@ -230,7 +229,7 @@ enum Kind {
 }
 
 impl<'a, 's> What<'a, 's> {
-    /// The key to name when something is wrong here.
+    /// The key that an error names.
     fn key(&self) -> Option<&'a Key> {
         match self {
             Self::Leaf(leaf) => Some(leaf.key),
@@ -244,7 +243,7 @@ impl<'a, 's> What<'a, 's> {
 struct Fields<'a, 's> {
     rest: Branch<'a, 's>,
     kind: Kind,
-    /// What belongs to the name that was handed out last.
+    /// What the name that was returned last stands for.
     value: Option<(&'a str, Node<'a, 's>)>,
 }
 
@@ -294,7 +293,7 @@ fn located(failure: Failure, key: Option<&Key>) -> Failure {
 }
 
 impl<'a, 's> Node<'a, 's> {
-    /// The value, where the type reads text.
+    /// The leaf, for a type that is read from text.
     fn text(self, asked: &'static str) -> Result<Leaf<'a>, Failure> {
         let found = match self.what {
             What::Leaf(leaf) if leaf.suffix.is_none() || self.map.is_none() => return Ok(leaf),
@@ -302,14 +301,14 @@ impl<'a, 's> Node<'a, 's> {
             What::Branch(_) => Failure::mismatch(asked, Some("keys below it")),
             What::Clash(why, key, other) => Failure::conflict(why, key, other),
         };
-        // In a map of whole paths there would be a value for each path.
+        // In a map of whole paths, each path has a value.
         if let Some((shape, place)) = self.map {
             shape.discovered.replace(Some(place));
         }
         Err(found)
     }
 
-    /// The value, where the type reads a document and cannot be read from keys.
+    /// The leaf, for a type that is read from a document and cannot be read from keys.
     fn document(self, asked: &'static str) -> Result<Leaf<'a>, Failure> {
         match self.what {
             What::Leaf(leaf) => Ok(leaf),
@@ -350,7 +349,7 @@ impl<'de> Deserializer<'de> for Node<'de, '_> {
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Failure> {
         match &self.what {
-            // Only the prefix itself can have nothing below it.
+            // Only the prefix itself can have no key below it.
             What::Branch(branch) if branch.below.is_empty() => visitor.visit_none(),
             _ => visitor.visit_some(self),
         }
@@ -392,7 +391,7 @@ impl<'de> Deserializer<'de> for Node<'de, '_> {
         }
     }
 
-    /// A variant with data is one name below, as in any format; one without is text.
+    /// A variant with data is one name below this one, as in any format; a variant without data is text.
     fn deserialize_enum<V: Visitor<'de>>(
         self,
         name: &'static str,
@@ -453,7 +452,7 @@ impl<'de> Deserializer<'de> for Node<'de, '_> {
     }
 }
 
-/// A variant with data: its name, and what is under it.
+/// A variant with data: its name, and its content.
 struct Variant<'a, 's> {
     variant: &'a str,
     content: Node<'a, 's>,

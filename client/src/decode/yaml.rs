@@ -1,8 +1,7 @@
-//! YAML: the only user of its decoder.
+//! YAML: the only user of its library.
 //!
-//! It is read as YAML 1.2 where the two versions differ in what people trip over: `yes`, `no`, `on`
-//! and `off` are text and no booleans. Anchors, aliases and merge keys work. A document can therefore
-//! stand for far more than it holds, so what it stands for is bounded, by the constants below.
+//! It is read as YAML 1.2: `yes`, `no`, `on` and `off` are text, not booleans. Anchors, aliases and merge keys
+//! work, so a document can expand to far more than it holds. The constants below limit the expansion.
 
 use serde::de::Error as _;
 use serde_saphyr::options::DuplicateKeyPolicy;
@@ -13,25 +12,25 @@ use super::number;
 use super::track::{Track, track};
 use crate::error::RejectionKind;
 
-/// How deep a document may be nested: it protects the stack, which a level costs more of than in
-/// other formats, and no configuration is a tenth as deep.
+/// The most levels of a document. It protects the stack: a level costs more than in other formats, and no
+/// configuration has a tenth of it.
 const MAX_DEPTH: usize = 64;
 
-/// How many values a document may stand for, aliases followed: what decodes in well under a second.
+/// The most values in a document, with aliases expanded: they decode in well under a second.
 const MAX_NODES: usize = 250_000;
 
-/// How many bytes of text a document may stand for, aliases followed: 64 MiB, many times the largest
-/// value that etcd takes as it comes.
+/// The most text in a document, in bytes, with aliases expanded: 64 MiB, many times the largest value of an
+/// etcd with default settings.
 const MAX_TEXT: usize = 64 * 1024 * 1024;
 
-/// How many pieces of a document may be kept aside for aliases: a few MiB. Anchors within anchors
-/// keep the same pieces several times.
+/// The most parser events that may be recorded for aliases: a few MiB. Nested anchors record the same events
+/// several times.
 const MAX_KEPT: usize = 50_000;
 
 type Decoder<'de, 'e> = serde_saphyr::Deserializer<'de, 'e>;
 type Error = serde_saphyr::Error;
 
-/// Reads one document, which is all of the text.
+/// Reads one document, which must be the whole text.
 pub(super) fn read<'de, R>(
     text: &'de str,
     read: impl for<'t, 'e> FnOnce(Track<'t, Decoder<'de, 'e>, Error>) -> Result<R, Failure>,
@@ -39,19 +38,19 @@ pub(super) fn read<'de, R>(
     let mut aside = None;
     let result =
         serde_saphyr::with_deserializer_from_str_with_options(text, limited(), |document| {
-            track(document, read).map_err(|(failure, said)| {
+            track(document, read).map_err(|(failure, error)| {
                 aside = Some(failure);
-                said.unwrap_or_else(|| Error::custom(""))
+                error.unwrap_or_else(|| Error::custom(""))
             })
         });
-    result.map_err(|said| {
+    result.map_err(|error| {
         let failure = aside.unwrap_or_else(|| Failure::by_decoder("the end"));
-        let found = scalar(text, &said).and_then(|scalar| {
+        let found = scalar(text, &error).and_then(|scalar| {
             let asked = failure.facts().expected.filter(|_| failure.by_decoder)?;
             Some(number::text(asked, scalar))
         });
-        let (is, position) = (sort(&said), position(text, &said));
-        failure.found(found).told(is, position)
+        let (is, position) = (kind(&error), position(text, &error));
+        failure.found(found).described(is, position)
     })
 }
 
@@ -62,22 +61,21 @@ fn limited() -> Options {
             max_nodes: MAX_NODES,
             max_total_scalar_bytes: MAX_TEXT,
             max_recorded_anchor_events: MAX_KEPT,
-            // One anchor that a hundred places refer to is what anchors are for; the limits above
-            // count what that comes to.
+            // Many aliases of one anchor are normal; the limits above count their expansion.
             enforce_alias_anchor_ratio: false,
         },
         duplicate_keys: DuplicateKeyPolicy::Error,
         strict_booleans: true,
-        // Nothing of the document belongs in an error, and finding it costs time.
+        // Errors must not quote the document, and a snippet costs time.
         with_snippet: false,
     }
 }
 
-/// What the decoder's own errors are about, where that is not the type.
-fn sort(said: &Error) -> Option<(RejectionKind, &'static str)> {
+/// The kind of a library error that is not about the type.
+fn kind(error: &Error) -> Option<(RejectionKind, &'static str)> {
     let syntax = |detail| Some((RejectionKind::Syntax, detail));
-    match said {
-        Error::AliasError { error, .. } => sort(error),
+    match error {
+        Error::AliasError { error, .. } => kind(error),
         Error::Eof { .. } => syntax("not YAML: it ends too early"),
         Error::MultipleDocuments { .. } => syntax("not one YAML document: another one follows"),
         Error::UnknownAnchor { .. } => syntax("not YAML: an alias has no anchor"),
@@ -100,9 +98,9 @@ fn sort(said: &Error) -> Option<(RejectionKind, &'static str)> {
     }
 }
 
-/// The scalar that does not parse as what was asked for.
-fn scalar<'t>(text: &'t str, said: &Error) -> Option<&'t str> {
-    match said {
+/// The scalar that does not parse as the requested type.
+fn scalar<'t>(text: &'t str, error: &Error) -> Option<&'t str> {
+    match error {
         Error::AliasError { error, .. } => scalar(text, error),
         Error::InvalidScalar { location, .. } => {
             let start = usize::try_from(location.span().byte_offset()?).ok()?;
@@ -113,9 +111,9 @@ fn scalar<'t>(text: &'t str, said: &Error) -> Option<&'t str> {
     }
 }
 
-/// In bytes where the decoder knows them: it counts columns in characters.
-fn position(text: &str, said: &Error) -> Option<(usize, usize)> {
-    let found = said.location().filter(|found| found.line() > 0)?;
+/// The column is in bytes if the offset is known: the library counts characters.
+fn position(text: &str, error: &Error) -> Option<(usize, usize)> {
+    let found = error.location().filter(|found| found.line() > 0)?;
     let line = usize::try_from(found.line()).ok()?;
     let column = usize::try_from(found.column()).ok()?;
     let bytes = || {

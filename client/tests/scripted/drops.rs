@@ -49,7 +49,7 @@ async fn watchers_of_one_range_share_one_stream() {
 }
 
 #[tokio::test]
-async fn ranges_share_one_connection_and_let_it_go_together() {
+async fn ranges_share_and_release_one_connection() {
     let mut server = Server::start();
     let world = World::of(&[("/a", "1")]);
     let client = server.client();
@@ -74,7 +74,7 @@ async fn ranges_share_one_connection_and_let_it_go_together() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_watch_that_is_dropped_before_its_first_value() {
+async fn drop_before_the_first_value() {
     // How far the server gets before the watch is dropped.
     for frames in 0..=3 {
         let mut server = Server::start();
@@ -106,7 +106,7 @@ async fn a_watch_that_is_dropped_before_its_first_value() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_watch_that_is_dropped_while_connecting() {
+async fn drop_while_connecting() {
     type Connector = fn() -> Connecting;
     let connectors: [Connector; 3] = [
         // Dialling for ever.
@@ -142,7 +142,7 @@ async fn a_watch_that_is_dropped_while_connecting() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_watcher_that_is_dropped_while_live_in_backoff_or_refused() {
+async fn drop_while_live_in_backoff_or_refused() {
     for state in [WatchState::Live, WatchState::Backoff, WatchState::Refused] {
         let mut server = Server::start();
         let world = World::of(&[("/a", "1")]);
@@ -227,7 +227,7 @@ async fn dropped_after(begin: Begin, polls: usize) -> bool {
 }
 
 #[tokio::test]
-async fn a_client_that_is_idle_holds_nothing() {
+async fn idle_client_holds_nothing() {
     let server = Server::start();
     let client = server.client();
     let _unused = client.watch::<u32>("/a");

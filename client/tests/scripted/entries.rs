@@ -33,7 +33,7 @@ fn pairs(entries: &Entries) -> Vec<(String, String)> {
 }
 
 #[tokio::test]
-async fn a_state_and_its_changes() {
+async fn state_and_its_changes_are_read() {
     let mut server = Server::start();
     let mut world = World::of(&[("/a", "1"), ("/b", "2")]);
     let client = server.client();
@@ -74,7 +74,7 @@ async fn a_state_and_its_changes() {
 }
 
 #[tokio::test]
-async fn what_load_has_shown_is_not_told_again() {
+async fn changed_skips_what_load_returned() {
     let mut server = Server::start();
     let mut world = World::of(&[("/a", "1")]);
     let client = server.client();
@@ -103,7 +103,7 @@ impl std::task::Wake for Wakes {
 }
 
 #[tokio::test]
-async fn an_empty_range_is_in_sync() {
+async fn empty_range_is_in_sync() {
     let mut server = Server::start();
     let mut world = World::of(&[]);
     let client = server.client();
@@ -140,7 +140,7 @@ async fn an_empty_range_is_in_sync() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_came_and_went_while_away_is_not_told() {
+async fn change_and_its_reversal_are_skipped() {
     let mut server = Server::start();
     let mut world = World::of(&[("/a", "1"), ("/b", "2")]);
     let client = server.client();
@@ -161,7 +161,7 @@ async fn what_came_and_went_while_away_is_not_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn status_changes_are_told() {
+async fn status_changes_are_reported() {
     let mut server = Server::start();
     let mut world = World::of(&[]);
     let client = server.client();
@@ -193,7 +193,7 @@ async fn status_changes_are_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_first_state_can_have_a_limit() {
+async fn first_state_can_have_a_limit() {
     let mut server = Server::start();
     let client = server.client();
     let watch = client
@@ -241,7 +241,7 @@ async fn get_reads_once_and_leaves_nothing_behind() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn how_get_fails() {
+async fn get_errors_are_told_apart() {
     let mut server = Server::start();
     let client = server.client();
     let (answer, ()) = tokio::join!(client.get("/a").into_future(), async {

@@ -77,7 +77,7 @@ async fn shown(watcher: &Watcher<Values>, world: &World) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_stays_bad_is_logged_once() {
+async fn lasting_problem_is_logged_once() {
     const REFUSED: &str = "a state was refused";
     let log = Log::begin();
     let mut server = Server::start();
@@ -153,7 +153,7 @@ where
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_first_value_waits_for_is_logged_once_each() {
+async fn missing_first_value_is_logged_once_per_reason() {
     const WAITING: &str = "waiting for the first value";
     let log = Log::begin();
     let mut server = Server::start();
@@ -203,7 +203,7 @@ async fn what_a_first_value_waits_for_is_logged_once_each() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_first_value_that_comes_soon_is_not_talked_about() {
+async fn quick_first_value_is_not_logged() {
     let log = Log::begin();
     let mut server = Server::start();
     let mut world = World::of(&[]);
@@ -220,7 +220,7 @@ async fn a_first_value_that_comes_soon_is_not_talked_about() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_default_for_want_of_a_value_is_a_warning() {
+async fn default_without_a_value_is_logged_as_a_warning() {
     let log = Log::begin();
     let mut server = Server::start();
     let client = server.client();
@@ -242,7 +242,7 @@ async fn a_default_for_want_of_a_value_is_a_warning() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_range_without_any_key_is_logged_where_that_is_odd() {
+async fn empty_range_is_logged_where_it_is_unusual() {
     const PREFIX: &str = "there is no key under this prefix";
     const FOLDER: &str = "for the keys below it, use KeyRange::prefix";
     let log = Log::begin();
@@ -287,7 +287,7 @@ async fn a_range_without_any_key_is_logged_where_that_is_odd() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_outage_is_two_lines_however_long_it_is() {
+async fn outage_is_logged_in_two_lines() {
     let log = Log::begin();
     let mut server = Server::start();
     let world = World::of(&[("/p/a", "1")]);
@@ -322,7 +322,7 @@ async fn an_outage_is_two_lines_however_long_it_is() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_way_back_to_an_older_revision_is_warned_of() {
+async fn reset_to_an_older_revision_is_logged() {
     const REPLACED: &str = "the server has another history of etcd";
     let log = Log::begin();
     let mut server = Server::start();

@@ -69,7 +69,7 @@ async fn next<T: Send + Sync + 'static>(
 }
 
 #[tokio::test]
-async fn a_reader_sees_the_newest_value_and_keeps_the_watch_going() {
+async fn reader_sees_the_newest_value_and_keeps_the_watch_alive() {
     let (mut setting, mut watcher) = Setting::new().await;
     let mut reader = watcher.reader();
     assert_eq!(
@@ -97,7 +97,7 @@ async fn a_reader_sees_the_newest_value_and_keeps_the_watch_going() {
 }
 
 #[tokio::test]
-async fn a_part_tells_only_its_own_changes() {
+async fn part_reports_only_its_own_changes() {
     let (mut setting, mut watcher) = Setting::new().await;
     let mut burst = watcher.map(|limits| &limits.burst);
     assert_eq!(*burst.load(), 2);
@@ -130,7 +130,7 @@ async fn a_part_tells_only_its_own_changes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_part_that_differs_from_itself_is_no_news() {
+async fn part_that_is_unequal_to_itself_is_no_change() {
     let server = Server::start();
     let client = server.client();
     let watch = client.watch::<f64>("/a").default_value(f64::NAN);
@@ -140,7 +140,7 @@ async fn a_part_that_differs_from_itself_is_no_news() {
 }
 
 #[tokio::test]
-async fn a_stream_tells_old_and_new() {
+async fn stream_yields_old_and_new() {
     let (mut setting, watcher) = Setting::new().await;
     let mut updates = watcher.into_stream();
     let mut cx = Context::from_waker(Waker::noop());
@@ -167,7 +167,7 @@ async fn a_stream_tells_old_and_new() {
 }
 
 #[tokio::test]
-async fn every_change_is_told_by_a_stream_that_keeps_up() {
+async fn stream_that_keeps_up_yields_every_change() {
     let (mut setting, watcher) = Setting::new().await;
     let mut updates = watcher.into_stream();
     for n in 2..200 {
@@ -178,7 +178,7 @@ async fn every_change_is_told_by_a_stream_that_keeps_up() {
 }
 
 #[tokio::test]
-async fn a_callback_is_called_until_its_guard_is_dropped() {
+async fn callback_runs_until_its_guard_is_dropped() {
     let (mut setting, watcher) = Setting::new().await;
     let (seen, heard) = mpsc::channel();
     let calls = watcher.on_change(move |update| {
@@ -216,7 +216,7 @@ async fn a_callback_is_called_until_its_guard_is_dropped() {
 }
 
 #[tokio::test]
-async fn a_callback_can_be_begun_outside_of_a_runtime() {
+async fn callback_can_begin_outside_of_a_runtime() {
     let (mut setting, watcher) = Setting::new().await;
     let (seen, heard) = mpsc::channel();
     let calls = std::thread::spawn(move || {
@@ -231,7 +231,7 @@ async fn a_callback_can_be_begun_outside_of_a_runtime() {
 }
 
 #[tokio::test]
-async fn a_clone_tells_changes_by_itself() {
+async fn clone_reports_changes_independently() {
     let (mut setting, mut watcher) = Setting::new().await;
     let mut clone = watcher.clone();
     setting.put(&limits(3, 4)).await;
@@ -283,7 +283,7 @@ fn secs(secs: u64) -> Duration {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_value_is_as_old_as_the_last_word_of_etcd_that_confirms_it() {
+async fn value_is_as_old_as_its_last_confirmation() {
     let mut server = Server::start();
     let mut world = World::of(&[("/a", "1")]);
     let client = server.client();
@@ -361,7 +361,7 @@ async fn a_value_is_as_old_as_the_last_word_of_etcd_that_confirms_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_default_for_want_of_a_state_has_no_age_and_one_for_a_key_that_is_not_there_has() {
+async fn default_has_an_age_only_when_a_state_came() {
     let mut server = Server::start();
     let client = server.client();
     let watch = client
@@ -396,7 +396,7 @@ async fn a_default_for_want_of_a_state_has_no_age_and_one_for_a_key_that_is_not_
 }
 
 #[tokio::test]
-async fn a_shutdown_ends_everything_and_waits_until_it_is_gone() {
+async fn shutdown_ends_everything_and_waits_for_it() {
     let (setting, mut watcher) = Setting::new().await;
     let client = setting.client.clone();
     let mut reader = watcher.reader();
@@ -434,7 +434,7 @@ async fn a_shutdown_ends_everything_and_waits_until_it_is_gone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_shutdown_names_what_holds_it_up() {
+async fn shutdown_names_what_is_still_active() {
     let (mut setting, watcher) = Setting::new().await;
     let (enter, entered) = mpsc::channel();
     let (leave, left) = mpsc::channel::<()>();
@@ -464,7 +464,7 @@ async fn a_shutdown_names_what_holds_it_up() {
 }
 
 #[tokio::test]
-async fn a_shutdown_that_is_dropped_half_way_has_ended_everything_all_the_same() {
+async fn dropped_shutdown_ends_everything() {
     for polls in 0..4 {
         let (setting, watcher) = Setting::new().await;
         let resources = setting.client.resources();
@@ -499,7 +499,7 @@ async fn resources_are_released_by_dropping() {
 }
 
 #[tokio::test]
-async fn an_updates_stream_in_a_future_that_is_dropped_loses_nothing() {
+async fn dropped_future_of_an_update_stream_loses_nothing() {
     let (mut setting, watcher) = Setting::new().await;
     let mut updates = watcher.into_stream();
     for polls in 0..4 {

@@ -28,7 +28,7 @@ fn goodbye(reason: v1::goodbye::Reason, retry_after_ms: u32) -> Frame {
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_resumes_from_what_it_has() {
+async fn reconnect_resumes_from_the_state_held() {
     let mut server = Server::start();
     let mut world = World::of(&[("/a", "1")]);
     let client = server.client();
@@ -56,7 +56,7 @@ async fn it_resumes_from_what_it_has() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_changed_is_no_change() {
+async fn equal_state_is_no_change() {
     let mut server = Server::start();
     let world = World::of(&[("/a", "1")]);
     let client = server.client();
@@ -80,7 +80,7 @@ async fn nothing_changed_is_no_change() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn clean_ends_are_backed_off_from_too() {
+async fn clean_end_backs_off_too() {
     let mut server = Server::start();
     let world = World::of(&[("/a", "1")]);
     let client = server.client();
@@ -104,7 +104,7 @@ async fn clean_ends_are_backed_off_from_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_gap_resumes_from_what_is_held() {
+async fn gap_resumes_from_the_state_held() {
     let mut server = Server::start();
     let mut world = World::of(&[("/a", "1")]);
     let client = server.client();
@@ -124,7 +124,7 @@ async fn a_gap_resumes_from_what_is_held() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_state_that_differs_is_fetched_anew() {
+async fn diverged_state_is_fetched_again() {
     let mut server = Server::start();
     let mut world = World::of(&[("/a", "1")]);
     let client = server.client();
@@ -150,7 +150,7 @@ async fn a_state_that_differs_is_fetched_anew() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_can_ask_for_patience() {
+async fn server_can_ask_for_a_pause() {
     let second = Duration::from_secs(1);
     let mut server = Server::start();
     let mut world = World::of(&[("/a", "1")]);
@@ -184,7 +184,7 @@ async fn a_server_can_ask_for_patience() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_that_drains_is_left_although_others_still_use_the_connection() {
+async fn draining_server_is_left_despite_other_users() {
     let mut server = Server::start();
     let mut world = World::of(&[("/a", "1")]);
     let client = server.client();
@@ -221,7 +221,13 @@ async fn silence_ends_a_stream_and_leaves_the_connection() {
     let waited = start.elapsed();
     assert!(waited >= Duration::from_secs(30) && waited < Duration::from_secs(31));
     assert!(call.is_ended());
-    assert!(watcher.status().last_error.unwrap().contains("sent nothing"));
+    assert!(
+        watcher
+            .status()
+            .last_error
+            .unwrap()
+            .contains("sent nothing")
+    );
     assert_eq!(server.dials(), 2);
 
     // No answer at all: ten seconds for the first frame.
@@ -234,7 +240,7 @@ async fn silence_ends_a_stream_and_leaves_the_connection() {
 }
 
 #[tokio::test]
-async fn what_breaks_the_contract_is_refused() {
+async fn protocol_violation_is_refused() {
     for frames in [
         vec![World::of(&[]).snapshot()],
         vec![World::hello(), World::hello()],
@@ -259,7 +265,7 @@ async fn what_breaks_the_contract_is_refused() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_frame_of_an_unknown_kind_is_ignored() {
+async fn unknown_frame_is_ignored() {
     let mut server = Server::start();
     let mut world = World::of(&[("/a", "1")]);
     let client = server.client();
@@ -271,7 +277,7 @@ async fn one_frame_of_an_unknown_kind_is_ignored() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_range_that_is_too_large_is_refused() {
+async fn too_large_range_is_refused() {
     let mut server = Server::start();
     let world = World::of(&[("/a", &"x".repeat(2000))]);
     let client = server.builder().range_limit(1000).build().unwrap();
@@ -291,7 +297,7 @@ async fn a_range_that_is_too_large_is_refused() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_other_endpoint_is_tried() {
+async fn other_endpoint_is_tried() {
     let mut server = Server::start();
     let world = World::of(&[("/a", "1")]);
     for _ in 0..10 {
@@ -303,7 +309,7 @@ async fn the_other_endpoint_is_tried() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn another_server_that_is_behind_is_not_followed_back() {
+async fn server_that_is_behind_does_not_move_the_state_back() {
     let mut server = Server::start();
     let mut world = World::of(&[("/a", "1")]);
     let behind = world.clone();
@@ -334,7 +340,7 @@ async fn another_server_that_is_behind_is_not_followed_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failed_dial_is_shared_by_all_that_wait_for_it() {
+async fn failed_dial_is_shared_by_all_waiters() {
     let start = Instant::now();
     let client = crate::server::builder(|_| Box::pin(std::future::pending()))
         .build()
@@ -355,7 +361,7 @@ async fn a_failed_dial_is_shared_by_all_that_wait_for_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn age_tells_how_old_the_last_proof_is() {
+async fn age_is_the_time_since_the_last_proof() {
     let mut server = Server::start();
     let world = World::of(&[("/a", "1")]);
     let client = server.client();

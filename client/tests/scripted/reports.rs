@@ -25,7 +25,7 @@ async fn watching(
 }
 
 #[tokio::test(start_paused = true)]
-async fn news_are_reported_once_an_interval_and_nothing_else_is() {
+async fn only_changed_outcomes_are_reported_once_per_interval() {
     let mut server = Server::start();
     let mut world = World::of(&[("/a", "1")]);
     let client = server.builder().label("service", "shop").build().unwrap();
@@ -68,7 +68,7 @@ async fn news_are_reported_once_an_interval_and_nothing_else_is() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_idle_watcher_of_entries_reports_once() {
+async fn idle_entries_watcher_reports_once() {
     let mut server = Server::start();
     let mut world = World::of(&[("/a", "1")]);
     let client = server.client();
@@ -88,7 +88,7 @@ async fn an_idle_watcher_of_entries_reports_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_travels_with_the_next_request() {
+async fn rejection_is_sent_with_the_next_request() {
     let mut server = Server::start();
     let mut world = World::of(&[("/a", "1")]);
     let client = server.client();
@@ -107,7 +107,7 @@ async fn a_refusal_travels_with_the_next_request() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_difference_is_reported_once_it_is_repaired() {
+async fn divergence_is_reported_after_its_repair() {
     let mut server = Server::start();
     let mut world = World::of(&[("/a", "1")]);
     let client = server.client();
@@ -137,7 +137,7 @@ async fn a_difference_is_reported_once_it_is_repaired() {
 
 /// A key that a server would not take in a report kept it from all that the report said.
 #[tokio::test(start_paused = true)]
-async fn what_is_too_long_to_name_is_left_out_of_a_report() {
+async fn key_that_is_too_long_is_left_out_of_a_report() {
     let mut server = Server::start();
     let mut world = World::of(&[("/p/a", "1")]);
     let client = server.client();

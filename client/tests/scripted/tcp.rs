@@ -10,7 +10,7 @@ use crate::world::World;
 const ANY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 #[tokio::test]
-async fn tcp_is_dialled_and_closed_again() {
+async fn tcp_connection_is_dialled_and_closed() {
     let (mut server, address) = Server::listen(ANY);
     let mut world = World::of(&[("/a", "1")]);
     let client = Client::connect(format!("http://{address}")).unwrap();
@@ -29,7 +29,7 @@ async fn tcp_is_dialled_and_closed_again() {
 }
 
 #[tokio::test]
-async fn a_server_that_went_is_found_again() {
+async fn lost_server_is_found_again() {
     let (mut server, address) = Server::listen(ANY);
     let world = World::of(&[("/a", "1")]);
     let client = Client::connect(format!("http://{address}")).unwrap();

@@ -36,7 +36,7 @@ impl Drop for TokenFile {
 }
 
 #[tokio::test]
-async fn it_is_sent_with_every_call_and_rotates() {
+async fn token_is_sent_with_every_call_and_rotates() {
     let file = TokenFile::holding("one\n");
     let mut server = Server::start();
     let world = World::of(&[("/a", "1")]);
@@ -76,7 +76,7 @@ async fn it_is_sent_with_every_call_and_rotates() {
 }
 
 #[tokio::test]
-async fn one_that_cannot_be_used_is_named_and_mended() {
+async fn bad_token_file_is_named_until_it_is_fixed() {
     let file = TokenFile::holding(" ");
     let mut server = Server::start();
     let world = World::of(&[("/a", "1")]);
@@ -139,7 +139,7 @@ impl TokenFile {
 }
 
 #[tokio::test]
-async fn one_that_hangs_is_named_and_no_fault_of_the_server() {
+async fn hanging_token_file_is_named_and_the_server_kept() {
     let file = TokenFile::holding("one");
     let mut server = Server::start();
     let world = World::of(&[("/a", "1")]);
@@ -188,7 +188,7 @@ async fn one_that_hangs_is_named_and_no_fault_of_the_server() {
 }
 
 #[tokio::test]
-async fn a_shutdown_ends_a_read_whose_token_is_still_being_read() {
+async fn shutdown_ends_a_get_that_waits_for_its_token() {
     let file = TokenFile::holding("");
     file.hang();
     let server = Server::start();

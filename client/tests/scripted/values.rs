@@ -32,7 +32,7 @@ where
 }
 
 #[tokio::test]
-async fn a_value_and_its_changes() {
+async fn value_and_its_changes_are_read() {
     let mut server = Server::start();
     let mut world = World::of(&[("/a", r#"{"rps": 1}"#)]);
     let client = server.client();
@@ -63,7 +63,7 @@ async fn a_value_and_its_changes() {
 }
 
 #[tokio::test]
-async fn a_prefix_becomes_one_value() {
+async fn prefix_becomes_one_value() {
     #[derive(Debug, Deserialize, PartialEq)]
     struct Shop {
         name: String,
@@ -95,7 +95,7 @@ async fn a_prefix_becomes_one_value() {
 }
 
 #[tokio::test]
-async fn a_change_tells_its_keys() {
+async fn change_lists_its_keys() {
     type Values = std::collections::BTreeMap<String, u32>;
     let mut server = Server::start();
     let mut world = World::of(&[("/p/a", "1"), ("/p/b", "1"), ("/p/c", "1")]);
@@ -145,7 +145,7 @@ async fn a_change_tells_its_keys() {
 }
 
 #[tokio::test]
-async fn what_replaces_a_default_for_want_of_a_state_is_all_new() {
+async fn first_state_after_a_default_changes_all_keys() {
     let mut server = Server::start();
     let world = World::of(&[("/a", "1")]);
     let client = server.client();
@@ -159,7 +159,7 @@ async fn what_replaces_a_default_for_want_of_a_state_is_all_new() {
 }
 
 #[tokio::test]
-async fn the_last_good_value_wins() {
+async fn last_good_value_wins() {
     let mut server = Server::start();
     let mut world = World::of(&[("/a", r#"{"rps": 1}"#)]);
     let client = server.client();
@@ -229,7 +229,7 @@ async fn validators_refuse_and_may_panic() {
 }
 
 #[tokio::test]
-async fn a_reason_that_is_part_of_the_program_is_told() {
+async fn static_reason_of_a_validator_is_kept() {
     let mut server = Server::start();
     let mut world = World::of(&[("/a", "1")]);
     let client = server.client();
@@ -265,7 +265,7 @@ async fn refusal<T>(watcher: &mut Watcher<T>) -> Rejection {
 }
 
 #[tokio::test]
-async fn a_refusal_and_its_end_are_news_of_the_status() {
+async fn refusal_and_its_end_change_the_status() {
     let mut server = Server::start();
     let mut world = World::of(&[("/a", "1")]);
     let client = server.client();
@@ -309,7 +309,7 @@ async fn a_refusal_and_its_end_are_news_of_the_status() {
 }
 
 #[tokio::test]
-async fn a_refusal_of_the_first_state_is_news_of_the_status() {
+async fn refusal_of_the_first_state_changes_the_status() {
     let mut server = Server::start();
     let mut world = World::of(&[("/a", "x")]);
     let client = server.client();
@@ -326,7 +326,7 @@ async fn a_refusal_of_the_first_state_is_news_of_the_status() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_deleted() {
+async fn deleted_key_keeps_or_loses_its_value() {
     for (default, expected) in [(None, 1), (Some(9), 9)] {
         let mut server = Server::start();
         let mut world = World::of(&[("/a", "1")]);
@@ -362,7 +362,7 @@ async fn a_key_that_is_deleted() {
 }
 
 #[tokio::test]
-async fn an_option_follows_the_key_s_existence() {
+async fn option_follows_the_key_s_existence() {
     let mut server = Server::start();
     let mut world = World::of(&[]);
     let client = server.client();
@@ -376,7 +376,7 @@ async fn an_option_follows_the_key_s_existence() {
 }
 
 #[tokio::test]
-async fn a_missing_key_is_waited_for() {
+async fn watch_waits_for_a_missing_key() {
     let mut server = Server::start();
     let mut world = World::of(&[]);
     let client = server.client();
@@ -390,7 +390,7 @@ async fn a_missing_key_is_waited_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn why_there_is_no_first_value() {
+async fn error_says_why_there_is_no_first_value() {
     for (value, is_expected) in [
         (
             None,
@@ -425,7 +425,7 @@ async fn why_there_is_no_first_value() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_default_is_there_when_no_server_is() {
+async fn default_is_used_without_a_server() {
     let refused = |_: &_| {
         Box::pin(async { Err(std::io::ErrorKind::ConnectionRefused.into()) })
             as driftless_client::Connecting
@@ -461,7 +461,7 @@ async fn a_default_is_there_when_no_server_is() {
 }
 
 #[tokio::test]
-async fn a_refusal_fails_the_first_watch() {
+async fn refusal_fails_the_first_watch() {
     for (status, reason) in [
         (Status::not_found("not here"), RefusedReason::NotServed),
         (Status::permission_denied("not here"), RefusedReason::Denied),
@@ -484,7 +484,7 @@ async fn a_refusal_fails_the_first_watch() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_of_a_live_watch_is_status_and_is_retried() {
+async fn refusal_of_a_live_watch_is_status_and_is_retried() {
     let mut server = Server::start();
     let mut world = World::of(&[("/a", "1")]);
     let client = server.client();
@@ -515,7 +515,7 @@ async fn a_refusal_of_a_live_watch_is_status_and_is_retried() {
 }
 
 #[tokio::test]
-async fn a_right_that_is_taken_back_closes_the_watcher() {
+async fn revoked_right_closes_the_watcher() {
     let mut server = Server::start();
     let world = World::of(&[("/a", "1")]);
     let client = server.client();
@@ -575,7 +575,7 @@ async fn changed_can_be_dropped_at_any_point() {
 }
 
 #[tokio::test]
-async fn changes_that_nobody_reads_become_one() {
+async fn unread_changes_are_merged() {
     let mut server = Server::start();
     let mut world = World::of(&[("/a", "0")]);
     let client = server.client();

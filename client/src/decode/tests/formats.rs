@@ -5,7 +5,7 @@ use super::super::leaf::Leaf;
 use super::*;
 
 #[test]
-fn a_format_that_this_build_does_not_read_is_named_with_its_feature() {
+fn unsupported_format_names_its_feature() {
     let entry = entry(b"/a.ini", b"CANARY");
     let unread = Suffix::Unread("enable the feature `ini`");
     let leaf = Leaf::in_tree(&entry, Some(unread), None);
@@ -36,7 +36,7 @@ fn a_format_that_this_build_does_not_read_is_named_with_its_feature() {
 }
 
 #[test]
-fn suffixes_leave_a_name() {
+fn suffix_leaves_a_name() {
     for (key, name, is) in [
         ("a.json", "a", true),
         ("a.toml", "a", true),
@@ -223,7 +223,7 @@ us = { rps = 2 }
     }
 
     #[test]
-    fn a_place_in_it() {
+    fn place_in_the_document_is_named() {
         use RejectionKind::{MissingField, Syntax, Type};
         check_places(
             "toml",
@@ -309,7 +309,7 @@ us = { rps = 2 }
     }
 
     #[test]
-    fn no_error_shows_the_value() {
+    fn no_error_reveals_the_value() {
         check_secrets(
             "toml",
             &[
@@ -395,7 +395,7 @@ on: true
     }
 
     #[test]
-    fn a_place_in_it() {
+    fn place_in_the_document_is_named() {
         use RejectionKind::{Conflict, MissingField, Syntax, Type};
         check_places(
             "yaml",
@@ -472,7 +472,7 @@ on: true
     }
 
     #[test]
-    fn what_a_document_stands_for_is_bounded() {
+    fn document_expansion_is_limited() {
         // Each line refers to the one before nine times.
         let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n".to_owned();
         for n in 1..20 {
@@ -521,7 +521,7 @@ on: true
     }
 
     #[test]
-    fn no_error_shows_the_value() {
+    fn no_error_reveals_the_value() {
         check_secrets(
             "yaml",
             &[
@@ -581,7 +581,7 @@ on: true
 
 #[cfg(all(feature = "toml", feature = "yaml"))]
 #[test]
-fn the_caller_names_the_format_of_keys_without_a_suffix() {
+fn caller_sets_the_format_of_keys_without_a_suffix() {
     use super::super::Format;
 
     let limits = Limits {
