@@ -18,26 +18,26 @@ const ALLOWED: &[(&str, &[&str])] = &[
     (
         "session",
         &[
-            "fanout", "encode", "delta", "store", "auth", "net", "settings", "metrics",
+            "fanout", "encode", "delta", "store", "auth", "net", "metrics",
         ],
     ),
     (
         "service",
         &[
-            "session", "ingest", "fanout", "encode", "delta", "store", "auth", "net", "settings",
-            "metrics",
+            "session", "ingest", "fanout", "encode", "delta", "store", "auth", "net", "metrics",
         ],
     ),
-    // driven by ingest, which takes from source and hands to fanout
+    // ingest takes from source and backfill, and hands to fanout
     (
         "ingest",
         &[
             "source", "backfill", "fanout", "encode", "delta", "store", "metrics",
         ],
     ),
-    ("source", &["store", "net", "settings", "metrics"]),
-    ("backfill", &["store", "metrics"]),
-    ("ops", &["service", "session", "net", "settings", "metrics"]),
+    ("source", &["store", "metrics"]),
+    ("backfill", &["store"]),
+    // what operators see
+    ("ops", &["service", "session", "net", "metrics"]),
     // leaves
     ("auth", &[]),
     ("metrics", &[]),

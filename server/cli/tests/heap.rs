@@ -310,7 +310,7 @@ fn the_log_holds_what_it_says() {
     assert!((said / 2..=said).contains(&held), "{held} of {said}");
 }
 
-/// How many deleted keys are remembered of a prefix, and their cost according to `store/writer.rs`.
+/// How many deleted keys are remembered of a prefix, and their cost according to `store/tombstones.rs`.
 const TOMBSTONES: usize = 65_536;
 const TOMBSTONE: usize = 320;
 

@@ -179,7 +179,7 @@ impl EncodedBatch {
         }
     }
 
-    /// Drops the diffs of a scope that does not need them any more: a batch outlives many scopes.
+    /// Drops the diffs of a scope that no longer needs them: a batch outlives many scopes.
     pub fn drop_diffs(&self, scope: u64) {
         let dropped = {
             let mut diffs = self.diffs.lock();

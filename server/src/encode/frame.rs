@@ -21,7 +21,7 @@ pub(super) const HEADER: usize = 256;
 pub struct Frame {
     segments: Vec<Bytes>,
     len: usize,
-    /// Set for a small frame: the same message, padded so that it can travel alone.
+    /// Set for a small frame: the same message, padded so that it can be sent alone.
     padded: Option<Bytes>,
 }
 

@@ -6,10 +6,10 @@ use prost::encoding::{encode_varint, encoded_len_varint};
 
 use super::frame::{Frame, Segments};
 
-/// Messages that streams get again and again have at least this many bytes, or are padded.
+/// Messages that streams get repeatedly have at least this many bytes, or are padded.
 ///
-/// HTTP/2 peers take many small unread frames for an attack: h2 (0.4.20) counts each as 256 bytes
-/// less its length and ends the whole connection once that comes to half its window. Without
+/// HTTP/2 peers treat many small unread frames as an attack: h2 (0.4.20) counts each as 256 bytes
+/// less its length and ends the whole connection once the sum is half its window. Without
 /// padding, some 150 unread changes or progress messages do that to a client with the protocol's
 /// default windows, however slowly they come.
 pub(super) const SMALL: usize = 256;
@@ -52,7 +52,7 @@ pub fn unary(message: &impl Message) -> Bytes {
     out.freeze()
 }
 
-/// Pads a message, gRPC's prefix included, so that it is long enough to travel alone repeatedly.
+/// Pads a message, gRPC's prefix included, so that it may be sent alone repeatedly.
 pub fn padded(message: &[u8]) -> Bytes {
     let Some((_, content)) = message.split_at_checked(PREFIX) else {
         return Bytes::copy_from_slice(message);
@@ -70,7 +70,7 @@ pub fn padded(message: &[u8]) -> Bytes {
     out.freeze()
 }
 
-/// True if a piece of a stream is too small to travel alone repeatedly.
+/// True if a piece of a stream is too small to be sent alone repeatedly.
 pub fn is_small(bytes: &[u8]) -> bool {
     bytes.len() < SMALL
 }

@@ -98,14 +98,14 @@ impl ChangeRefs {
     }
 
     /// Adds a batch, whose changes in the range did `delta` to the digest. Drops the diffs that
-    /// `scope` does not need any more.
+    /// `scope` no longer needs.
     pub(super) fn push(&mut self, scope: u64, delta: Digest, batch: &Arc<EncodedBatch>) {
         let before = self.since_base;
         self.since_base += delta;
         let change = ChangeRef::new(self.last, before, self.since_base, batch);
         self.last = batch.to;
         self.refs.push_back(change);
-        // No stream gets an earlier one by itself any more.
+        // Earlier changes are no longer sent one by one.
         if let Some(at) = self.refs.len().checked_sub(REPLAY + 1) {
             self.refs[at].drop_diffs(scope);
         }

@@ -16,8 +16,8 @@ use crate::encode::{EncodedBatch, EncodedPatch};
 use crate::metrics::Metrics;
 use crate::store::{Batch, Snapshot};
 
-/// How many scopes of a round are visited before changes, and those who wait for the prefix's lock,
-/// get their turn: some 20 µs.
+/// How many scopes of a round are visited at a time, so that changes, and those who wait for the
+/// prefix's lock, need not wait for the whole round: some 20 µs.
 const SLICE: usize = 256;
 
 /// The publishing end of a prefix. There is one, and the ingest task owns it.
@@ -64,7 +64,7 @@ impl Publisher {
     }
 
     /// Does a slice of the work that is due. To be called when [`Publisher::due`] is over; between two
-    /// calls changes may be published, and other tasks should get their turn.
+    /// calls changes may be published, and the caller should yield.
     pub fn tick(&mut self) {
         let now = Instant::now();
         if self.schedule.flush_due(now) {
@@ -84,8 +84,8 @@ impl Publisher {
         }
     }
 
-    /// Publishes the first state, or one of another history: what was published before means nothing
-    /// any more, and the streams that build on it are ended.
+    /// Publishes the first state, or one of another history. What was published before is void then,
+    /// and the streams that build on it are ended.
     pub fn publish_anew(&self, snapshot: Snapshot) {
         let revision = snapshot.revision();
         let mut published = self.shared.published.lock();
@@ -111,7 +111,7 @@ impl Publisher {
 
     /// Puts batches in front of the change log. They hold every change after `floor`, up to `up_to`;
     /// `snapshot` holds their deletes. Returns where the log begins then; `None`, and changes nothing,
-    /// if it does not begin at `up_to` any more.
+    /// if it no longer begins at `up_to`.
     pub fn prepend(
         &self,
         snapshot: Snapshot,
@@ -199,7 +199,7 @@ impl Publisher {
         self.shared.published.lock().pending.take_new()
     }
 
-    /// Adds the patches that were found for the batch. Nobody waits for the others any longer.
+    /// Adds the patches that were found for the batch. Its streams no longer wait for the others.
     pub fn resolve(&self, resolved: PendingDelta, patches: Vec<EncodedPatch>) {
         let scopes = resolved.scopes.iter().filter_map(Weak::upgrade);
         let mut scopes: Vec<Arc<Scope>> = scopes.collect();

@@ -1,8 +1,8 @@
-//! The sync responses that streams of a scope share, so that a crowd that needs the same reads the
-//! same.
+//! The sync responses that streams of a scope share, so that many streams that need the same state
+//! read the same chunks.
 //!
-//! A response that was begun at an earlier revision serves as well, as long as what changed since can
-//! be replayed: so a crowd shares one although keys change while it arrives.
+//! A response of an earlier revision serves as well, as long as what changed since can be replayed. So
+//! a crowd shares one, although keys change while it arrives.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,11 +12,11 @@ use tokio::time::Instant;
 
 use crate::encode::{SyncKind, SyncResponse};
 
-/// How long a response that nobody asks for is kept for those who may yet come.
+/// How long an unused response is kept for readers that may come later.
 pub(super) const IDLE_FOR: Duration = Duration::from_secs(10);
 
-/// How long new readers are handed a response that was begun earlier, however many come. It pins its
-/// root, which with time has less and less in common with what is published.
+/// How long a response is handed to new readers, however many there are. It pins its root, which over
+/// time shares less and less with what is published.
 pub(super) const SHARED_FOR: Duration = Duration::from_secs(120);
 
 /// How many responses a scope shares: the snapshot, and diffs since the revisions that most clients
@@ -75,7 +75,7 @@ impl Responses {
         dropped
     }
 
-    /// Takes out the responses that nobody is handed any more; their readers hold them.
+    /// Takes out the responses that are handed to no new readers. Their readers still hold them.
     pub(super) fn take_expired(&mut self, now: Instant) -> Vec<Arc<SyncResponse>> {
         self.0
             .extract_if(.., |shared| !shared.is_fresh(now))

@@ -1,6 +1,6 @@
 //! When the publisher's own work is due.
 //!
-//! Pure: the caller says what time it is.
+//! Pure: the caller passes the time.
 
 use std::time::Duration;
 
@@ -9,8 +9,8 @@ use tokio::time::Instant;
 use super::pace::PACE;
 use super::scopes::ScopeCursor;
 
-/// How often sync responses that nobody asks for any more are looked for. A response, the state that
-/// it pins and its room in the chunk cache are freed later by this much at most.
+/// How often expired sync responses are evicted. A response, the state that it pins and its room in
+/// the chunk cache are freed this much later at most.
 pub const EVICT_EVERY: Duration = Duration::from_secs(5);
 
 /// A round that starts later than this puts off the ones after it, instead of catching up.
@@ -19,7 +19,7 @@ const LATE: Duration = Duration::from_millis(5);
 /// When the publisher's own work is due.
 #[derive(Debug)]
 pub(super) struct Schedule {
-    /// When changes that were held back are to be released; `None` if there are none.
+    /// When changes that are held back have to be released; `None` if there are none.
     flush_at: Option<Instant>,
     /// Tells all scopes of a progress.
     pub(super) progress: Rounds,
@@ -42,7 +42,7 @@ impl Schedule {
         self.flush_at.map_or(rounds, |at| at.min(rounds))
     }
 
-    /// Changes are held back: they are to be released within [`PACE`].
+    /// Changes are held back: they have to be released within [`PACE`].
     pub(super) fn hold_back(&mut self, now: Instant) {
         self.flush_at.get_or_insert(now + PACE);
     }
@@ -57,7 +57,7 @@ impl Schedule {
         self.flush_at.is_some_and(|at| at <= now)
     }
 
-    /// Nothing is held back any more.
+    /// Nothing is held back now.
     pub(super) const fn flushed(&mut self) {
         self.flush_at = None;
     }

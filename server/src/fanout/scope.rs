@@ -1,4 +1,4 @@
-//! One range that somebody watches, shared by all its streams.
+//! One watched range, shared by all its streams.
 //!
 //! A scope holds a small reference per change and leaves everything that has to do with bytes to the
 //! change log. Its digest is a base, computed once off the ingest path, plus what changed since the
@@ -29,8 +29,8 @@ use crate::encode::{EncodedBatch, Frame, ScopeDiff, SyncKind, SyncResponse, Vari
 use crate::metrics::{GaugeGuard, Metrics};
 use crate::store::Snapshot;
 
-/// How many entries are added up before others get a turn: some 100 µs in a large keyspace, whose
-/// entries are all over the memory.
+/// How many entries are added up before the task yields: some 100 µs in a large keyspace, whose
+/// entries are spread over the memory.
 const DIGEST_SLICE: usize = 1024;
 
 /// One range and what its streams share.
@@ -120,14 +120,14 @@ struct Unsent {
     digest: Digest,
 }
 
-/// What is to be done about a change that was pushed.
+/// What the caller of [`Scope::push`] has to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pushed {
     /// Wake the streams now.
     Wake,
-    /// It is held back: a flush is to be scheduled.
+    /// Schedule a flush: the change is held back.
     HoldBack,
-    /// It waits for a flush that is scheduled, or for its deltas.
+    /// Nothing: the change waits for a flush that is scheduled, or for its deltas.
     Wait,
 }
 
@@ -164,7 +164,7 @@ impl Scope {
         &self.range
     }
 
-    /// The digest of the scope's first state, added up by whoever needs it first.
+    /// The digest of the scope's first state. The first caller adds it up.
     ///
     /// # Cancel safety
     /// Cancel-safe: the next caller starts again.
@@ -244,8 +244,7 @@ impl Scope {
         Pushed::HoldBack
     }
 
-    /// The deltas of the batch up to `to` are not waited for any longer. Returns whether the streams
-    /// are to be woken.
+    /// The deltas of the batch up to `to` are resolved. Returns whether the streams have to be woken.
     pub(super) fn resolve(&self, to: Revision) -> bool {
         let mut inner = self.inner.lock();
         let before = inner.visible();
@@ -419,7 +418,7 @@ impl Scope {
         response
     }
 
-    /// Drops the sync responses that nobody is handed any more.
+    /// Drops the sync responses that are handed to no new readers.
     pub(super) fn evict_expired(&self) {
         let expired = self.responses.lock().take_expired(Instant::now());
         drop(expired);

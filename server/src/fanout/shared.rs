@@ -20,7 +20,7 @@ use crate::metrics::Metrics;
 use crate::store::Snapshot;
 
 /// Bytes of encoded snapshots and conflated diffs that are kept for later readers, in one prefix:
-/// enough for a crowd that starts anew, within what a server has to spare.
+/// enough for a crowd that starts with nothing, and affordable for a server.
 const CHUNK_CACHE: usize = 32 * 1024 * 1024;
 
 /// Limits of one prefix.

@@ -66,7 +66,7 @@ pub(crate) async fn run(
     }
 }
 
-/// Waits until `due`. If that is over, yields once, so that other tasks get their turn.
+/// Waits until `due`. If that has passed, yields once, so that other tasks can run.
 ///
 /// # Cancel safety
 /// Cancel-safe.

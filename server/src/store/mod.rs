@@ -12,6 +12,7 @@ mod snapshot;
 mod state;
 #[cfg(test)]
 mod tests;
+mod tombstones;
 mod writer;
 
 pub use batch::{Batch, Change, OldValue};

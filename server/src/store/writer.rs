@@ -1,6 +1,6 @@
 //! The one writer of a prefix's keyspace: applies transactions and whole states, returns batches.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use driftless_proto::apply::Edit;
@@ -10,11 +10,7 @@ use driftless_proto::{Entry, Key, Revision};
 use super::batch::{Batch, Change, OldValue};
 use super::snapshot::{Snapshot, Stored};
 use super::state::{History, State};
-
-/// How many tombstones are kept, so that a client that was away can be told of deletes in a diff. At
-/// about 320 bytes each, with keys of 30 bytes, they take at most some 20 MiB a prefix. A client that
-/// was away for longer gets a snapshot.
-const TOMBSTONES: usize = 65_536;
+use super::tombstones::{TOMBSTONES, Tombstones};
 
 /// The result of [`Writer::replace`].
 #[derive(Debug)]
@@ -31,38 +27,35 @@ pub enum Replaced {
 #[derive(Debug)]
 pub struct Writer {
     snapshot: Snapshot,
-    /// The revision of each delete. A tree, since a hash table marks the slots of removed entries, and
-    /// doubles once enough of them are.
-    tombstones: BTreeMap<Key, Revision>,
-    /// Tombstones in the order of their revisions. Those of keys that came back are still in it.
-    by_age: VecDeque<(Revision, Key)>,
-    /// How many tombstones are kept at most.
-    limit: usize,
+    tombstones: Tombstones,
 }
 
 impl Writer {
     /// A writer with the first state.
     pub fn new(state: State) -> Self {
-        Self::bounded(state, TOMBSTONES)
+        Self::with(state, Tombstones::new(TOMBSTONES))
     }
 
-    pub(super) fn bounded(state: State, limit: usize) -> Self {
+    /// As [`Writer::new`], with room for so many tombstones.
+    #[cfg(test)]
+    pub(super) fn bounded(state: State, tombstones: usize) -> Self {
+        Self::with(state, Tombstones::new(tombstones))
+    }
+
+    fn with(state: State, tombstones: Tombstones) -> Self {
         let mut snapshot = Snapshot::empty(state.epoch, state.revision);
         for entry in state.entries {
             snapshot.insert(Arc::new(Stored::new(entry)));
         }
         Self {
             snapshot,
-            tombstones: BTreeMap::new(),
-            by_age: VecDeque::new(),
-            limit,
+            tombstones,
         }
     }
 
     #[cfg(test)]
     pub(super) fn tombstones_kept(&self) -> usize {
-        assert!(self.tombstones.len() <= self.by_age.len());
-        self.by_age.len()
+        self.tombstones.len()
     }
 
     /// The state now.
@@ -88,7 +81,7 @@ impl Writer {
             && state.epoch == self.snapshot.epoch
             && state.revision >= self.snapshot.revision;
         if !continues {
-            *self = Self::bounded(state, self.limit);
+            *self = Self::with(state, self.tombstones.cleared());
             return Replaced::Anew;
         }
         let edits = self.difference(&state.entries, state.revision);
@@ -104,7 +97,7 @@ impl Writer {
             Edit::Delete { .. } => state.revision == self.snapshot.revision,
         };
         if edits.iter().any(was_not_there) {
-            *self = Self::bounded(state, self.limit);
+            *self = Self::with(state, self.tombstones.cleared());
             return Replaced::Anew;
         }
         match self.commit(state.revision, edits, true) {
@@ -186,44 +179,34 @@ impl Writer {
     fn delete(&mut self, revision: Revision, key: &Key) -> Option<Digest> {
         let old = self.snapshot.remove(key)?;
         self.snapshot.record_tombstone(revision, key);
-        self.tombstones.insert(key.clone(), revision);
-        self.by_age.push_back((revision, key.clone()));
+        self.tombstones.record(revision, key.clone());
         Some(Digest::EMPTY - old.hash)
     }
 
     /// Drops the oldest tombstones beyond the limit. Clients from before them get a snapshot.
     fn drop_old_tombstones(&mut self) {
-        // Those of keys that came back count too, since they take memory.
-        while self.by_age.len() > self.limit {
-            let Some((revision, key)) = self.by_age.pop_front() else {
-                break;
-            };
-            if self.tombstones.get(&key) == Some(&revision) {
-                self.tombstones.remove(&key);
-                self.snapshot.forget(revision, &key);
-                self.snapshot.floor = self.snapshot.floor.max(revision);
-            }
+        while let Some((revision, key)) = self.tombstones.take_excess() {
+            self.snapshot.forget(revision, &key);
+            self.snapshot.floor = self.snapshot.floor.max(revision);
         }
     }
 
     /// When a missing key was deleted; `None` without a tombstone.
     pub fn deleted_at(&self, key: &Key) -> Option<Revision> {
-        self.tombstones.get(key).copied()
+        self.tombstones.get(key)
     }
 
     /// Records a delete that is older than all recorded ones, unless the key changed since. Returns
     /// `false` when there is no room.
     pub fn record_past_tombstone(&mut self, revision: Revision, key: Key) -> bool {
-        if self.snapshot.by_key.contains_key(&key) || self.tombstones.contains_key(&key) {
+        if self.snapshot.by_key.contains_key(&key) || self.tombstones.get(&key).is_some() {
             return true;
         }
-        if self.by_age.len() >= self.limit {
-            return false;
+        let recorded = self.tombstones.record_past(revision, key.clone());
+        if recorded {
+            self.snapshot.record_tombstone(revision, &key);
         }
-        self.snapshot.record_tombstone(revision, &key);
-        self.tombstones.insert(key.clone(), revision);
-        self.by_age.push_front((revision, key));
-        true
+        recorded
     }
 
     /// Every delete after `floor` is recorded now, up to `up_to`.
