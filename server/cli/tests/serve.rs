@@ -92,7 +92,7 @@ fn serve_becomes_ready_when_etcd_appears() {
     let finished = server.stop();
     assert!(finished.status.success(), "{finished:?}");
     // One log line for each change of state, not one for each attempt.
-    let lost = finished.stderr.matches("etcd is lost").count();
+    let lost = finished.stderr.matches("etcd cannot be reached").count();
     assert!(lost <= 1, "{finished:?}");
 }
 

@@ -177,7 +177,7 @@ impl Ingest {
             }
             Step::Done(revision, false) => {
                 let prefix = self.publisher.prefix();
-                tracing::error!(%prefix, %revision, "the state differs from what etcd holds; reading it anew");
+                tracing::error!(%prefix, %revision, "the state differs from etcd's; listing the prefix again");
                 self.publisher.metrics().audit_differences.inc();
                 // If too many requests wait, the next audit finds the same.
                 self.handle.source.relist();

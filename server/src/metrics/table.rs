@@ -27,9 +27,9 @@ metrics! {
 
     /// Jobs that are computing the deltas of a transaction.
     delta_jobs: Gauge;
-    /// Changes sent as a delta, because it is small enough to pay.
+    /// Deltas computed that save enough to be sent.
     deltas_computed: Counter;
-    /// Changes sent whole, because their delta would be too large to pay.
+    /// Deltas computed and dropped, because they save too little.
     deltas_dropped: Counter;
     /// Transactions sent whole, because their deltas took too long or too many were in progress.
     deltas_late: Counter;

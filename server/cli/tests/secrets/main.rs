@@ -259,7 +259,7 @@ fn no_output_shows_a_value() {
     let mut etcd = etcd;
     etcd.kill();
     wait_until("the server misses etcd", || {
-        server.process.stderr().contains("etcd is lost")
+        server.process.stderr().contains("etcd cannot be reached")
     });
     etcd.start_blocking();
     put(&etcd, "/s/after", CANARY.as_bytes());

@@ -238,7 +238,7 @@ impl Core {
             self.lost = true;
             self.metrics.etcd_lost.inc();
             let reason = format!("{}: {error}", self.endpoint());
-            tracing::warn!(target: LOG_TARGET, prefix = %self.range, %reason, "etcd is lost; trying again until it is found");
+            tracing::warn!(target: LOG_TARGET, prefix = %self.range, %reason, "etcd cannot be reached; retrying");
             self.ready.push_back(Update::Lost { reason });
         }
         self.endpoint = self.endpoint.wrapping_add(1);
@@ -249,7 +249,7 @@ impl Core {
     fn connected(&mut self) {
         if std::mem::take(&mut self.lost) {
             let endpoint = self.endpoint();
-            tracing::info!(target: LOG_TARGET, prefix = %self.range, %endpoint, "etcd is found");
+            tracing::info!(target: LOG_TARGET, prefix = %self.range, %endpoint, "connected to etcd");
         }
     }
 
