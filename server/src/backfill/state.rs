@@ -194,11 +194,12 @@ impl Backfill {
     pub fn step(&mut self, event: Event<'_>, now: Instant) -> Option<Action> {
         match event {
             Event::LogStarted { floor } => {
+                self.interrupt();
                 self.origin = floor;
                 self.floor = floor;
                 self.attempts = ATTEMPTS;
-                self.requested = None;
-                self.state = State::Idle;
+                // A stream that waits is woken only when what is reachable changes: its request stays.
+                self.finish(now);
                 None
             }
             Event::Requested { revision, floor } => {

@@ -404,6 +404,17 @@ async fn new_log_starts_anew() {
     assert_eq!(prefix.requested(), span(1, 50));
 }
 
+#[tokio::test(start_paused = true)]
+async fn new_log_keeps_requests_that_it_can_reach() {
+    let mut prefix = Prefix::started();
+    prefix.request(FLOOR - 1);
+    let before = prefix.backfill.reachable();
+    let floor = at(FLOOR);
+    prefix.quiet(Event::LogStarted { floor });
+    assert_eq!(prefix.backfill.reachable(), before, "nobody is woken");
+    assert_eq!(prefix.requested(), span(FLOOR - 1_000, FLOOR));
+}
+
 /// The batches' floor after verifying these transactions after revision 10 with a state at 20, which
 /// has `/c/a` of 15 and `/c/b` of 5.
 fn verified(transactions: Vec<PastTransaction>) -> Result<Revision, Mismatch> {
