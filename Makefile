@@ -22,9 +22,9 @@ simulation: ## Runs servers and clients on a simulated network that fails (SEEDS
 	@.ci/setup etcd etcdctl protoc
 	@DRIFTLESS_SEEDS=$(SEEDS) cargo test --locked --workspace --test simulation -- --nocapture every_promise
 
-mutants: ## Breaks the code that cleans up, and expects a test to fail each time (hours)
+mutants: ## Takes out clean-up code, one function at a time, and expects a test to fail (hours)
 	@.ci/setup etcd etcdctl protoc
-	@cargo mutants --output target/mutants $(MUTANTS)
+	@DRIFTLESS_LONG=1 cargo mutants --output target/mutants $(MUTANTS)
 
 demo: ## Shows an edit made with etcdctl reach a running service (DEMO_ONCE=1: and ends)
 	@.ci/setup etcd etcdctl protoc

@@ -1,4 +1,4 @@
-//! What was counted before, and the verdict on what is counted after.
+//! The counts before something was done, and the verdict on the counts after it.
 
 use std::fmt;
 use std::time::Duration;
@@ -11,18 +11,18 @@ use crate::witness::{Rule, Unreadable, Witnesses};
 /// test, and a leak never returns.
 pub const RETURN_WITHIN: Duration = Duration::from_secs(5);
 
-/// How often it is looked at meanwhile, once it did not return at once.
+/// Between two looks at a count that did not return at once.
 const LOOK_EVERY: Duration = Duration::from_millis(1);
 
-/// How many looks are made at once, with a chance for other tasks between them: what returns at once
-/// is to be seen at once, or ten thousand rounds take their time in waiting.
+/// How many looks come first without a pause, with a yield to other tasks between them. Most counts
+/// return at once; a pause in each of ten thousand rounds would take most of the time.
 const LOOKS_AT_ONCE: usize = 32;
 
-/// How many looks in a row have to say the same before it is taken for a baseline: what ends by
-/// itself after a start has a few milliseconds to do so.
+/// How many looks in a row must agree before they are a baseline. What ends by itself after a start
+/// has a few milliseconds for it.
 pub(crate) const STEADY_LOOKS: usize = 20;
 
-/// What was counted before something was done. Take it when everything is warm: see
+/// The counts before something was done. Take it when everything is warm: see
 /// [`Witnesses::baseline`].
 #[derive(Clone, Debug)]
 pub struct Baseline {
@@ -31,7 +31,7 @@ pub struct Baseline {
 }
 
 impl Baseline {
-    /// As it is once so many looks in a row have said the same.
+    /// Waits until enough looks in a row agree.
     pub(crate) async fn take(witnesses: Witnesses, steady: usize) -> Result<Self, Unreadable> {
         let start = Instant::now();
         let mut before = witnesses.read().await?;
@@ -45,26 +45,26 @@ impl Baseline {
         Ok(Self { witnesses, before })
     }
 
-    /// What the witness of this name counted.
+    /// The count of the witness with this name.
     pub fn before(&self, name: &str) -> Option<i64> {
         let mut all = self.witnesses.iter().zip(&self.before);
         let found = all.find(|(witness, _)| witness.name() == name);
         found.map(|(_, before)| *before)
     }
 
-    /// What each witness counted, in the order in which they were given.
+    /// The counts of all witnesses, in the order in which they were given.
     pub(crate) fn counts(&self) -> impl Iterator<Item = i64> {
         self.before.iter().copied()
     }
 
-    /// Waits until every count is back, and says how long that took. What may not grow is back when
-    /// it is at most its slack above what it was.
+    /// Waits until every count has returned, and returns how long that took. A count that may not grow
+    /// has returned when it is at most its slack above the baseline.
     ///
     /// # Errors
-    /// When one is not back after [`RETURN_WITHIN`], or cannot be had any more.
+    /// When one has not returned after [`RETURN_WITHIN`], or cannot be read any more.
     ///
     /// # Cancel safety
-    /// Cancel-safe: it only looks.
+    /// Cancel-safe: it only reads.
     pub async fn returned(&self) -> Result<Duration, Leaked> {
         self.returned_within(RETURN_WITHIN).await
     }
@@ -72,10 +72,10 @@ impl Baseline {
     /// As [`Baseline::returned`], with another deadline.
     ///
     /// # Errors
-    /// When a count is not back in time, or cannot be had any more.
+    /// When a count has not returned in time, or cannot be read any more.
     ///
     /// # Cancel safety
-    /// Cancel-safe: it only looks.
+    /// Cancel-safe: it only reads.
     pub async fn returned_within(&self, limit: Duration) -> Result<Duration, Leaked> {
         let start = Instant::now();
         let mut looks = 0;
@@ -99,7 +99,7 @@ impl Baseline {
         Ok(start.elapsed())
     }
 
-    /// Whether all are back; asks no further than the first that is not.
+    /// Whether all have returned; stops at the first that has not.
     async fn is_back(&self) -> Result<bool, Unreadable> {
         for (witness, before) in self.witnesses.iter().zip(&self.before) {
             if !keeps(witness.rule(), *before, witness.read().await?) {
@@ -133,17 +133,17 @@ const fn keeps(rule: Rule, before: i64, after: i64) -> bool {
     }
 }
 
-/// A count that is not what it was.
+/// A count that differs from the baseline.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Difference {
-    /// Whose count.
+    /// The name of the witness.
     pub witness: String,
-    /// What it was before.
+    /// The count before.
     pub before: i64,
-    /// What it was in the end.
+    /// The count in the end.
     pub after: i64,
-    /// What there was in the end, where the witness can say more than a number.
+    /// What was counted in the end, if the witness can list it.
     pub details: Option<String>,
 }
 
@@ -163,18 +163,18 @@ impl fmt::Display for Difference {
     }
 }
 
-/// Something did not go away.
+/// Something was kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Leaked {
     /// These counts did not return.
     Kept {
-        /// How long they had.
+        /// How long they were waited for.
         limit: Duration,
-        /// Which, from what to what.
+        /// Which counts, before and after.
         differences: Vec<Difference>,
     },
-    /// It is not known: a count cannot be had any more.
+    /// A count cannot be read any more, so nothing is known.
     Unreadable(Unreadable),
 }
 

@@ -1,18 +1,18 @@
-//! What a witness counted over many rounds, in bounded room: for plots, and for the test for growth.
+//! The counts of a witness over many rounds, in bounded memory: for plots and for the growth test.
 
 use crate::witness::Rule;
 
-/// How many points a curve has at most: as many as a plot has room for. Even, as they are joined in
-/// pairs.
+/// The most points of a curve: as many as a plot has room for. An even number, because they are merged
+/// in pairs.
 const POINTS: usize = 400;
 
-/// What a witness counted, round after round.
+/// The counts of a witness, round after round.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Curve {
-    /// Whose count.
+    /// The name of the witness.
     pub witness: String,
-    /// What the count promises.
+    /// The rule for the count.
     pub rule: Rule,
     /// Neighbouring rounds share a point, so that there are at most 400.
     pub points: Vec<Point>,
@@ -45,8 +45,8 @@ impl Point {
 }
 
 impl Curve {
-    /// Empty, with room for all that any number of rounds will need: what it keeps must not be counted
-    /// as something that grows.
+    /// An empty curve, with all the memory that any number of rounds needs: its own memory must not look
+    /// like growth.
     pub(crate) fn new(witness: &str, rule: Rule) -> Self {
         Self {
             witness: witness.to_owned(),
@@ -57,8 +57,8 @@ impl Curve {
         }
     }
 
-    /// Rounds come in order, from 0 on, and nobody knows how many there will be: where there are too
-    /// many points, each two become one.
+    /// Adds the count of a round. Rounds come in order, from 0 on, and their number is not known: when
+    /// there are too many points, pairs of neighbours are merged.
     pub(crate) fn add(&mut self, round: u64, count: i64) {
         if round >= self.each * POINTS as u64 {
             for pair in 0..POINTS / 2 {
@@ -78,9 +78,9 @@ impl Curve {
         }
     }
 
-    /// Compares, once so many rounds are over. A lowest value is blind to what comes and goes, and the
-    /// first fifth, in which things are still being set up, does not count. What shares a point is on
-    /// one side or the other as a whole.
+    /// Compares the fifths after the last round. Minima ignore what comes and goes. The first fifth, in
+    /// which things are still set up, does not count. A point that holds several rounds belongs to one
+    /// fifth as a whole.
     pub(crate) fn compare(&mut self, rounds: u64) {
         let fifth = rounds / 5;
         let lowest = |from: u64, to: u64| {

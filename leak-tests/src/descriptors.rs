@@ -1,4 +1,4 @@
-//! What this process has open, by the kernel's own list.
+//! The open descriptors of this process, as the kernel lists them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,14 +9,14 @@ use crate::witness::{Reading, Unreadable, Witness, counted};
 /// Where the kernel lists them.
 const FOLDER: &str = "/proc/self/fd";
 
-/// How many descriptors this process has open, by the kernel's own list. Works on Linux.
+/// The number of descriptors that this process has open, by the kernel's count. Works on Linux.
 ///
-/// They are the whole process's: a test that counts them must be alone in its process, or keep the
-/// others waiting.
+/// It is the count of the whole process: a test that uses it must be alone in its process, or make
+/// others wait.
 #[derive(Clone, Copy, Debug)]
 pub struct Descriptors {
     name: &'static str,
-    /// What the kernel calls them, at the beginning; everything when empty.
+    /// The prefix of the kernel's name for them; all descriptors when empty.
     kind: &'static str,
 }
 
@@ -50,7 +50,7 @@ impl Descriptors {
     }
 }
 
-/// What they lead to. One that was closed meanwhile leads nowhere, and is none any more.
+/// What each descriptor leads to. One that was closed meanwhile is left out.
 fn targets(entries: fs::ReadDir) -> impl Iterator<Item = String> {
     let links = entries.flatten().map(|entry| fs::read_link(entry.path()));
     links

@@ -1,7 +1,7 @@
-//! Where memory was allocated that is still there: jemalloc's heap profile, before and after.
+//! Where memory was allocated that is not freed: jemalloc's heap profiles before and after.
 //!
-//! It is there when the program was started with `_RJEM_MALLOC_CONF` as [`HEAP_PROFILE`] says;
-//! otherwise nothing here does anything. Every allocation is recorded then, which is slow.
+//! Profiles exist only when the program was started with the variable in [`HEAP_PROFILE`]. Then every
+//! allocation is recorded, which is slow. Otherwise nothing here does anything.
 
 use std::collections::HashMap;
 use std::ffi::CString;
@@ -20,10 +20,10 @@ pub const HEAP_PROFILE: (&str, &str) = (
     "prof:true,prof_active:true,lg_prof_sample:0",
 );
 
-/// How many stacks are told: the first ones hold nearly all of a leak.
+/// How many stacks are reported: the first ones hold nearly all of a leak.
 const MOST_STACKS: usize = 5;
 
-/// How many frames of a stack are told.
+/// How many frames of a stack are reported.
 const MOST_FRAMES: usize = 24;
 
 /// Where the sources of the standard library, of the allocator and of the runtime are: their frames are
@@ -36,7 +36,7 @@ const EVERYWHERE: [&str; 5] = [
     "/backtrace-",
 ];
 
-/// How many of a file's folders are told: which crate it is of.
+/// How many folders of a file's path are reported: enough to name its crate.
 const FOLDERS: usize = 4;
 
 /// What is allocated, by where that was done.
@@ -44,7 +44,7 @@ const FOLDERS: usize = 4;
 pub(crate) struct Heap(HashMap<Vec<usize>, i64>);
 
 impl Heap {
-    /// As it is now; `None` where it is not recorded.
+    /// The profile now; `None` when allocations are not recorded.
     pub(crate) fn now() -> Option<Self> {
         if !matches!(tikv_jemalloc_ctl::profiling::prof::read(), Ok(true)) {
             return None;
@@ -57,7 +57,7 @@ impl Heap {
         dumped.then(|| Self(parsed(&text.unwrap_or_default())))
     }
 
-    /// The stacks of which more is allocated here than before, in words, the largest first.
+    /// Describes the stacks that hold more here than before, the largest first.
     pub(crate) fn grown_since(&self, before: &Self) -> Vec<String> {
         let grown = self.0.iter().filter_map(|(stack, bytes)| {
             let more = bytes - before.0.get(stack).copied().unwrap_or(0);
@@ -116,7 +116,7 @@ fn parsed(text: &str) -> HashMap<Vec<usize>, i64> {
     heap
 }
 
-/// Whether it is this crate that keeps what is compared and plotted.
+/// Whether this crate allocated it, to compare and plot.
 fn are_ours(frames: &[String]) -> bool {
     let ours = ["leak-tests/src/heap.rs:", "leak-tests/src/curve.rs:"];
     let is_ours = |frame: &String| ours.iter().any(|module| frame.contains(module));

@@ -28,7 +28,7 @@
 //!
 //! # Where it runs
 //!
-//! On Linux. The counts are the whole process's, so a test should have its process for itself: one
+//! On Linux. The counts are those of the whole process, so a test should have a process of its own: one
 //! test in a file, or all of them one after the other. This library depends on neither the driftless
 //! server nor etcd, so that a service can use it in its own CI.
 

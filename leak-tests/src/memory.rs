@@ -1,6 +1,6 @@
 //! The bytes that are allocated, by jemalloc's own count: exact to the byte.
 //!
-//! It says `unsafe` once: an allocator reads its configuration from a symbol.
+//! The one place with `unsafe`: an allocator reads its configuration from a symbol.
 
 use tikv_jemalloc_ctl::{epoch, epoch_mib, opt, stats, thread};
 
@@ -9,12 +9,12 @@ use crate::witness::{Reading, Rule, Unreadable, Witness, counted};
 #[doc(hidden)]
 pub use jemallocator::Jemalloc;
 
-/// What is not called growth, in bytes: 2 KiB. A few objects that come and go with time, and not
-/// with rounds, fit in it: a timer, a buffer that is kept for the next use.
+/// The growth that is allowed, in bytes: 2 KiB. It leaves room for a few objects that come and go with
+/// time and not with rounds: a timer, a buffer kept for its next use.
 pub const GROWTH_SLACK: i64 = 2 * 1024;
 
-/// What the allocator is told: no cache of a thread's own, and one arena. With either, what is freed
-/// is counted as freed later, or elsewhere.
+/// jemalloc's configuration: no thread caches and one arena. With more, freed memory is counted as
+/// freed later, or elsewhere.
 #[doc(hidden)]
 pub type Configuration = &'static [u8; 23];
 
@@ -53,8 +53,8 @@ macro_rules! use_jemalloc {
 
 /// How many bytes the program has allocated and not freed, by jemalloc's own count.
 ///
-/// It may not grow by more than [`GROWTH_SLACK`], or [what it is given](Allocated::with_slack): tables
-/// keep the room that they once needed, so the count does not return to the byte.
+/// It may grow by [`GROWTH_SLACK`], or by [another slack](Allocated::with_slack): tables keep the room
+/// that they once needed, so the count does not return to the byte.
 #[derive(Clone, Copy)]
 pub struct Allocated {
     epoch: epoch_mib,
@@ -104,9 +104,9 @@ impl Allocated {
         Ok(counter)
     }
 
-    /// What is not called growth, in bytes, where chance decides how much room some tables need. Default:
-    /// [`GROWTH_SLACK`]. It goes with [`Rounds::without_bytes`](crate::Rounds::without_bytes), in place of
-    /// what is asked otherwise.
+    /// The growth that is allowed, in bytes. Default: [`GROWTH_SLACK`]. For rounds in which chance decides
+    /// how much room tables need. Use it with [`Rounds::without_bytes`](crate::Rounds::without_bytes), which
+    /// takes the default witness out.
     #[must_use = "it allows more, and does nothing else"]
     pub const fn with_slack(mut self, bytes: i64) -> Self {
         self.slack = bytes;

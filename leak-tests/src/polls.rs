@@ -6,19 +6,18 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-/// The most polls that a future may take: one that takes more does not come to an end.
+/// The most polls that a future may take: one that takes more does not complete.
 const MOST_POLLS: usize = 10_000;
 
-/// How long one round of [`at_every_poll`] may take. Generous on purpose: it is there so that a round
-/// that hangs fails with its number.
+/// How long one round of [`at_every_poll`] may take, so that a round that hangs fails with its number.
+/// Generous on purpose.
 const ROUND_WITHIN: Duration = Duration::from_secs(60);
 
-/// Polls a future `times` times, as a runtime does, each time after it asked for that; then drops it.
-/// What it returned, if it did.
+/// Polls a future `times` times, each time after it was woken, as a runtime does; then drops it.
+/// Returns its output if it completed.
 ///
-/// Once it has been polled so often it is dropped at once, without waiting for it to be woken again.
-/// In a `join!` or `select!` a poll may come without the future's having asked for it; futures have
-/// to bear that.
+/// After the last poll it is dropped at once, without waiting for it to be woken again. In a `join!` or
+/// `select!` a poll may come without a wake-up; futures must tolerate that.
 ///
 /// # Cancel safety
 /// Dropping it drops the future.

@@ -1,5 +1,4 @@
-//! What people look at after many rounds: one HTML page with a plot for each count, and JSON for
-//! machines.
+//! The report on many rounds: one HTML page with a plot of each count, and JSON for machines.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -14,10 +13,10 @@ use crate::witness::Rule;
 /// The page's name in its folder.
 const PAGE: &str = "index.html";
 
-/// The name of what machines read.
+/// The name of the JSON file.
 const JSON: &str = "report.json";
 
-/// The same without the points of the plots: small enough to be kept beside a program's sources.
+/// The same without the points of the plots: small enough to be kept with a program's sources.
 const SUMMARY: &str = "summary.json";
 
 /// How wide a plot is, in CSS pixels.
@@ -25,25 +24,25 @@ const WIDTH: u32 = 260;
 /// And its height.
 const HEIGHT: u32 = 80;
 
-/// One [`Outcome`], as it is kept and passed on.
+/// One [`Outcome`], as it is stored and passed on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Record {
-    /// What was done.
+    /// The name of the scenario.
     pub name: String,
-    /// The same in a sentence.
+    /// What it does, in a sentence.
     pub about: String,
     /// How many rounds the verdict is about.
     pub rounds: u64,
-    /// Something had grown, so they were done again, up to four times as many.
+    /// Whether something had grown, so that the rounds ran again, up to four times as many.
     pub repeated: bool,
     /// What each witness counted.
     pub plots: Vec<Plot>,
-    /// What was asked only before the first round and after the last one: whose count, and both.
+    /// The counts read only before the first round and after the last: the witness, and both counts.
     pub ends: Vec<(String, i64, i64)>,
-    /// How long it took until everything was back, the median in microseconds.
+    /// How long the counts took to return: the median in microseconds.
     pub median_us: Option<u64>,
-    /// How long it should take, in microseconds.
+    /// How long that may take by promise, in microseconds.
     pub promised_us: Option<u64>,
     /// What leaked, in words.
     pub leaks: Vec<String>,
@@ -51,7 +50,7 @@ pub struct Record {
     pub noticed_by: Vec<String>,
     /// The witnesses that must notice the fault of a control. Empty where nothing should leak.
     pub fault_for: Vec<String>,
-    /// Where the memory that was kept was allocated, the most first.
+    /// Where the kept memory was allocated, the largest part first.
     pub stacks: Vec<String>,
 }
 
@@ -59,7 +58,7 @@ pub struct Record {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Plot {
-    /// Whose count.
+    /// The name of the witness.
     pub witness: String,
     /// Round, lowest count, and highest count from there to the next point.
     pub points: Vec<(u64, i64, i64)>,
@@ -85,7 +84,7 @@ impl From<&Curve> for Plot {
 }
 
 impl Record {
-    /// Of an outcome; `about` says in a sentence what was done.
+    /// The record of an outcome; `about` says in a sentence what was done.
     pub fn new(outcome: &Outcome, about: impl Into<String>) -> Self {
         let micros =
             |time: std::time::Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
@@ -106,7 +105,7 @@ impl Record {
         }
     }
 
-    /// Of something that did not come to an outcome.
+    /// The record of a scenario that failed before it had an outcome.
     pub fn failed(
         name: impl Into<String>,
         about: impl Into<String>,
@@ -150,7 +149,7 @@ impl Record {
         }
     }
 
-    /// What came of it, in a few words.
+    /// The verdict in a few words.
     pub fn verdict(&self) -> String {
         let noticed = self.noticed_by.join(", ");
         match (self.fault_for.is_empty(), self.passed()) {
@@ -174,7 +173,7 @@ impl Record {
         }
     }
 
-    /// The median beside what is promised, or nothing where neither is known.
+    /// The median and the promise; empty when neither is known.
     fn times(&self) -> String {
         let shown = |micros: Option<u64>| micros.map(time);
         match (shown(self.median_us), shown(self.promised_us)) {
@@ -231,7 +230,7 @@ impl<'a> From<&'a Record> for Summary<'a> {
     }
 }
 
-/// A line for each record, so that two of them can be compared by a person.
+/// A line for each record, so that a person can compare two of them.
 fn summary(records: &[Record]) -> io::Result<String> {
     let lines: Result<Vec<String>, _> = records
         .iter()
@@ -395,7 +394,7 @@ fn ratio(part: i128, whole: i128) -> f64 {
     ratio
 }
 
-/// Microseconds, in the unit that people would say.
+/// Microseconds, in the unit that people would use.
 fn time(micros: u64) -> String {
     let duration = std::time::Duration::from_micros(micros);
     format!("{duration:.3?}").replace(".000", "")

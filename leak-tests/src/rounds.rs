@@ -1,4 +1,4 @@
-//! Many rounds of one thing: does what it leaves behind grow with them?
+//! Runs one thing many times, and finds what it keeps and what grows.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -12,8 +12,8 @@ use crate::heap::Heap;
 use crate::witness::{Rule, Unreadable, Witnesses};
 use crate::{Allocated, Threads};
 
-/// Rounds that are done before anything is counted: allocators, runtimes and tables set themselves up
-/// in the first ones.
+/// Rounds before anything is counted: allocators, runtimes and tables set themselves up in the first
+/// ones.
 const WARM_UP: u64 = 50;
 
 /// Of a budget, the warm-up takes this part at most.
@@ -22,30 +22,29 @@ const WARM_UP_PART: u32 = 4;
 /// The fewest rounds that have fifths.
 const FEWEST: u64 = 5;
 
-/// The fewest rounds that say something of growth: in fewer, buffers that are bounded are still being
-/// filled, a connection's table of headers for one.
+/// The fewest rounds for a verdict on growth: in fewer, bounded buffers are still filling up, such as a
+/// connection's table of headers.
 pub(crate) const FEWEST_FOR_GROWTH: u64 = 100;
 
-/// How many times the rounds are done again where something grew: a table that doubled once does so
-/// outside of what is compared then, and a leak grows on.
+/// How many times as many rounds follow when something grew: a table that doubled once does so outside
+/// of the compared fifths then, but a leak keeps growing.
 const AGAIN: u64 = 4;
 
 /// How long that may take, where there is a budget: as long as the budget, or so long where that is
 /// shorter, since a table that doubles soon after the start of few rounds may do so again in as few.
 const AGAIN_WITHIN: Duration = Duration::from_secs(60);
 
-/// How many threads more are no leak: those of a runtime's blocking pool come and go by themselves.
+/// How many more threads are no leak: a runtime's blocking pool starts and ends threads by itself.
 const POOL: i64 = 8;
 
 /// How many rounds' times are kept at least, spread over all of them, and half of those that are kept
 /// at most.
 const TIMES: usize = 200;
 
-/// How long a round may take. Generous on purpose: it is there so that a round that hangs is told
-/// by its number.
+/// How long a round may take, so that a round that hangs fails with its number. Generous on purpose.
 const ROUND_WITHIN: Duration = Duration::from_secs(60);
 
-/// So many rounds of something that should leave nothing behind. Say what with [`Rounds::run`].
+/// This many rounds of something that should leave nothing behind; [`Rounds::run`] takes what to do.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -75,7 +74,7 @@ pub fn rounds(count: u64) -> Rounds {
     }
 }
 
-/// How rounds are done and who watches; see [`rounds`].
+/// How rounds run and which witnesses count; see [`rounds`].
 #[derive(Clone, Debug)]
 #[must_use = "nothing is done before `run`"]
 pub struct Rounds {
@@ -92,14 +91,14 @@ pub struct Rounds {
 }
 
 impl Rounds {
-    /// What is done, for people. Default: "rounds".
+    /// The name in messages and reports. Default: "rounds".
     pub fn named(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
         self
     }
 
-    /// How many rounds are done before anything is counted: fewer when a quarter of the time is over
-    /// that [`within`](Self::within) gives. Default: 50.
+    /// How many rounds run before anything is counted: fewer when they take a quarter of the time that
+    /// [`within`](Self::within) gives. Default: 50.
     pub const fn warm_up(mut self, rounds: u64) -> Self {
         self.warm_up = rounds;
         self
@@ -111,62 +110,61 @@ impl Rounds {
         self
     }
 
-    /// Does no more rounds when this is over, counted from the start of [`run`](Self::run): at least
-    /// five. What grew is done again all the same, and may take as long again, or a minute where that
-    /// is longer, and a hundred rounds. Default: no limit.
+    /// Stops after this time, counted from the start of [`run`](Self::run), but not before five rounds.
+    /// When something grew, the rounds that follow may take as long again, or a minute if that is longer,
+    /// and are at least a hundred. Default: no limit.
     pub const fn within(mut self, budget: Duration) -> Self {
         self.budget = Some(budget);
         self
     }
 
-    /// How long what returns may take to do so. Default: [`RETURN_WITHIN`].
+    /// How long a count may take to return. Default: [`RETURN_WITHIN`].
     pub const fn patience(mut self, limit: Duration) -> Self {
         self.patience = limit;
         self
     }
 
-    /// Does not count allocated bytes. Without this, a program that
-    /// [`use_jemalloc!`](crate::use_jemalloc) is not in is told so, as a leak that nobody could see.
+    /// Does not count allocated bytes. Without this, a program that lacks
+    /// [`use_jemalloc!`](crate::use_jemalloc) fails, because it could not see a leak.
     pub const fn without_bytes(mut self) -> Self {
         self.without_bytes = true;
         self
     }
 
-    /// Asks these after each round, in place of the default ones: the tasks of this runtime, this
-    /// process's descriptors, threads and allocated bytes.
+    /// Reads these witnesses after each round instead of the default ones: the tasks of this runtime, and
+    /// this process's descriptors, threads and allocated bytes.
     pub fn only(mut self, witnesses: Witnesses) -> Self {
         self.only = Some(witnesses);
         self
     }
 
-    /// Asks these as well after each round.
+    /// Reads these witnesses as well after each round.
     pub fn and(mut self, witnesses: &Witnesses) -> Self {
         self.more = self.more.and_those_of(witnesses);
         self
     }
 
-    /// Asks these before the first round and after the last one: those that are too slow for each.
-    /// In place of any that were given before.
+    /// Reads these witnesses before the first round and after the last one: those that are too slow for
+    /// each. Replaces those that were given before.
     pub fn at_the_end(mut self, witnesses: Witnesses) -> Self {
         self.at_the_end = witnesses;
         self
     }
 
-    /// How soon after a round everything should be back, by promise. It is told beside the median of
-    /// what was measured and fails nothing: times depend on the machine.
+    /// How soon after a round the counts should return, by promise. It is reported beside the measured
+    /// median and fails nothing: times depend on the machine.
     pub const fn promised(mut self, within: Duration) -> Self {
         self.promised = Some(within);
         self
     }
 
-    /// Does the rounds: calls `round` with 0, 1, 2, … and afterwards waits for what it made to be
-    /// gone.
+    /// Runs the rounds: calls `round` with 0, 1, 2, …, and waits after each for the counts to return.
     ///
-    /// What [returns](Rule::Returns) must be back after each round in
-    /// [time](Self::patience); the first round after which it is not ends the run.
-    /// From a hundred rounds on, what [may not grow](Rule::MayNotGrow) is compared by its lowest values
-    /// in two fifths of the rounds, the second and the last; where it grew, four times as many rounds
-    /// follow, or as many as there is [time](Self::within) for, and count instead.
+    /// A count that [returns](Rule::Returns) must do so after each round in
+    /// [time](Self::patience); the first round after which it does not ends the run.
+    /// From a hundred rounds on, a count that [may not grow](Rule::MayNotGrow) is judged by its minima in
+    /// the second and in the last fifth of the rounds. If it grew, four times as many rounds follow, or as
+    /// many as there is [time](Self::within) for, and count instead.
     ///
     /// # Panics
     /// Outside a tokio runtime.
@@ -231,14 +229,14 @@ impl Rounds {
     }
 }
 
-/// What is asked where nobody says whom, and what else is.
+/// The default witnesses, and those that come with them.
 fn all_but_bytes() -> Witnesses {
     Witnesses::of_the_process()
         .and(Threads::but_the_runtimes())
         .and(Threads::all().with_slack(POOL))
 }
 
-/// Who watches, and what comes before the rounds.
+/// The witnesses, and what comes before the rounds.
 struct Plan {
     witnesses: Witnesses,
     at_the_end: Witnesses,
@@ -248,7 +246,7 @@ struct Plan {
 }
 
 impl Plan {
-    /// Warms up, and does the rounds once or twice.
+    /// Warms up, and runs the rounds once or twice.
     async fn measure(
         &self,
         asked: u64,
@@ -299,8 +297,8 @@ impl Plan {
         Ok(())
     }
 
-    /// The most of these rounds, or as many as there is time for, and the fewest at least. What it
-    /// keeps is allocated before the first of them.
+    /// Runs at most the greatest of these numbers of rounds, or as many as there is time for, and at least
+    /// the smallest. What it keeps is allocated before the first of them.
     async fn series(
         &self,
         outcome: &mut Outcome,
@@ -338,10 +336,10 @@ impl Plan {
     }
 }
 
-/// How long some of the rounds took to be back, however many there are: in bounded room.
+/// How long the counts of some rounds took to return, in bounded memory.
 struct Times {
     kept: Vec<Duration>,
-    /// Which ones are kept: each so manieth.
+    /// Every n-th time is kept; this is n.
     every: u64,
 }
 
@@ -374,38 +372,38 @@ impl Times {
     }
 }
 
-/// What came of the rounds.
+/// The result of the rounds.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 #[must_use = "a verdict that nobody looks at finds nothing: `assert_no_leak`"]
 pub struct Outcome {
-    /// What was done.
+    /// The name of the scenario.
     pub name: String,
     /// How many rounds the verdict is about.
     pub rounds: u64,
-    /// Something had grown, so they were done again, up to four times as many.
+    /// Whether something had grown, so that the rounds ran again, up to four times as many.
     pub repeated: bool,
-    /// What each witness counted after the rounds, for plots.
+    /// The counts of each witness after the rounds, for plots.
     pub curves: Vec<Curve>,
-    /// What was asked only before the first round and after the last one: whose count, and both.
+    /// The counts read only before the first round and after the last: the witness, and both counts.
     pub ends: Vec<(String, i64, i64)>,
-    /// How long it took after a round until everything was back: the median of 200 rounds or more,
-    /// spread over all of them, or of all where there are fewer. `None` when they did not come to an end.
+    /// How long the counts took to return after a round: the median of at least 200 rounds, spread over
+    /// all of them, or of all if there are fewer. `None` when the rounds did not end.
     pub median: Option<Duration>,
-    /// How long it should take.
+    /// How long that may take by promise.
     pub promised: Option<Duration>,
     /// What leaked.
     pub leaks: Vec<Leak>,
-    /// Where memory was allocated of which there was more after the rounds than before, the most
-    /// first; empty unless the program was started with [`HEAP_PROFILE`](crate::HEAP_PROFILE).
+    /// Where the memory was allocated that the rounds added, the largest part first; empty unless the
+    /// program was started with [`HEAP_PROFILE`](crate::HEAP_PROFILE).
     pub stacks: Vec<String>,
 }
 
 impl Outcome {
-    /// Nothing leaked.
+    /// Asserts that nothing leaked.
     ///
     /// # Panics
-    /// When something did; the message says what, and where it was allocated if that was
+    /// When something leaked; the message says what, and where it was allocated if that was
     /// [recorded](crate::HEAP_PROFILE).
     #[track_caller]
     pub fn assert_no_leak(&self) {
@@ -458,7 +456,7 @@ impl Outcome {
 }
 
 impl fmt::Display for Outcome {
-    /// A line: what was done, how often, and what came of it.
+    /// One line: the name, the number of rounds, and the verdict.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}, {} rounds: ", self.name, self.rounds)?;
         if self.leaks.is_empty() {
@@ -494,7 +492,7 @@ pub enum Leak {
     },
     /// A count grows with the rounds.
     Grew {
-        /// Whose count.
+        /// The name of the witness.
         witness: String,
         /// Its lowest value in the second fifth of the rounds.
         from: i64,
@@ -508,7 +506,7 @@ pub enum Leak {
         /// Which, the warm-up counted.
         round: u64,
     },
-    /// It is not known: a count cannot be had any more.
+    /// A count cannot be read any more, so nothing is known.
     Unreadable(Unreadable),
 }
 

@@ -1,4 +1,4 @@
-//! The other side's own count: gauges that a process shows over HTTP, the server's or etcd's.
+//! The other side's own counts: metrics that a server or etcd serves over HTTP.
 
 use std::time::Duration;
 
@@ -21,21 +21,20 @@ const SERVER_GAUGES: [&str; 3] = [
     "driftless_connections",
 ];
 
-/// How long a page may take. It is made from memory.
+/// How long a page may take. It is served from memory.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
-/// The most that is read of a page, in bytes; etcd's has about a hundred thousand.
+/// The longest page that is read, in bytes; etcd's has about a hundred thousand.
 const MOST: u64 = 4 * 1024 * 1024;
 
 /// What the witness of a page's length is called.
 const SERIES: &str = "metric series";
 
-/// One gauge of a process that shows its metrics as text over plain HTTP, as Prometheus reads them.
-/// Where it has labels, the sum over them. Or [how many](Self::series) of them the process shows.
+/// A gauge of a process that serves its metrics over plain HTTP in the Prometheus text format, summed
+/// over its labels. Or [the number of series](Self::series) on that page.
 ///
-/// For a process of its own only: asking takes a connection, which a server in this process would
-/// count, and be counted for. A server in this process has gauges that [`gauge`](crate::gauge) can
-/// read.
+/// Only for another process: reading takes a connection, which would show in the counts of a server in
+/// this process. Read that server's gauges with [`gauge`](crate::gauge).
 #[derive(Clone, Debug)]
 pub struct Scraped {
     /// Host and port.
@@ -61,9 +60,9 @@ impl Scraped {
         }
     }
 
-    /// How many series are shown at `http://{address}/metrics`: each metric once for each set of labels
-    /// that it has. It [may not grow](Rule::MayNotGrow), not by one: a label that names a client, or
-    /// what it asked for, costs memory here, and in everything that stores metrics.
+    /// The number of series at `http://{address}/metrics`: one for each set of labels of each metric. It
+    /// [may not grow](Rule::MayNotGrow), not even by one: a label that names a client or its request costs
+    /// memory here and in everything that stores metrics.
     pub fn series(address: impl Into<String>) -> Self {
         Self {
             address: address.into(),
@@ -99,7 +98,7 @@ impl Scraped {
     }
 }
 
-/// Asks in the way of HTTP 1.0, in which an answer ends with its connection.
+/// Uses HTTP/1.0, in which the response ends with the connection.
 async fn page(address: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(address).await?;
     let request = format!("GET /metrics HTTP/1.0\r\nHost: {address}\r\n\r\n");
@@ -132,7 +131,7 @@ fn value(page: &str, metric: &str) -> Option<i64> {
     sum
 }
 
-/// How many lines of the page are a value.
+/// How many lines of the page hold a value.
 fn series(page: &str) -> i64 {
     // The answer's own head comes before an empty line.
     let (_, body) = page.split_once("\r\n\r\n").unwrap_or(("", page));

@@ -13,18 +13,18 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-/// The most operations that a scenario may take: one that takes more does not come to an end.
+/// The most operations that a scenario may take: one that takes more does not end.
 const MOST_OPERATIONS: u64 = 10_000;
 
-/// How long one round of [`at_every_operation`] may take. Generous on purpose: it is there so that a
-/// round that hangs fails with its number.
+/// How long one round of [`at_every_operation`] may take, so that a round that hangs fails with its
+/// number. Generous on purpose.
 const ROUND_WITHIN: Duration = Duration::from_secs(60);
 
 /// Lets a client's first operations through, and none after them: connects, reads, writes, flushes
 /// and shutdowns, counted in the order in which they are completed, on all connections together.
 ///
-/// An operation that stalls is never completed and wakes nobody, as on a network that was cut. Clones
-/// count together.
+/// An operation that stalls never completes and wakes nobody, as on a network that was cut. Clones share
+/// one count.
 #[derive(Clone, Debug)]
 pub struct Stall(Arc<Plan>);
 
@@ -96,7 +96,7 @@ impl Stall {
         })
     }
 
-    /// Whether the operation that is about to begin stalls.
+    /// Whether the next operation stalls.
     fn stalls(&self) -> bool {
         let stalls = self.operations() >= self.0.through.load(Ordering::Acquire);
         if stalls {

@@ -4,8 +4,8 @@ use tokio::runtime::Handle;
 
 use crate::witness::{Reading, Witness, counted};
 
-/// How many tasks of a runtime are not finished, by tokio's own count. The future that the runtime
-/// blocks on is none of them, nor are jobs of its blocking pool.
+/// The number of a runtime's unfinished tasks, by tokio's own count. It does not include the future that
+/// the runtime blocks on, nor jobs of its blocking pool.
 #[derive(Clone, Debug)]
 pub struct Tasks(Handle);
 

@@ -1,4 +1,4 @@
-//! The threads of this process, by the kernel's own list.
+//! The threads of this process, as the kernel lists them.
 
 use std::fs;
 
@@ -13,11 +13,10 @@ const RUNTIME: &str = "tokio-r";
 
 /// How many threads this process has, by the kernel's own list. Works on Linux.
 ///
-/// A runtime's blocking pool comes and goes by itself, so threads that carry a runtime's name are
-/// not counted by [`Threads::but_the_runtimes`]. A thread that nobody gave a name has that of the
-/// thread that made it, which may be a runtime's: those are found among [`Threads::all`], with
-/// [a slack](Threads::with_slack) for the pool. They may not grow; that they return exactly cannot be
-/// asked of a process with threads of others in it.
+/// A runtime's blocking pool starts and ends threads by itself, so [`Threads::but_the_runtimes`] leaves
+/// out threads with a runtime's name. An unnamed thread has the name of the thread that started it,
+/// which may be a runtime's: [`Threads::all`] finds those, with [a slack](Threads::with_slack) for the
+/// pool. The counts may not grow; they need not return, because a process also has threads of others.
 #[derive(Clone, Debug)]
 pub struct Threads {
     name: &'static str,
@@ -43,15 +42,14 @@ impl Threads {
         }
     }
 
-    /// These without those whose name begins so. The kernel knows no more of a name than its first
-    /// 15 bytes.
+    /// Leaves out threads whose name starts with this. The kernel keeps the first 15 bytes of a name.
     #[must_use = "it counts less, and does nothing else"]
     pub fn without(mut self, prefix: impl Into<String>) -> Self {
         self.without.push(prefix.into());
         self
     }
 
-    /// So many more are not called growth. Default: none.
+    /// This many more are no growth. Default: none.
     #[must_use = "it allows more, and does nothing else"]
     pub const fn with_slack(mut self, threads: i64) -> Self {
         self.slack = threads;

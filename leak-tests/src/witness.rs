@@ -30,7 +30,7 @@ pub trait Witness: Send + Sync {
     /// What it counts, in the plural: verdicts and plots are named after it.
     fn name(&self) -> &str;
 
-    /// What the count promises. Default: [`Rule::Returns`].
+    /// The rule for the count. Default: [`Rule::Returns`].
     fn rule(&self) -> Rule {
         Rule::Returns
     }
@@ -38,7 +38,7 @@ pub trait Witness: Send + Sync {
     /// The count now.
     ///
     /// # Cancel safety
-    /// Cancel-safe: it only looks.
+    /// Cancel-safe: it only reads.
     fn read(&self) -> Reading<'_>;
 
     /// What there is now, where that says more than a number: a verdict quotes it. Default: nothing.
@@ -51,7 +51,7 @@ pub trait Witness: Send + Sync {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{witness} cannot be counted: {why}")]
 pub struct Unreadable {
-    /// Whose count.
+    /// The name of the witness.
     pub witness: String,
     /// What went wrong, and what to do.
     pub why: String,
@@ -176,7 +176,7 @@ impl Witnesses {
     /// When a count cannot be had.
     ///
     /// # Cancel safety
-    /// Cancel-safe: it only looks.
+    /// Cancel-safe: it only reads.
     pub async fn baseline(&self) -> Result<Baseline, Unreadable> {
         Baseline::take(self.clone(), STEADY_LOOKS).await
     }
@@ -187,7 +187,7 @@ impl Witnesses {
     /// When a count cannot be had.
     ///
     /// # Cancel safety
-    /// Cancel-safe: it only looks.
+    /// Cancel-safe: it only reads.
     pub async fn read(&self) -> Result<Vec<i64>, Unreadable> {
         let mut counts = Vec::with_capacity(self.0.len());
         for witness in self.iter() {

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 const ROUNDS: usize = 50;
 
 #[test]
-fn a_dropped_watcher_takes_its_stream_scope_tasks_and_socket_with_it() {
+fn dropped_watcher_leaves_no_stream_scope_task_or_socket() {
     alone(async {
         let server = Server::start().await;
         let before = server.baseline().await;
@@ -43,7 +43,7 @@ async fn dropped_half_way(client: &Client, key: &str, n: u64) {
 }
 
 #[test]
-fn a_watch_that_is_dropped_half_way_leaves_nothing() {
+fn watch_dropped_half_way_leaves_nothing() {
     alone(async {
         let server = Server::start().await;
         // Accepts, by way of its backlog, and never says a word.
@@ -70,7 +70,7 @@ fn a_watch_that_is_dropped_half_way_leaves_nothing() {
 }
 
 #[test]
-fn a_leak_is_noticed_by_every_witness() {
+fn leak_is_noticed_by_every_witness() {
     alone(async {
         let server = Server::start().await;
         let before = server.baseline().await;

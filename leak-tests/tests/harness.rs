@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 const SHORT: Duration = Duration::from_millis(20);
 
 #[test]
-fn what_does_not_return_is_named_from_what_to_what() {
+fn count_that_does_not_return_is_named_with_both_values() {
     alone(async {
         let before = Witnesses::of_the_process()
             .and(Descriptors::sockets())
@@ -61,7 +61,7 @@ fn what_does_not_return_is_named_from_what_to_what() {
 }
 
 #[test]
-fn less_than_before_is_a_difference_too() {
+fn count_below_the_baseline_is_a_difference() {
     alone(async {
         let mut tasks = JoinSet::new();
         tasks.spawn(std::future::pending::<()>());
@@ -81,7 +81,7 @@ fn less_than_before_is_a_difference_too() {
 }
 
 #[test]
-fn a_thread_is_counted_unless_it_is_a_runtimes() {
+fn own_threads_are_counted_without_the_runtimes() {
     alone(async {
         let ours = Threads::but_the_runtimes();
         let others = ours.names().unwrap();
@@ -121,7 +121,7 @@ fn a_thread_is_counted_unless_it_is_a_runtimes() {
 }
 
 #[test]
-fn a_page_of_metrics_is_a_witness() {
+fn metrics_page_is_a_witness() {
     alone(async {
         let settings = Settings::builder()
             // Nobody listens there.
@@ -154,7 +154,7 @@ fn a_page_of_metrics_is_a_witness() {
 }
 
 #[test]
-fn etcds_counts_are_read_as_etcd_shows_them() {
+fn etcd_counts_are_read_from_its_metrics() {
     alone(async {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
@@ -194,7 +194,7 @@ async fn grown(grow: impl Fn(&AtomicI64, u64)) -> leak_tests::Outcome {
 }
 
 #[test]
-fn sixty_four_bytes_every_hundred_rounds_are_a_leak() {
+fn losing_64_bytes_every_hundred_rounds_is_a_leak() {
     alone(async {
         let outcome = grown(|bytes, round| {
             if round % 100 == 0 {
@@ -214,7 +214,7 @@ fn sixty_four_bytes_every_hundred_rounds_are_a_leak() {
 }
 
 #[test]
-fn one_table_that_grows_is_no_leak() {
+fn table_that_grows_once_is_no_leak() {
     alone(async {
         for at in [10, 3_000, 5_000, 9_000] {
             let outcome = grown(|bytes, round| {
@@ -229,7 +229,7 @@ fn one_table_that_grows_is_no_leak() {
 }
 
 #[test]
-fn what_comes_and_goes_is_no_leak() {
+fn bytes_that_come_and_go_are_no_leak() {
     alone(async {
         let outcome = grown(|bytes, round| {
             let held = (round * 7919) % 100_000;
@@ -242,7 +242,7 @@ fn what_comes_and_goes_is_no_leak() {
 }
 
 #[test]
-fn a_round_that_keeps_something_ends_the_run() {
+fn round_that_keeps_something_ends_the_run() {
     alone(async {
         let kept = std::cell::RefCell::new(JoinSet::new());
         let outcome = rounds(1_000)
@@ -263,7 +263,7 @@ fn a_round_that_keeps_something_ends_the_run() {
 }
 
 #[test]
-fn what_is_asked_at_the_end_is_compared_with_the_start() {
+fn witness_at_the_end_is_compared_with_the_start() {
     alone(async {
         let (held, count) = counter();
         let outcome = rounds(10)
@@ -281,7 +281,7 @@ fn what_is_asked_at_the_end_is_compared_with_the_start() {
 }
 
 #[test]
-fn rounds_take_times_and_keep_few_points() {
+fn rounds_measure_times_and_keep_few_points() {
     alone(async {
         let outcome = rounds(2_000)
             .without_bytes()
@@ -298,7 +298,7 @@ fn rounds_take_times_and_keep_few_points() {
 }
 
 #[test]
-fn who_cannot_count_bytes_says_so_and_notices_nothing() {
+fn missing_allocator_is_reported_not_noticed() {
     alone(async {
         let outcome = rounds(5).run(async |_| {}).await;
         assert!(matches!(outcome.leaks[..], [Leak::Unreadable(_)]));
@@ -309,7 +309,7 @@ fn who_cannot_count_bytes_says_so_and_notices_nothing() {
 }
 
 #[test]
-fn rounds_end_when_their_time_is_over() {
+fn rounds_end_at_their_time_limit() {
     alone(async {
         let slow = async |_| tokio::time::sleep(Duration::from_millis(5)).await;
         let outcome = rounds(1_000_000)
@@ -351,7 +351,7 @@ async fn what_grew_is_done_again_for_as_long_and_no_longer() {
 }
 
 #[test]
-fn a_future_is_polled_so_often_and_dropped() {
+fn future_is_polled_n_times_and_dropped() {
     alone(async {
         struct Polled(u32, Arc<AtomicI64>);
         impl Future for Polled {
@@ -390,7 +390,7 @@ fn a_future_is_polled_so_often_and_dropped() {
 }
 
 #[test]
-fn an_operation_that_stalls_lasts_until_it_is_dropped() {
+fn stalled_operation_is_pending_until_dropped() {
     alone(async {
         let server = Server::start().await;
         let before = server.baseline().await;

@@ -1,4 +1,4 @@
-//! Bytes are counted exactly. Alone in its file: the count is the whole process's.
+//! Bytes are counted exactly. Alone in its file: the count is that of the whole process.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use leak_tests::{Allocated, Witness, Witnesses, rounds};
@@ -6,7 +6,7 @@ use leak_tests::{Allocated, Witness, Witnesses, rounds};
 leak_tests::use_jemalloc!();
 
 #[test]
-fn a_leak_of_sixty_four_bytes_every_hundred_rounds_is_found_by_the_allocator() {
+fn allocator_finds_64_bytes_lost_every_hundred_rounds() {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     runtime.enable_all().build().unwrap().block_on(async {
         let allocated = Allocated::by_jemalloc().unwrap();

@@ -1,5 +1,5 @@
 //! A client whose network stops at its j-th operation, for every j: when all its handles are dropped,
-//! nothing is left of it, and nobody else is worse off.
+//! nothing is left of it, and other clients are not affected.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod common;
@@ -66,7 +66,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
 ];
 
 #[test]
-fn whatever_stalls_nothing_is_left_when_it_is_dropped() {
+fn drop_after_any_stalled_operation_leaves_nothing() {
     alone(async {
         for (name, scenario) in SCENARIOS {
             let server = Server::start().await;

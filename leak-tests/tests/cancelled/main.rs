@@ -370,7 +370,7 @@ async fn waits<H, N, T>(
 }
 
 #[test]
-fn every_public_future_can_be_dropped_at_every_poll() {
+fn public_futures_can_be_dropped_at_every_poll() {
     alone(async {
         for case in CASES {
             let world = World::start().await;
@@ -386,7 +386,7 @@ fn client_sources() -> Vec<Listed> {
 }
 
 #[test]
-fn no_public_future_escapes_the_cases() {
+fn every_public_future_has_a_case() {
     let found = client_sources();
     let found: BTreeSet<&str> = found.iter().map(|found| found.name.as_str()).collect();
     let cases = CASES.iter().map(|case| case.future);
@@ -407,7 +407,7 @@ fn no_public_future_escapes_the_cases() {
 }
 
 #[test]
-fn every_public_future_says_what_becomes_of_it_when_it_is_dropped() {
+fn every_public_future_documents_cancel_safety() {
     let found = client_sources().into_iter();
     let silent = found.filter(|found| !found.documents_cancellation);
     let silent: Vec<String> = silent.map(|found| found.to_string()).collect();

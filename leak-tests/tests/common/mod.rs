@@ -1,4 +1,4 @@
-//! Both ends in one process, over real sockets: so both ends' tasks and descriptors are counted.
+//! Both ends in one process, over real sockets, so that the tasks and descriptors of both are counted.
 #![allow(dead_code, reason = "each test uses what it needs")]
 
 use std::io;
@@ -20,15 +20,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-/// How often an impatient server pings, and says that nothing has changed: the least that it takes.
+/// How often an impatient server pings and sends progress: the least that a server takes.
 const IMPATIENT_PING: Duration = Duration::from_millis(100);
 
-/// How long it waits for what a client should do. Who is too slow for that, on a busy machine, comes
-/// again.
+/// How long it waits for a client. A client that is too slow, on a busy machine, reconnects.
 const IMPATIENT_PATIENCE: Duration = Duration::from_millis(100);
 
-/// By how much the log may fill up or empty, in bytes: which changes fit into it depends on how large they
-/// are, and one of 64 KiB counts twice.
+/// How much the size of the change log may vary, in bytes: how many changes fit depends on their sizes,
+/// and one of 64 KiB counts twice.
 const LOG_SLACK: i64 = 256 * 1024;
 
 /// Runs a test in a runtime of its own while no other runs: descriptors are counted for the whole
@@ -85,7 +84,7 @@ impl Serving {
         }
     }
 
-    /// Serves something that is no socket.
+    /// Serves a connection that is no socket.
     pub(crate) fn serve(&self, io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
         self.engine.serve(io);
     }
@@ -104,12 +103,12 @@ impl Serving {
         builder.connector(stall.over_tcp()).build().unwrap()
     }
 
-    /// Every connection there is breaks off, as if a machine between the two had failed.
+    /// Breaks all connections, as if a machine between the two ends had failed.
     pub(crate) fn lose_connections(&self) {
         std::mem::take(&mut *lock(&self.connections)).cancel();
     }
 
-    /// What the server holds for its clients, and what it does for them.
+    /// What the server holds for its clients, and its work in progress for them.
     pub(crate) fn gauges(&self) -> Witnesses {
         let metrics = self.metrics.clone();
         let log = bounded_gauge("bytes of the log", LOG_SLACK, move || {
@@ -134,12 +133,12 @@ impl Serving {
         gauge(name, move || read(&metrics))
     }
 
-    /// What both ends should not leave behind.
+    /// What must return at both ends.
     pub(crate) fn witnesses(&self) -> Witnesses {
         Witnesses::of_the_process().and_those_of(&self.held_for_clients())
     }
 
-    /// What there is while nobody watches.
+    /// The counts while nobody watches.
     pub(crate) async fn baseline(&self) -> Baseline {
         self.witnesses().baseline().await.unwrap()
     }
@@ -156,14 +155,14 @@ impl Server {
         Self::of(scripted(), |settings| settings).await
     }
 
-    /// One that has this value as well: whoever reads finds it.
+    /// One that has this value as well from the start.
     pub(crate) async fn holding(key: &str, value: impl AsRef<[u8]>) -> Self {
         let etcd = scripted();
         etcd.put(key, value);
         Self::of(etcd, |settings| settings).await
     }
 
-    /// One that soon has enough of clients that do nothing.
+    /// One that soon disconnects clients that do nothing.
     pub(crate) async fn impatient() -> Self {
         Self::of(scripted(), |settings| {
             let settings = settings.progress_interval(IMPATIENT_PING);
@@ -173,7 +172,7 @@ impl Server {
         .await
     }
 
-    /// One that has nothing to serve yet, and never will.
+    /// One whose etcd is never there.
     pub(crate) async fn without_etcd() -> Self {
         let etcd = ScriptedEtcd::default();
         etcd.disconnect();

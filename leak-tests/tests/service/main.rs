@@ -35,7 +35,7 @@ const RECORDS: &str = "_RJEM_MALLOC_CONF";
 const IN_THE_MISTAKE: &str = "/service/leaks.rs:";
 
 /// Which test finds it.
-const FINDS: &str = "the_test_in_the_readme_finds_its_mistake";
+const FINDS: &str = "readme_test_finds_its_mistake";
 
 /// How long a count is waited for that does not return.
 const A_MOMENT: Duration = Duration::from_millis(500);
@@ -64,7 +64,7 @@ fn url() -> String {
 }
 
 #[test]
-fn the_test_in_the_readme_is_the_one_that_is_run() {
+fn readme_test_is_the_one_that_runs() {
     let readme = include_str!("../../README.md");
     let (_, rest) = readme.split_once("And `tests/leaks.rs`").unwrap();
     let (_, rest) = rest.split_once("```rust,no_run\n").unwrap();
@@ -83,7 +83,7 @@ fn the_test_in_the_readme_is_the_one_that_is_run() {
 }
 
 #[test]
-fn a_watcher_in_a_static_is_found_and_a_dropped_one_is_none() {
+fn watcher_in_a_static_is_a_leak_and_a_dropped_one_is_not() {
     common::alone(async {
         let server = Server::start().await;
         let client = Client::connect(server.url()).unwrap();
@@ -126,7 +126,7 @@ async fn what_the_readmes_test_finds() -> String {
 }
 
 #[test]
-fn the_test_in_the_readme_finds_its_mistake() {
+fn readme_test_finds_its_mistake() {
     common::alone(async {
         let found = what_the_readmes_test_finds().await;
         assert!(found.contains(": allocated bytes grew from "), "{found}");
@@ -137,7 +137,7 @@ fn the_test_in_the_readme_finds_its_mistake() {
 
 /// What the README says to run for the stacks, but for the program.
 #[test]
-fn it_says_where_that_was_allocated_where_that_is_recorded() {
+fn recorded_allocations_name_the_leaking_line() {
     let readme = include_str!("../../README.md");
     let is_said =
         |line: &&str| line.starts_with(RECORDS) && line.ends_with(" cargo test --test leaks");

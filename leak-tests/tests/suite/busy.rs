@@ -1,5 +1,4 @@
-//! Keeps a runtime's workers busy: nothing else goes on in it meanwhile, as on a machine that has no
-//! time for it.
+//! Keeps a runtime's workers busy: nothing else runs in it meanwhile, as on an overloaded machine.
 
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Barrier};

@@ -63,8 +63,9 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "a client is dropped at each operation",
-        about: "Clients whose network stops for ever at its 1st, 2nd, 3rd, … operation: while they \
-                dial, shake hands, wait for the first state, receive it, are idle.",
+        about: "The client's network stops for ever at its 1st, 2nd, 3rd, … operation, and the \
+                client is dropped: while it dials, shakes hands, waits for the first state, receives \
+                it, or is idle.",
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
@@ -72,7 +73,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "a watch is dropped after a while",
-        about: "Watches that are dropped after up to 12 ms, whatever they are doing by then.",
+        about: "Watches are dropped after up to 12 ms, in whatever state they are by then.",
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
@@ -80,7 +81,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "a watch is dropped in its backoff",
-        about: "Nobody listens where the client dials, so it waits between two attempts.",
+        about: "Nobody listens at the client's endpoint; the watch is dropped between two \
+                attempts.",
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
@@ -88,7 +90,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "a watch is dropped in its handshake",
-        about: "The client is connected to somebody who never says a word.",
+        about: "The client is connected to a peer that never sends anything.",
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
@@ -96,7 +98,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "ranges come and go",
-        about: "In each round somebody watches a range that nobody ever watched.",
+        about: "In each round a client watches a range that nobody watched before.",
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
@@ -104,7 +106,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "a subscription is refused",
-        about: "In each round somebody asks for another range that is not served.",
+        about: "In each round a client asks for another range that is not served.",
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
@@ -112,7 +114,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "a crowd comes and goes",
-        about: "Eight clients at a time, half of them on one range, come and are dropped together.",
+        about: "Eight clients at a time, half of them on one range, connect and are dropped \
+                together.",
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
@@ -120,7 +123,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "a crowd loses its server",
-        about: "Eight clients lose their connections at once, come back, and are dropped.",
+        about: "Eight clients lose their connections at once, reconnect, and are dropped.",
         takes_long: false,
         pace: Pace::Waits,
         fault_for: &[],
@@ -128,8 +131,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "strangers connect",
-        about: "Connections to the server that end in the middle of the handshake, or after \
-                something that is no HTTP/2.",
+        about: "Peers connect to the server and leave in the middle of the handshake, or after \
+                bytes that are not HTTP/2.",
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],

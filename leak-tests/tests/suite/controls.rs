@@ -65,7 +65,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "control: a watch at etcd that is only half-closed",
-        about: "A watch's responses are dropped, and what it was asked with is kept.",
+        about: "The responses of a watch are dropped, and its sender is kept.",
         takes_long: false,
         pace: Pace::Works,
         fault_for: &["etcd_debugging_mvcc_watcher_total"],
@@ -89,7 +89,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "control: a metric label per client",
-        about: "Every round counts under a label of its own.",
+        about: "Every round counts under a new label.",
         takes_long: false,
         pace: Pace::Works,
         fault_for: &["allocated bytes"],
@@ -97,7 +97,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "control: a metric series per client",
-        about: "Every round counts under a label of its own, and a page shows it.",
+        about: "Every round counts under a new label, and a metrics page serves it.",
         takes_long: false,
         pace: Pace::Works,
         fault_for: &["metric series"],

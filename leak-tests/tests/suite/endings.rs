@@ -30,8 +30,8 @@ const LONGEST_KEY: usize = 4096;
 pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "a client is shut down at each operation",
-        about: "Clients whose network stops for ever at its 1st, 2nd, 3rd, … operation are shut down, and \
-                every other one is dropped in the middle of that.",
+        about: "The client's network stops for ever at its 1st, 2nd, 3rd, … operation, and the \
+                client is shut down; every other client is dropped during that.",
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
@@ -39,7 +39,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "a client is shut down in its backoff",
-        about: "Nobody listens where the client dials; it is shut down between two attempts.",
+        about: "Nobody listens at the client's endpoint; it is shut down between two attempts.",
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
@@ -47,8 +47,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "requests are no good",
-        about: "Ranges that are missing, empty or too long, reports of streams that nobody has, a request \
-                that is too large: by a client that is not ours.",
+        about: "A client that is not ours sends ranges that are missing, empty or too long, \
+                reports for streams that do not exist, and a request that is too large.",
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
@@ -56,7 +56,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "a server is not in sync",
-        about: "etcd has never been there: clients are put off, and dropped while they wait.",
+        about: "etcd was never there: clients are told to retry, and dropped while they wait.",
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
@@ -64,8 +64,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "a server is named",
-        about: "The server's name is looked up, on a thread of the runtime; the watch is dropped after 0, 1, \
-                2, … polls.",
+        about: "The server's name is looked up on a thread of the runtime; the watch is \
+                dropped after 0, 1, 2, … polls.",
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
@@ -73,7 +73,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "a watch is dropped in a look-up that hangs",
-        about: "The look-up of the server's name does not come to an end before the client is dropped.",
+        about: "The look-up of the server's name does not end before the client is dropped.",
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],

@@ -32,9 +32,9 @@ const LONG_READS: usize = 6;
 pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "handles beside a watcher that stays",
-        about: "Of a range that somebody watches: another watcher, a reader, a part, a stream, a \
-                callback, and another client's watcher; and on the same connection another range, and \
-                reads of ranges with long names.",
+        about: "Beside a watcher that stays, on its range: another watcher, a reader, a part, \
+                a stream, a callback, and another client's watcher; and on its connection another \
+                range, and reads of ranges with long names.",
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
@@ -42,8 +42,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "a client is shut down",
-        about: "A client is shut down while a watcher of it is live and kept, and while a read \
-                waits: for a connection, for the server's first word, for an answer.",
+        about: "A client is shut down while one of its watchers is live and kept, and while a \
+                read waits for a connection, for the server's preface, or for a response.",
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
@@ -51,8 +51,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "a read takes too long",
-        about: "Reads that are given up: of somebody who never says a word, and of a server that is \
-                cut off.",
+        about: "Reads are given up: of a peer that never sends anything, and of a server that \
+                is cut off.",
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
@@ -60,7 +60,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "a watcher outlives its runtime",
-        about: "A watcher's runtime ends; who waits for a change elsewhere is told so.",
+        about: "A watcher's runtime ends; a waiter in another runtime is told.",
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],

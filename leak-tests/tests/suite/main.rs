@@ -1,8 +1,9 @@
-//! The leak suite: every way out, and the leaks that it must find, each in a process of its own.
+//! The leak suite: scenarios that must not leak, and controls that must, each in its own process.
 //!
-//! Without arguments, as `cargo test` runs it, it does few rounds. `make leak-tests` does many, and
-//! leaves a report. The program runs itself once for each scenario: counts are a whole process's, and
-//! what one scenario has warmed up must not hide what another one leaks.
+//! Without arguments, as `cargo test` runs it, it runs a short list with few rounds. `make leak-tests`
+//! runs all scenarios with many, and writes a report. The program runs itself once for each scenario:
+//! counts are those of the whole process, and what one scenario has warmed up must not hide what another
+//! one leaks.
 #![allow(clippy::unwrap_used, reason = "a panic is how a scenario fails")]
 #![allow(
     clippy::print_stdout,
@@ -42,8 +43,8 @@ use scenario::Scenario;
 
 leak_tests::use_jemalloc!();
 
-/// All of them, in the order of the report. Those with cheap rounds come first: what they leave of
-/// their time is for those with few.
+/// All of them, in the order of the report. Those with cheap rounds come first: the time that they
+/// leave goes to the others.
 fn scenarios() -> impl Iterator<Item = &'static Scenario> {
     let groups = [
         controls::SCENARIOS,

@@ -19,8 +19,8 @@ const A_MOMENT: Duration = Duration::from_millis(3);
 pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "clients leave no metrics behind",
-        about: "Clients that are called otherwise each time, ranges that nobody ever watched, ranges that \
-                are refused, strangers; the server's page of metrics does not grow.",
+        about: "Clients with a new name each time, ranges that nobody watched before, refused \
+                ranges, peers that are no clients; the server's metrics page does not grow.",
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
@@ -28,7 +28,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "a server has no place",
-        about: "As many connections as the server takes are there; another client waits, and is dropped.",
+        about: "The server has as many connections as it takes; another client waits, and is \
+                dropped.",
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
@@ -36,7 +37,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "probes come and go",
-        about: "In each round somebody asks whether the server is ready, over a connection of its own.",
+        about: "In each round a probe asks whether the server is ready, over a new connection.",
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],

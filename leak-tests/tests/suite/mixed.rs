@@ -20,9 +20,10 @@ use crate::world::{FILL_GRAVES, Keys, Padded, Real, etcd_is_missed, padded};
 
 pub(crate) const SCENARIOS: &[Scenario] = &[Scenario {
     name: "everything at once",
-    about: "By chance and together: clients that come, follow, stall, read slowly, are refused and are \
-            dropped at any moment; keys that are put and deleted; strangers; connections that are \
-            lost; the network to the server and to etcd cut or stalled; etcd stopped and killed.",
+    about: "By chance and together: clients that connect, follow, stall, read slowly, are \
+            refused, and are dropped at any moment; keys that are put and deleted; peers that are no \
+            clients; connections that are lost; the network to the server and to etcd cut or stalled; \
+            etcd stopped and killed.",
     takes_long: true,
     pace: Pace::Soaks,
     fault_for: &[],

@@ -1,4 +1,4 @@
-//! A network that loses what is sent in one direction, for ever, and tells neither end.
+//! A network that loses everything sent in one direction, for ever, and tells neither end.
 
 use std::net::Ipv4Addr;
 
@@ -19,7 +19,7 @@ pub(crate) enum Lost {
     ToServer,
 }
 
-/// Forwards connections to one port. Once something gets lost, neither end is told any more that the
+/// Forwards connections to one port. Once something gets lost, neither end learns any more that the
 /// other one has left.
 pub(crate) struct OneWay {
     port: u16,

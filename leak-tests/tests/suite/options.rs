@@ -1,15 +1,14 @@
-//! What the suite is told: how many rounds, how long, and which scenarios.
+//! The command line: how many rounds, how long, and which scenarios.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::scenario::{Pace, Scenario};
 
-/// Rounds of a run without arguments: the fewest that tell of growth, and they fit into everybody's
-/// tests.
+/// Rounds of a run without arguments: the fewest that show growth.
 const FEW_ROUNDS: u64 = 100;
 
-/// From so many on, scenarios that take long to set up are worth it.
+/// From this many rounds on, scenarios that take long to set up are run.
 const MANY_ROUNDS: u64 = 500;
 
 /// The scenarios of a short run: the ways out on which most leaks were found, and a control of each kind
@@ -32,16 +31,16 @@ const SHORT: [&str; 15] = [
     "everything at once",
 ];
 
-/// How long each scenario may take where nobody says.
+/// How long each scenario may take by default.
 const FEW_SECONDS: Duration = Duration::from_secs(1);
 
-/// As many at a time as there are processors, up to so many: each has servers and an etcd of its own.
+/// The most scenarios at a time, even with more processors: each has servers and an etcd of its own.
 const MOST_JOBS: usize = 8;
 
 /// Set to make short tests long: without arguments, all scenarios are run.
 const LONG: &str = "DRIFTLESS_LONG";
 
-/// What tells that somebody speaks to this suite, and not to all test programs.
+/// Arguments that only this suite knows, unlike those that cargo passes to every test program.
 const OURS: [&str; 8] = [
     "--short",
     "--rounds",
@@ -71,7 +70,7 @@ pub(crate) struct Options {
     pub(crate) report: Option<PathBuf>,
     /// Only the scenarios of [`SHORT`].
     short: bool,
-    /// What takes the time gets nearly all of it, and the others share what is left.
+    /// Scenarios of [`Pace::Soaks`] get nearly all of the time, and the others share the rest.
     pub(crate) soak: bool,
     /// The names and nothing else.
     pub(crate) list: bool,
@@ -79,7 +78,7 @@ pub(crate) struct Options {
     pub(crate) only_here: Option<String>,
     /// That process is ended when its standard input ends.
     pub(crate) until_stdin_ends: bool,
-    /// Something was said that no other test program takes.
+    /// One of [`OURS`] was given.
     pub(crate) for_this_suite: bool,
 }
 
@@ -171,7 +170,7 @@ impl Options {
         }
     }
 
-    /// How long a scenario may take that goes on beside the others.
+    /// How long a scenario may take that runs beside the others.
     pub(crate) fn whole(&self) -> Duration {
         match self.budget {
             Budget::Each(each) => each,

@@ -27,7 +27,7 @@ const HANDSHAKE: [&[u8]; 3] = [
 pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "clients never finish the handshake",
-        about: "Connections on which nothing comes, or a part of the handshake, and which stay open: the \
+        about: "Connections that send nothing, or a part of the handshake, and stay open: the \
                 server closes them.",
         takes_long: false,
         pace: Pace::Waits,
@@ -36,8 +36,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "the network loses one direction for ever",
-        about: "What the server sends is lost, or what clients send, and connections stay open; the client \
-                is dropped, and the server finds out by itself.",
+        about: "What the server sends is lost, or what clients send, and connections stay \
+                open; the client is dropped, and the server detects it.",
         takes_long: false,
         pace: Pace::Waits,
         fault_for: &[],
@@ -45,8 +45,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "a client that stays hears nothing",
-        about: "What the server sends is lost, and connections stay open; both ends find out by \
-                themselves, and the client comes back.",
+        about: "What the server sends is lost, and connections stay open; both ends detect it, \
+                and the client reconnects.",
         takes_long: false,
         pace: Pace::Waits,
         fault_for: &[],
@@ -54,8 +54,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "a client is told to purge",
-        about: "A server takes the right to a range back, at once or later: the watcher is closed, and dropped \
-                afterwards.",
+        about: "The server revokes the right to a range, at once or later: the watcher is \
+                closed, and dropped afterwards.",
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
@@ -63,8 +63,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "a server speaks nonsense",
-        about: "A server that answers with an error, with frames out of order, or with a snapshot that \
-                never ends; the client is dropped.",
+        about: "The server answers with an error, with frames out of order, or with a snapshot \
+                that never ends; the client is dropped.",
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
@@ -72,8 +72,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "servers die",
-        about: "Of two servers the one dies that a watcher is connected to, and then the other; the watcher is \
-                dropped while nobody is there. What proves who it is comes from a file.",
+        about: "Of two servers, the one dies that a watcher is connected to, and then the \
+                other; the watcher is dropped while neither runs. Its token is read from a file.",
         takes_long: false,
         pace: Pace::Waits,
         fault_for: &[],

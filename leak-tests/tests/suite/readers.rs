@@ -30,7 +30,8 @@ const STEPS: usize = 8;
 pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "a watch is dropped mid-snapshot",
-        about: "A part of a first state of 4 MiB has arrived, and no more does; the watch is dropped.",
+        about: "A part of a first state of 4 MiB has arrived, and the rest does not; the watch \
+                is dropped.",
         takes_long: true,
         pace: Pace::Works,
         fault_for: &[],
@@ -38,7 +39,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "a read is dropped mid-snapshot",
-        about: "The same of a range that is read once.",
+        about: "A part of a read of 4 MiB has arrived, and the rest does not; the read is \
+                dropped.",
         takes_long: true,
         pace: Pace::Works,
         fault_for: &[],
@@ -46,7 +48,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "a client that reads slowly is dropped",
-        about: "A client reads a little at a time while more than that is written, and is dropped.",
+        about: "A client reads more slowly than keys are written, and is dropped.",
         takes_long: true,
         pace: Pace::Works,
         fault_for: &[],

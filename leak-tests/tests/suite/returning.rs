@@ -26,8 +26,8 @@ const LARGE: usize = 64 * 1024;
 pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "clients from before a change come back",
-        about: "In each round somebody comes back to a range that nobody watches, is told of the one \
-                change that there was, and is dropped.",
+        about: "In each round a client resumes a range that nobody watches, gets the one \
+                change that it missed, and is dropped.",
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
@@ -35,8 +35,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "clients come back from revisions of their own",
-        about: "In each round somebody comes back who has missed much, since a revision that nobody \
-                else is at; the range is watched all the time.",
+        about: "In each round a client resumes that has missed much, from a revision that no \
+                other client is at; the range is watched all the time.",
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
@@ -44,8 +44,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "nobody is left who takes patches",
-        about: "A client that knows no patches stays; one that does is dropped, and then a large value \
-                changes.",
+        about: "A client without support for patches stays; one with it is dropped, and then a \
+                large value changes.",
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],

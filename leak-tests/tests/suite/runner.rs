@@ -1,4 +1,4 @@
-//! Runs the scenarios, each in a process of its own, and says what came of them.
+//! Runs the scenarios, each in a process of its own, and prints the results.
 
 use std::collections::VecDeque;
 use std::io::Write as _;
@@ -24,10 +24,10 @@ const BYTES: &str = "allocated bytes";
 /// How long a scenario may take when all of its allocations are recorded.
 const BRIEFLY: Duration = Duration::from_secs(4);
 
-/// How many rounds are done then: enough for what was found already.
+/// How many rounds run then: enough for what was found already.
 const PROFILED: u64 = 200;
 
-/// How many of those go on at a time that mostly wait, beside those that work.
+/// How many scenarios that mostly wait run at a time, beside those that work.
 const WAITING_JOBS: usize = 4;
 
 /// What a scenario may take besides its rounds: to set up, for a round that hangs, and for the minute that
@@ -37,7 +37,7 @@ const BESIDE_ROUNDS: Duration = Duration::from_secs(300);
 /// The rounds, and as long again where something grew.
 const WITH_REPEAT: u32 = 2;
 
-/// How much of what a failed process said is kept, in bytes from its end.
+/// How much of a failed process's output is kept, in bytes from its end.
 const MOST_WORDS: usize = 2000;
 
 /// Runs one here and prints its record.
@@ -62,14 +62,14 @@ pub(crate) fn here(name: &str, options: &Options) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Ends this process, and what it started, when its standard input does: with the process that began it,
-/// which may be killed, or interrupted by a terminal that does not know of this one.
+/// Ends this process and its children when its standard input ends: with the process that started it,
+/// which may be killed, or interrupted by a terminal that does not know this one.
 fn end_with_stdin() {
     let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
     let _ = kill_current_process_group(Signal::KILL);
 }
 
-/// Runs all that are wanted, writes the report, and says how many passed.
+/// Runs all selected scenarios, writes the report, and prints how many passed.
 pub(crate) fn all(options: &Options) -> ExitCode {
     let start = Instant::now();
     let wanted: Vec<&Scenario> = scenarios().filter(|s| options.wants(s)).collect();
@@ -250,9 +250,8 @@ fn in_a_process(
     }
 }
 
-/// Runs it in a process group of its own, which is ended with it: an etcd outlives a process that was
-/// aborted. `None` when it took too long. Its standard input ends when this process does, however that
-/// comes about.
+/// Runs it in its own process group, which is killed afterwards. `None` when it took too long. Its
+/// standard input ends when this process does, however that happens.
 fn ended_within(mut command: Command, within: Duration) -> std::io::Result<Option<Output>> {
     command.process_group(0);
     let mut child = command

@@ -1,4 +1,4 @@
-//! A server that says what a scenario wants, and counts who listens.
+//! A server that sends what a scenario wants, and counts its clients.
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -16,25 +16,25 @@ use tokio::task::JoinSet;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
-/// The most that is said on a stream here.
+/// The most frames on a stream here.
 const MOST_FRAMES: usize = 4;
 
-/// To each call of `Watch`. Where it is no error, the stream stays open.
+/// The response to each call of `Watch`. Unless it is an error, the stream stays open.
 #[derive(Clone, Copy)]
 pub(crate) enum Says {
     /// An empty state.
     State,
-    /// That the client may not have it.
+    /// The client has no right to it.
     Purge,
-    /// That it cannot.
+    /// An internal error.
     Error,
-    /// A change of what it did not say.
+    /// A change to a state that it did not send.
     DiffFirst,
-    /// Who it is, and no more.
+    /// A hello, and no more.
     NothingButHello,
     /// The first part of a state.
     SnapshotWithoutEnd,
-    /// A state that is not what its digest is of.
+    /// A state with the digest of another.
     WrongDigest,
 }
 
@@ -103,7 +103,7 @@ struct Script {
     listening: Arc<AtomicI64>,
     /// How many calls there have been.
     asked: watch::Sender<u64>,
-    /// What the last of them still hears.
+    /// The stream of the last call.
     last: Mutex<Option<Frames>>,
 }
 
@@ -138,12 +138,12 @@ impl Scripted {
         format!("http://{}", self.address)
     }
 
-    /// What to say from now on.
+    /// Sets what to send from now on.
     pub(crate) fn says(&self, says: Says) {
         *self.script.says.lock().unwrap() = says;
     }
 
-    /// The last call is told that the client may not have it any more.
+    /// Tells the last call that the client's right was revoked.
     pub(crate) fn purges(&self) {
         let last = self.script.last.lock().unwrap();
         let purge = v1::WatchResponse {
@@ -169,7 +169,7 @@ impl Scripted {
     }
 }
 
-/// What one client hears. The stream ends with the client, or when another one calls.
+/// The stream of one client. It ends with the client, or when another one calls.
 pub(crate) struct Said<M> {
     frames: mpsc::Receiver<Result<M, Status>>,
     listening: Arc<AtomicI64>,

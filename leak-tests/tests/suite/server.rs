@@ -56,7 +56,8 @@ const CUT_OFF_WITHIN: Duration = Duration::from_secs(10);
 pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "prefixes of every length come and go",
-        about: "In each round somebody watches a prefix of a length that nobody watched lately.",
+        about: "In each round a client watches a prefix of a length that nobody watched \
+                lately.",
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
@@ -64,8 +65,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "etcd's history is replaced",
-        about: "A key is put, and etcd goes back to what it was before, as from a backup; the server \
-                begins anew, and a watcher with it.",
+        about: "A key is put, and etcd goes back to an earlier state, as from a backup; the \
+                server resynchronises, and so does a watcher.",
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
@@ -73,7 +74,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "strangers call and are gone",
-        about: "Connections that say how they begin, make a call, and end, all of it at once.",
+        about: "Peers send the preface, a call, and the end of the connection, all at once.",
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
@@ -81,7 +82,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "a crowd is dropped while it waits for its turn",
-        about: "A hundred large reads begin and stop reading: most never had their turn.",
+        about: "A hundred large reads start and stop reading: most never get a permit.",
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
@@ -89,7 +90,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "a crowd that does not read holds up nobody",
-        about: "Large reads have all the turns and stop reading; another client reads all the same.",
+        about: "Large reads hold all permits and stop reading; another client reads all the \
+                same.",
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
@@ -97,7 +99,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "a watcher is dropped while changes are held back",
-        about: "More changes than go out one by one, and the watcher is dropped after the first.",
+        about: "More changes come than are sent one by one, and the watcher is dropped after \
+                the first.",
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
@@ -113,8 +116,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "the server is shut down while a client does not read",
-        about: "A client stalls, more than a window is written for it, and the server is shut down: \
-                it is cut off in time.",
+        about: "A client stalls, more than a window is written for it, and the server is shut \
+                down: it cuts the client off in time.",
         takes_long: false,
         pace: Pace::Waits,
         fault_for: &[],

@@ -39,7 +39,7 @@ const CROWD: usize = 40;
 pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "the server is shut down while a stranger stays connected",
-        about: "Somebody was refused and keeps the connection; the shutdown does not wait for that.",
+        about: "A refused peer keeps its connection; the shutdown does not wait for it.",
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
@@ -47,7 +47,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "the server is shut down while a crowd waits for its turn",
-        about: "Forty calls read what is large; those that wait for their turn are told at once.",
+        about: "Forty calls read large values; those that wait for a permit are answered at \
+                once.",
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
@@ -55,8 +56,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "the server is shut down while it is asked how it is",
-        about: "Somebody has begun to ask the admin endpoint for something; its connection ends with \
-                the server.",
+        about: "A peer has sent a part of a request to the admin endpoint; its connection ends \
+                with the server.",
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],

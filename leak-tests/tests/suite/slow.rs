@@ -1,4 +1,4 @@
-//! A network that brings little at a time, and seldom: a client behind it reads slowly, and does read.
+//! A slow network: a client behind it does read, but slowly.
 
 use std::io;
 use std::pin::Pin;

@@ -38,8 +38,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "a certificate is refused",
-        about: "A client that trusts another CA, and one without the certificate that the server asks for, \
-                try and are dropped.",
+        about: "A client that trusts another CA, and one without the required client \
+                certificate, try to connect and are dropped.",
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
@@ -47,8 +47,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "clients never agree on TLS",
-        about: "Clients that say nothing, half a ClientHello, or something else, and stay: the server \
-                closes their connections.",
+        about: "Clients send nothing, half a ClientHello, or something else, and stay: the \
+                server closes their connections.",
         takes_long: false,
         pace: Pace::Waits,
         fault_for: &[],
@@ -56,7 +56,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "a watch is dropped while TLS is agreed on",
-        about: "The client says how it would speak TLS to somebody who never says a word.",
+        about: "The client sends its ClientHello to a peer that never answers.",
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],

@@ -84,7 +84,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "the server compares its state with etcd's",
-        about: "All the time; in each round a value changes, and the state is compared once more.",
+        about: "In each round a value changes, and the server audits its state against etcd's.",
         takes_long: false,
         pace: Pace::Waits,
         fault_for: &[],
@@ -92,8 +92,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "a server takes another one's place",
-        about: "A server dies or is shut down, and another one is there for it; a watcher that was there \
-                before is told what it missed, for which etcd is asked.",
+        about: "A server dies or is shut down, and another one takes its place; it asks etcd \
+                what a watcher missed, and sends that.",
         takes_long: false,
         pace: Pace::Waits,
         fault_for: &[],
@@ -101,7 +101,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "keys come and go",
-        about: "In each round 120 keys that nobody had are put and deleted, and a watcher that stays sees it.",
+        about: "In each round 120 new keys are put and deleted, and a watcher that stays sees \
+                it.",
         takes_long: true,
         pace: Pace::Works,
         fault_for: &[],
@@ -109,7 +110,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "the same keys come and go",
-        about: "The same with the same 120 keys in each round.",
+        about: "In each round the same 120 keys are put and deleted, and a watcher that stays \
+                sees it.",
         takes_long: true,
         pace: Pace::Works,
         fault_for: &[],
@@ -117,7 +119,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "a watcher is dropped mid-change",
-        about: "A part of a change of 700 KiB has arrived, and no more does; the watcher is dropped.",
+        about: "A part of a change of 700 KiB has arrived, and the rest does not; the watcher \
+                is dropped.",
         takes_long: true,
         pace: Pace::Works,
         fault_for: &[],
@@ -125,7 +128,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "the last watcher leaves etcd's watches alone",
-        about: "Watchers come and go; the server's own watches at etcd stay what they were.",
+        about: "Watchers come and go; the number of the server's own watches at etcd stays the \
+                same.",
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
@@ -149,8 +153,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "the network is cut half-way",
-        about: "Between client and server nothing is forwarded any more, and connections stay open; \
-                the client is dropped.",
+        about: "Nothing is forwarded between client and server any more, and connections stay \
+                open; the client is dropped.",
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
@@ -158,8 +162,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "the network to etcd is cut",
-        about: "Connections between server and etcd are lost, or nothing is forwarded on them; then \
-                all is well again.",
+        about: "Connections between server and etcd are lost, or nothing is forwarded on them; \
+                then the network heals.",
         takes_long: false,
         pace: Pace::Waits,
         fault_for: &[],
@@ -175,7 +179,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "etcd is stopped",
-        about: "etcd is stopped for longer than it may be silent, and goes on.",
+        about: "etcd is stopped for longer than the server waits for it, and continues.",
         takes_long: false,
         pace: Pace::Waits,
         fault_for: &[],
@@ -183,8 +187,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "the server is shut down",
-        about: "A server is started on a real etcd, clients watch, and it is shut down; half of the \
-                clients are dropped meanwhile, half of them afterwards.",
+        about: "A server starts on a real etcd, clients watch, and it is shut down; half of \
+                the clients are dropped during that, half afterwards.",
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
