@@ -1,5 +1,5 @@
-//! What one change costs the server before anything is sent: the store, the log, the scopes. It must
-//! not grow with how many keys there are, nor with how many ranges are watched that it does not touch.
+//! What one change costs the server before anything is sent: the store, the log, the scopes. The cost
+//! must not grow with the number of keys, nor with the number of watched ranges that it does not touch.
 //!
 //! `cargo bench -p driftless-server --bench change`, or with `-- publish` a part of it. A million keys take 1 GiB.
 
@@ -88,8 +88,7 @@ impl Prefix {
         }
     }
 
-    /// The edit that puts another value under a key: a different one each time, all over the
-    /// keyspace.
+    /// An edit that puts another value under a key: a different key each time, all over the keyspace.
     fn next_edit(&mut self) -> Vec<Edit> {
         self.revision += 1;
         let index = self.revision as usize * 7919 % self.keys;
@@ -141,14 +140,14 @@ fn keys(c: &mut Criterion) {
     for keys in KEYS {
         for (name, read) in [("apply", false), ("apply, read", true)] {
             let mut on = Prefix::new(keys);
-            // What the publisher holds is let go of.
+            // Drops what the publisher holds.
             (on.publisher, on.fanout) = ends();
             c.bench_function(&format!("{name}/{keys} keys"), |b| {
                 b.iter_custom(|count| {
                     let mut spent = Duration::ZERO;
                     for _ in 0..count {
                         let edits = on.next_edit();
-                        // A reader holds the state before, so that its paths have to be copied.
+                        // A reader holds the state before, so the changed paths have to be copied.
                         let held = read.then(|| on.writer.snapshot().clone());
                         let start = std::time::Instant::now();
                         let batch = on.apply(edits);
@@ -176,7 +175,7 @@ fn keys(c: &mut Criterion) {
     }
 }
 
-/// As ranges grow that a change does not touch.
+/// As the number of watched ranges grows that a change does not touch.
 fn scopes(c: &mut Criterion) {
     for scopes in SCOPES {
         let mut on = Prefix::new(SOME_KEYS);
@@ -206,7 +205,7 @@ fn scopes(c: &mut Criterion) {
     }
 }
 
-/// What a client that comes back costs, by how many changes it missed.
+/// The cost of a returning client, by how many changes it missed.
 fn log(c: &mut Criterion) {
     for missed in [1, 100, 10_000] {
         let mut on = Prefix::new(SOME_KEYS);

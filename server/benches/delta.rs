@@ -1,6 +1,5 @@
-//! What the delta between two values costs, for values that are kind to the search and for such as
-//! are hard on it. It ends at a deadline whatever they are, so none of them may take much longer than
-//! that.
+//! What the delta between two values costs, for values that are easy for the search and for hard ones.
+//! The search ends at a deadline for any values, so none of them may take much longer than that.
 //!
 //! `cargo bench -p driftless-server --bench delta`, or with `-- noise` a part of it.
 
@@ -13,10 +12,10 @@ use driftless_server::internals::delta::compute;
 
 const MIB: usize = 1024 * 1024;
 
-/// Farther away than the deadline that the values' sizes set.
+/// Later than the deadline that the values' sizes set.
 const FAR: Duration = Duration::from_secs(60);
 
-/// A configuration of some 1 MiB as a person would write it, each line of its own.
+/// A configuration of some 1 MiB as a person would write it, every line different.
 fn lines(rate: usize) -> Vec<String> {
     let line = |n: usize| {
         format!(
@@ -27,7 +26,7 @@ fn lines(rate: usize) -> Vec<String> {
     (0..MIB / 45).map(line).collect()
 }
 
-/// 1 MiB in which nothing comes again.
+/// 1 MiB without repetitions.
 fn noise(seed: u64) -> Bytes {
     let mut state = seed;
     let next = std::iter::repeat_with(move || {
@@ -61,7 +60,7 @@ fn delta(c: &mut Criterion) {
             b.iter(|| compute(black_box(old), black_box(new), Instant::now() + FAR));
         });
     }
-    // What it is to be measured against: no delta is found without a look at each byte.
+    // The baseline: no delta is found without reading each byte.
     let same = Bytes::copy_from_slice(&old);
     group.throughput(Throughput::Bytes(old.len() as u64));
     group.bench_function("comparing the bytes of 1 MiB", |b| {

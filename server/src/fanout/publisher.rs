@@ -63,8 +63,8 @@ impl Publisher {
         self.schedule.due(Instant::now())
     }
 
-    /// Does a slice of the work that is due. To be called when [`Publisher::due`] is over; between two
-    /// calls changes may be published, and the caller should yield.
+    /// Does a slice of the work that is due. To be called once [`Publisher::due`] has passed. Between
+    /// two calls changes may be published, and the caller should yield.
     pub fn tick(&mut self) {
         let now = Instant::now();
         if self.schedule.flush_due(now) {
