@@ -43,7 +43,7 @@ pub(crate) struct Args {
     flags: SettingFlags,
 }
 
-/// One flag for each setting, with the help that its declaration has.
+/// One flag for each setting, with the help of its declaration.
 #[derive(Debug)]
 struct SettingFlags(Vec<(Setting, Vec<String>)>);
 
@@ -120,13 +120,12 @@ async fn serve(settings: Settings) -> Result<(), Failure> {
         server = Server::bind(settings) => server.map_err(Failure::failed)?,
         _ = signals.next() => return Ok(()),
     };
-    // Nobody has to read it.
+    // It is no error when nobody reads it.
     let (Reader::There | Reader::Gone) = output::write(announcement(&server, &served).as_bytes())?;
     run_until_stopped(server, &mut signals).await
 }
 
-/// Serves until a signal comes, and then for as long as streams take to end; a second signal ends
-/// it at once.
+/// Serves until a signal comes, then waits for streams to end. A second signal ends it at once.
 pub(crate) async fn run_until_stopped(
     server: Server,
     signals: &mut StopSignals,
@@ -153,7 +152,7 @@ pub(crate) async fn run_until_stopped(
     }
 }
 
-/// Says where the server listens, with the real ports.
+/// The line that says where the server listens, with the real ports.
 pub(crate) fn announcement(server: &Server, served: &str) -> String {
     let admin = server
         .admin_addr()
