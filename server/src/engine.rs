@@ -89,7 +89,7 @@ pub struct Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         self.connections.drain();
-        self.connections.cut_off();
+        self.connections.close_all();
     }
 }
 

@@ -1,7 +1,7 @@
-//! A connection's socket, which writes what is small in one piece.
+//! Coalesces small writes to a connection's socket.
 //!
-//! An HTTP/2 frame comes as two slices, its head of nine bytes and its content, and a gathering write
-//! of two slices costs the kernel more than a plain one of their sum, when that is small.
+//! An HTTP/2 frame comes as two slices, its header of nine bytes and its payload. A vectored write of
+//! two slices costs the kernel more than a plain write of their sum, when that is small.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -9,11 +9,11 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Writes of up to so many bytes are joined: one change of a usual value. Copying as much is cheaper
-/// than what gathering costs.
+/// Vectored writes of up to this many bytes become one plain write: one change of a usual value. Copying
+/// that much costs less than the vectored write.
 const COALESCED_BYTES: usize = 1024;
 
-/// The socket.
+/// A socket that coalesces small vectored writes.
 #[derive(Debug)]
 pub(crate) struct Coalesce<S>(pub(crate) S);
 
@@ -49,13 +49,13 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Coalesce<S> {
         if len > COALESCED_BYTES {
             return io.poll_write_vectored(cx, bufs);
         }
-        let mut joined = [0; COALESCED_BYTES];
+        let mut buffer = [0; COALESCED_BYTES];
         let mut end = 0;
         for buf in bufs {
-            joined[end..end + buf.len()].copy_from_slice(buf);
+            buffer[end..end + buf.len()].copy_from_slice(buf);
             end += buf.len();
         }
-        io.poll_write(cx, &joined[..end])
+        io.poll_write(cx, &buffer[..end])
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn small_slices_are_written_at_once_and_in_order_whatever_fits() {
+    async fn small_slices_are_written_at_once_and_in_order() {
         for room in [1, 7, 100, 5000] {
             let sink = Sink {
                 room,

@@ -1,8 +1,8 @@
-//! A stream's response: what it sends next, asked for by the connection when there is room.
+//! The bodies of `Watch` and `Get` responses. The connection polls them when it has room.
 //!
-//! It is a cursor and, while a frame is on its way, that frame's remaining segments, which all
-//! streams of the scope share. Nothing is queued for a stream: a connection that has no room does
-//! not ask, and whoever asks late gets what is true then.
+//! A body is a cursor and, while a frame is being sent, that frame's remaining segments, which all
+//! streams of the scope share. Nothing is queued for a stream: a connection without room does not
+//! poll, and a late poll gets what is true then.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -21,7 +21,7 @@ use crate::fanout::{Ending, Next, Subscriber};
 use crate::metrics::Metrics;
 use crate::session::{Refused, SYNC_PINNED_AT_MOST, StreamGuard};
 
-/// How long a client is told to wait that did not take its answer in time: it would get it from the
+/// How long a client should wait that did not read its snapshot or diff in time: it gets it from the
 /// start again, and whatever kept it from reading may take a while.
 const RETRY_STALLED: Duration = Duration::from_secs(5);
 
@@ -39,8 +39,8 @@ pub(super) struct WatchBody {
     ending: bool,
 }
 
-/// An answer that the stream waits for a permit to read. It is begun only then, so that who waits
-/// costs a place in the queue and pins nothing.
+/// A snapshot or conflated diff that the stream waits for a permit to read. It is begun only then, so
+/// that a waiting stream costs a place in the queue and pins nothing.
 #[derive(Debug)]
 pub(super) struct Due {
     pub(super) kind: SyncKind,
@@ -75,7 +75,7 @@ impl WatchBody {
         self.sending.stream.set_cursor(cursor);
     }
 
-    /// The cheapest way to bring a stream up to date that cannot be told the changes one by one.
+    /// Asks for one conflated diff, because the changes cannot be sent one by one any more.
     fn catch_up(&mut self) {
         self.sending.metrics.conflated.inc();
         match self.sending.stream.request_permit() {
@@ -92,13 +92,13 @@ impl WatchBody {
     /// The stream has its permit.
     fn begin(&mut self, due: &Due) {
         let subscriber = self.sending.stream.subscription();
-        // None when the history has just ended, which the scope says when it is asked again.
+        // None when the history has just ended, which the scope reports at the next poll.
         let Some(view) = subscriber.view_now() else {
             self.sending.stream.end_sync();
             return;
         };
         let kind = match due.kind {
-            // So much was deleted meanwhile that nobody knows what to tell the client of it.
+            // The tombstones since the client's revision are gone: a diff would miss deletes.
             SyncKind::Diff { since } if since < view.root.floor() => {
                 SyncKind::Snapshot { reset: false }
             }
@@ -120,7 +120,7 @@ impl WatchBody {
         }
     }
 
-    /// Ends the stream for a while.
+    /// Ends the stream; the client may come back after this time.
     fn leave(&mut self, reason: v1::goodbye::Reason, after: Duration) {
         self.end(v1::Goodbye {
             reason: reason.into(),
@@ -258,14 +258,14 @@ impl Body for GetBody {
     }
 }
 
-/// What is on its way already.
+/// The part of a response that is being sent.
 #[derive(Debug)]
 struct Sending<S> {
-    /// What remains of the messages at hand.
+    /// What remains of the current messages.
     segments: VecDeque<Bytes>,
-    /// Its way through an answer that is encoded as it is sent.
+    /// A snapshot or conflated diff, which is encoded as it is sent.
     answer: Option<SyncReader>,
-    /// The answer was not taken in time, or the stream was ended meanwhile.
+    /// Whether it was cut off: not read in time, or the stream was ended meanwhile.
     cut_off: bool,
     /// Whether the trailers were sent.
     done: bool,
@@ -295,8 +295,7 @@ impl<S> Sending<S> {
         self.stream.end_sync();
     }
 
-    /// The next piece; `None` when nothing is on its way. `last`: nothing comes after that, so the
-    /// trailers do.
+    /// The next piece; `None` when nothing is being sent. With `last`, the trailers come after that.
     #[allow(clippy::type_complexity)]
     fn poll(
         &mut self,
@@ -342,7 +341,7 @@ impl<S> Sending<S> {
     }
 }
 
-/// How a call ends that did not take its answer in time.
+/// The status of a call whose client did not read its snapshot in time.
 fn too_slow() -> Status {
     let status = Status::deadline_exceeded(format!(
         "the answer was not read within {SYNC_PINNED_AT_MOST:?}; retry, or ask for a smaller range"
@@ -350,7 +349,7 @@ fn too_slow() -> Status {
     grpc::retry_after(RETRY_STALLED, status)
 }
 
-/// How a call ends that the server wants gone.
+/// The status of a `Get` that the server ended.
 fn ended() -> Status {
     Status::aborted("the server ended the call; retry")
 }

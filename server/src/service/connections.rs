@@ -1,4 +1,4 @@
-//! The accept loop and the connections: the edge at which bad luck and bad manners arrive.
+//! Accepts connections, and drives each to its end: limits, timeouts, TLS, shutdown.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -71,7 +71,8 @@ const MAX_STREAMS: u32 = 4096;
 /// several times that, for each of thousands of stalled streams.
 const SEND_BUFFER: usize = 64 * 1024;
 
-/// Largest headers of a request, in bytes: a token of 16 KiB, and what else there is.
+/// Largest headers of a request, in bytes: a token of 16 KiB and the rest. A token of more than
+/// [`BearerToken::MAX_BYTES`](crate::auth::BearerToken::MAX_BYTES) is accepted, but not kept.
 const MAX_HEADERS: u32 = 20 * 1024;
 
 /// All connections of one server. Cheap to clone.
@@ -83,9 +84,9 @@ pub(crate) struct Connections {
     ping: Duration,
     timeouts: Timeouts,
     places: Arc<Semaphore>,
-    /// One a connection.
+    /// One task a connection.
     tasks: TaskTracker,
-    /// No more connections.
+    /// Cancelled when no more connections are accepted.
     drain: CancellationToken,
 }
 
@@ -117,12 +118,12 @@ impl Connections {
         self
     }
 
-    /// Accepts connections until the shutdown begins; then the listener is closed, so that clients
-    /// go elsewhere. While there are as many connections as allowed, the next ones wait in the
-    /// listener's backlog.
+    /// Accepts connections until the shutdown begins; then it closes the listener, so that clients go
+    /// elsewhere. While there are as many connections as allowed, the next ones wait in the listener's
+    /// backlog.
     ///
     /// # Cancel safety
-    /// Dropping it closes the listener; connections that were accepted go on.
+    /// Dropping the future closes the listener; connections that were accepted continue.
     pub(crate) async fn accept(&self, listener: TcpListener) {
         // A shutdown waits for this to end: one more connection may come of it.
         let _accepting = self.tasks.token();
@@ -136,17 +137,17 @@ impl Connections {
         // The semaphore is never closed.
         while let Ok(place) = Arc::clone(&self.places).acquire_owned().await {
             let (stream, peer) = listener.next().await;
-            self.serve_holding(Coalesce(stream), Some(peer), place);
+            self.serve_with(Coalesce(stream), Some(peer), place);
         }
     }
 
     /// Serves one connection over anything that reads and writes, in a task of its own, which ends
     /// with the connection, and at the latest at the end of [`Connections::shut_down`].
     pub(crate) fn serve(&self, io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
-        self.serve_holding(io, None, ());
+        self.serve_with(io, None, ());
     }
 
-    fn serve_holding(
+    fn serve_with(
         &self,
         io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
         peer: Option<SocketAddr>,
@@ -172,7 +173,7 @@ impl Connections {
         }
     }
 
-    /// Makes the TLS handshake first, unless the shutdown begins before that is done.
+    /// Does the TLS handshake first. Returns when the shutdown begins before that is done.
     async fn drive_over(
         &self,
         tls: &Tls,
@@ -190,7 +191,7 @@ impl Connections {
                 }
                 self.drive(io, session).await;
             }
-            // The client's affair: it is told, and says so where it is at home.
+            // The client was told why, and reports it on its side.
             Err(why) => {
                 self.metrics.tls_handshakes_failed.inc();
                 let peer = session.connection().peer().map(tracing::field::display);
@@ -229,12 +230,12 @@ impl Connections {
         ConnectionDriver::new(connection, executor, control, called, within)
     }
 
-    /// Ends every connection: streams get their goodbye, and what has not ended when `deadline`
-    /// resolves is cut off. Returns the number of connections that had to be.
+    /// Says goodbye on every stream, and closes the connections that have not ended when `deadline`
+    /// resolves. Returns how many those were.
     ///
     /// # Cancel safety
-    /// Not cancel-safe: dropped half-way, what is left ends with its peers, unless somebody cuts it
-    /// off, as an engine that is dropped does.
+    /// Not cancel-safe: once the future is dropped, the remaining connections end with their clients,
+    /// or when the engine is dropped.
     pub(crate) async fn shut_down(&self, deadline: impl Future<Output = ()>) -> usize {
         self.drain();
         self.service.drain();
@@ -244,19 +245,19 @@ impl Connections {
             () = deadline => {}
         }
         let left = self.metrics.connections.get();
-        self.cut_off();
+        self.close_all();
         self.tasks.wait().await;
         usize::try_from(left).unwrap_or(0)
     }
 
-    /// No more connections are accepted, and no more calls.
+    /// Accepts no more connections and no more calls.
     pub(crate) fn drain(&self) {
         self.drain.cancel();
         self.service.sessions().drain_connections();
     }
 
-    /// Ends every connection at once, and those that come in this moment.
-    pub(crate) fn cut_off(&self) {
+    /// Closes every connection at once, and any that is being accepted.
+    pub(crate) fn close_all(&self) {
         self.service.sessions().close_connections();
     }
 }
@@ -274,7 +275,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin + 'static> Transport
 struct Calls {
     service: Service,
     connection: Connection,
-    /// Whether one came.
+    /// Whether a call has come.
     called: Arc<AtomicBool>,
 }
 

@@ -1,4 +1,4 @@
-//! The service: what all calls share, and which call goes where.
+//! The gRPC service: what all calls share, and which method handles which path.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +24,7 @@ use crate::session::{Connection, Registry, SlowConsumers};
 /// One served prefix.
 #[derive(Clone, Debug)]
 pub(crate) struct Served {
-    /// Its streams' side.
+    /// Where its streams subscribe.
     pub(crate) fanout: Fanout,
     /// Asks its ingest task.
     pub(crate) ingest: ingest::Handle,
@@ -63,8 +63,8 @@ pub(super) struct Inner {
 pub(super) const ATTEMPTS: usize = 3;
 
 impl Service {
-    /// For these prefixes, none of them ready yet. A connection is closed when something that a
-    /// stream on it has to send is not taken within `stall_timeout`.
+    /// Serves these prefixes, none of which need be ready yet. A connection is closed when a piece that
+    /// a stream on it has to send is not taken within `stall_timeout`.
     pub(crate) fn new(
         served: Vec<Served>,
         intervals: Intervals,
@@ -156,7 +156,7 @@ impl Service {
             "/driftless.v1.Config/Watch" => self.watch(request, connection).await,
             "/driftless.v1.Config/Get" => self.get(request, connection).await,
             "/driftless.v1.Config/Report" => self.report(request, connection).await,
-            // Those who watch it have been let go by then: nobody would end this one.
+            // The open health watches have been ended by then; nothing would end this one.
             "/grpc.health.v1.Health/Watch" if self.is_draining() => {
                 Err(unavailable(Unavailable::Draining))
             }

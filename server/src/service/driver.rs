@@ -1,9 +1,9 @@
-//! One connection and all its streams, in one task.
+//! Drives one connection and all its streams in one task.
 //!
-//! hyper would have a task for each stream beside the one for the connection. A change then costs two
-//! wake-ups for each subscriber: the stream's, which hands its frame to the connection, and the
-//! connection's, which writes it. Here the streams are polled first and the connection right after
-//! them, so that what they hand over is written at once.
+//! hyper would spawn a task for each stream beside the connection's. A change would then cost two
+//! wake-ups for each subscriber: the stream's task hands its frame over, and the connection's task
+//! writes it. Here one task polls the streams first and the connection right after them, so that what
+//! they hand over is written at once.
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -21,7 +21,7 @@ use tokio::time::{Sleep, sleep};
 
 use crate::session::ConnectionControl;
 
-/// A connection as hyper has it.
+/// hyper's connection.
 pub(super) trait Transport: Future {
     /// No new calls; those that are open go on.
     fn drain(self: Pin<&mut Self>);
@@ -29,21 +29,21 @@ pub(super) trait Transport: Future {
 
 type Stream = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// The streams that hyper begins, until the connection's task takes them.
+/// Collects the streams that hyper spawns, until the connection's task takes them.
 #[derive(Clone, Default)]
 pub(super) struct StreamExecutor(Arc<Mutex<Vec<Stream>>>);
 
 impl<F: Future<Output: Send> + Send + 'static> Executor<F> for StreamExecutor {
     fn execute(&self, stream: F) {
-        // A panic is a bug that costs the stream, which is reset, and not all of the connection's.
-        // The hook has told of it; what the stream leaves half-done goes with it.
+        // A panic is a bug. It costs only its stream, which is reset, and not the connection's others.
+        // The panic hook has reported it.
         let stream = AssertUnwindSafe(stream).catch_unwind().map(drop);
         // Only while the connection is polled, whose task looks here right after.
         self.0.lock().push(Box::pin(stream));
     }
 }
 
-/// The connection's own waker: passes wake-ups on, except while the streams are polled, because the
+/// The connection's own waker. It passes wake-ups on, except while the streams are polled, since the
 /// connection is polled after them anyway.
 #[derive(Debug)]
 struct DeferredWaker {
@@ -61,8 +61,8 @@ impl DeferredWaker {
         self.state.store(Self::POLLED_SOON, Ordering::Release);
     }
 
-    /// It is polled now. Who woke it before wrote down why before that, and this comes after: both
-    /// change the same atomic.
+    /// The connection is polled now. An earlier waker stored its reason before it touched the atomic, so
+    /// this poll sees the reason.
     fn end(&self) {
         self.state.swap(Self::IDLE, Ordering::AcqRel);
     }
@@ -74,7 +74,7 @@ impl Wake for DeferredWaker {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        // A write and not a look, so that it has its place before or after `end`.
+        // A write and not a load, so that it is ordered before or after `end`.
         if self.state.fetch_or(0, Ordering::AcqRel) == Self::IDLE {
             self.control.wake();
         }
@@ -88,7 +88,7 @@ pub(super) struct ConnectionDriver<C> {
     executor: StreamExecutor,
     control: Arc<ConnectionControl>,
     draining: bool,
-    /// Until the first call: whether it came, and how long it may take.
+    /// Until the first call: whether it has come, and its timeout.
     first_call: Option<(Arc<AtomicBool>, Pin<Box<Sleep>>)>,
     deferred: Arc<DeferredWaker>,
     /// The same as a waker.
@@ -136,10 +136,10 @@ impl<C: Transport> ConnectionDriver<C> {
 
 impl<C> Drop for ConnectionDriver<C> {
     fn drop(&mut self) {
-        // What was begun in the poll that ended the connection, and is with no task: a stream holds
-        // the list that it is on, so that neither would go by itself.
-        let begun = std::mem::take(&mut *self.executor.0.lock());
-        drop(begun);
+        // Streams that were spawned in the connection's last poll, and were never taken: each holds the
+        // list that it is on, so neither would be freed by itself.
+        let spawned = std::mem::take(&mut *self.executor.0.lock());
+        drop(spawned);
     }
 }
 
@@ -160,16 +160,16 @@ impl<C: Transport> Future for ConnectionDriver<C> {
             this.deferred.begin();
             while let Poll::Ready(Some(())) = this.streams.poll_next_unpin(cx) {}
             this.deferred.end();
-            // How a connection ends is the client's affair: networks fail, processes die.
+            // How a connection ends does not matter here: networks fail, processes die.
             let mut inner = Context::from_waker(&this.waker);
             if this.connection.as_mut().poll(&mut inner).is_ready() {
                 return Poll::Ready(());
             }
-            let begun = std::mem::take(&mut *this.executor.0.lock());
-            if begun.is_empty() {
+            let spawned = std::mem::take(&mut *this.executor.0.lock());
+            if spawned.is_empty() {
                 return Poll::Pending;
             }
-            this.streams.extend(begun);
+            this.streams.extend(spawned);
         }
     }
 }
@@ -221,7 +221,7 @@ mod tests {
     /// Another thread wakes the connection at any moment, also while the streams are polled: no
     /// wake-up is lost, or this never ends.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn no_wake_up_is_lost() {
+    async fn concurrent_wake_ups_are_not_lost() {
         const TIMES: u64 = 100_000;
         let (executor, control) = (StreamExecutor::default(), Arc::default());
         let (said, heard) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn streams_are_polled_before_the_connection_and_end_with_it() {
+    async fn streams_are_polled_first_and_end_with_the_connection() {
         let (executor, control) = (StreamExecutor::default(), Arc::default());
         let order = Arc::new(Mutex::new(Vec::new()));
         let note = |what: &'static str| {
@@ -309,7 +309,7 @@ mod tests {
 
     /// hyper's streams hold the executor, which is the list that they are on.
     #[tokio::test]
-    async fn what_is_begun_as_the_connection_ends_goes_with_it() {
+    async fn streams_spawned_in_the_last_poll_are_dropped() {
         let (executor, control) = (StreamExecutor::default(), Arc::default());
         let held = Arc::new(());
         let (begin, kept) = (executor.clone(), Arc::clone(&held));
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_stream_that_panics_takes_no_other_with_it() {
+    async fn a_panicking_stream_ends_alone() {
         let (executor, control) = (
             StreamExecutor::default(),
             Arc::<ConnectionControl>::default(),
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_connection_without_a_call_ends_and_one_with_a_call_does_not() {
+    async fn only_connections_without_a_call_time_out() {
         let (executor, control) = (StreamExecutor::default(), Arc::default());
         let idle = |called| {
             driver(

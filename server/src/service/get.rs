@@ -23,11 +23,11 @@ impl Service {
     ) -> Result<Response<Body>, Status> {
         let token = grpc::bearer_token(&request);
         let request: v1::GetRequest =
-            grpc::request(request, connection, grpc::MAX_QUESTION).await?;
+            grpc::request(request, connection, grpc::MAX_RANGE_REQUEST).await?;
         check_client(request.client.as_ref())?;
         let (range, served) = self.find(request.range)?;
         for _ in 0..ATTEMPTS {
-            // As a watcher for a moment, so that a range that is watched has its digest already.
+            // A subscription for a moment: a range that is watched already has its digest.
             let subscriber = served
                 .fanout
                 .subscribe(range.clone())
@@ -47,7 +47,7 @@ impl Service {
             let permit = stream.request_permit();
             permit.map_err(|refused| no_permit(refused, &self.0.metrics))?;
             stream.set_cursor(view.root.revision());
-            // Of its own: what is asked for is the state now.
+            // Not shared: a `Get` asks for the state now.
             let answer = subscriber.own_sync_response(SyncKind::Snapshot { reset: false }, view);
             return Ok(grpc::streaming(Body::new(GetBody::new(
                 SyncReader::new(Arc::new(answer)),

@@ -1,4 +1,4 @@
-//! The few bytes of gRPC around a message: reading a request, answering with one message.
+//! gRPC's framing: reads a request's message and token, builds responses and trailers.
 
 use std::time::Duration;
 
@@ -17,23 +17,23 @@ use crate::session::Connection;
 
 /// Largest request for a range, in bytes: twice what the contract's limits come to, which are 4 KiB
 /// each for the range, the token, and the key and path of a rejection, and 16 KiB of labels.
-pub(super) const MAX_QUESTION: usize = 64 * 1024;
+pub(super) const MAX_RANGE_REQUEST: usize = 64 * 1024;
 
 /// Largest report, in bytes: 1 KiB for each of a thousand watches, a rejection included.
 pub(super) const MAX_REPORT: usize = 1024 * 1024;
 
-/// How long to wait, for a connection on which too much was asked at once.
-const RETRY_CROWDED: Duration = Duration::from_secs(1);
+/// How long a client should wait whose connection has too many large requests arriving.
+const RETRY_BUSY: Duration = Duration::from_secs(1);
 
 /// How long a request may take to arrive: it is one small message, sent with its headers.
-const REQUEST_WITHIN: Duration = Duration::from_secs(10);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// gRPC's prefix: a flag and a length.
 const PREFIX: usize = 5;
 
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 
-/// Whether a request says that it is gRPC, in the one encoding that there is.
+/// Whether a request's content type is gRPC, with messages in protobuf.
 pub(super) fn is_grpc<B>(request: &Request<B>) -> bool {
     let kind = request.headers().get(CONTENT_TYPE);
     kind.and_then(|kind| kind.as_bytes().strip_prefix(GRPC.as_bytes()))
@@ -42,14 +42,14 @@ pub(super) fn is_grpc<B>(request: &Request<B>) -> bool {
         })
 }
 
-/// What is answered to a request that is not gRPC, in a way that those understand who send such.
+/// Answers a request that is not gRPC with an HTTP status, which its sender understands.
 pub(super) fn not_grpc() -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
     response
 }
 
-/// The message of a call with one request message, of at most `most` bytes.
+/// Reads the one message of a request, of at most `most` bytes.
 ///
 /// # Errors
 /// When the request is compressed, too large or too slow, or cannot be decoded, or when too much
@@ -60,9 +60,12 @@ pub(super) async fn request<M: Message + Default>(
     most: usize,
 ) -> Result<M, Status> {
     let body = collect(request.into_body(), connection, most);
-    let body = tokio::time::timeout(REQUEST_WITHIN, body).await;
-    let body =
-        body.map_err(|_| Status::deadline_exceeded("the request did not arrive in time"))??;
+    let body = tokio::time::timeout(REQUEST_TIMEOUT, body).await;
+    let body = body.map_err(|_| {
+        Status::deadline_exceeded(format!(
+            "the request did not arrive within {REQUEST_TIMEOUT:?}"
+        ))
+    })??;
     message(body)
 }
 
@@ -87,7 +90,7 @@ async fn collect(
         }
         if !arriving.add(data.len()) {
             return Err(retry_after(
-                RETRY_CROWDED,
+                RETRY_BUSY,
                 Status::resource_exhausted(
                     "too many large requests at a time on one connection; retry",
                 ),
@@ -98,7 +101,7 @@ async fn collect(
     Ok(collected.freeze())
 }
 
-/// The message in a request's body.
+/// Decodes the one message in a request's body.
 pub(super) fn message<M: Message + Default>(mut message: Bytes) -> Result<M, Status> {
     if message.len() < PREFIX {
         return Err(Status::invalid_argument("the request holds no message"));
@@ -113,8 +116,8 @@ pub(super) fn message<M: Message + Default>(mut message: Bytes) -> Result<M, Sta
             "the request does not hold exactly one message",
         ));
     }
-    // From a slice, so that what is kept of the message is a copy of just that: fields that share the
-    // body would keep all of it alive, and with it what the connection had read into one buffer.
+    // From a slice, so that fields are copies: fields that share the body would keep all of it alive,
+    // and with it the connection's read buffer.
     M::decode(&message[..])
         .map_err(|_| Status::invalid_argument("the request cannot be decoded as its message"))
 }
@@ -133,20 +136,20 @@ pub(super) fn unary(message: &impl Message) -> Response<Body> {
     streaming(Body::new(body))
 }
 
-/// What ends a successful call.
+/// The trailers of a successful call.
 pub(super) fn ok_trailers() -> HeaderMap {
     HeaderMap::from_iter([(tonic::Status::GRPC_STATUS, HeaderValue::from_static("0"))])
 }
 
-/// What ends a call that failed after its headers were sent.
+/// The trailers of a call that failed after its headers were sent.
 pub(super) fn trailers(status: &Status) -> HeaderMap {
     let mut trailers = HeaderMap::new();
-    // Its message and metadata are ours, and made of what headers may hold.
+    // Cannot fail: its message and metadata are ours, and valid in headers.
     let _ = status.add_header(&mut trailers);
     trailers
 }
 
-/// Tells the client when to come back, in the way that gRPC's retry design gives.
+/// Tells the client when to retry, by the pushback of gRPC's retry design.
 pub(super) fn retry_after(delay: Duration, mut status: Status) -> Status {
     let millis = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
     status
@@ -155,7 +158,7 @@ pub(super) fn retry_after(delay: Duration, mut status: Status) -> Status {
     status
 }
 
-/// The token that a request proves its identity with.
+/// The bearer token of a request, if it has one that can be kept.
 pub(super) fn bearer_token<B>(request: &Request<B>) -> Option<BearerToken> {
     let value = request.headers().get(AUTHORIZATION)?;
     BearerToken::from_authorization(value.as_bytes())

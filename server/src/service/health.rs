@@ -4,12 +4,12 @@ use tonic_health::ServingStatus;
 
 use super::Service;
 
-/// The name under which the health of the service is told.
+/// The name under which the health of the service is reported.
 const SERVICE: &str = "driftless.v1.Config";
 
 impl Service {
-    /// Keeps the standard health service truthful: not serving until every prefix has its first
-    /// state, nor once the server shuts down. Runs until it is dropped.
+    /// Keeps the standard health service truthful: it reports "not serving" until every prefix has its
+    /// first state, and again once the server shuts down. Runs until it is dropped.
     pub(crate) async fn keep_health(&self) {
         let draining = &self.0.draining;
         self.set_serving(ServingStatus::NotServing).await;
@@ -18,7 +18,7 @@ impl Service {
             draining.cancelled().await;
         }
         self.set_serving(ServingStatus::NotServing).await;
-        // Those who watch it are told and let go, or they would hold up the shutdown.
+        // Ends the open health watches, which would hold up the shutdown.
         let mut health = self.0.health.clone();
         for name in ["", SERVICE] {
             health.clear_service_status(name).await;

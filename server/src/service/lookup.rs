@@ -6,7 +6,10 @@ use tonic::Status;
 use super::{Served, Service};
 
 impl Service {
-    /// The prefix that holds `range`.
+    /// The served prefix that `range` lies under.
+    ///
+    /// # Errors
+    /// When the range is not valid, or lies under none.
     pub(super) fn find(&self, range: Option<v1::Range>) -> Result<(KeyRange, &Served), Status> {
         let range = KeyRange::try_from(range)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
@@ -25,20 +28,20 @@ impl Service {
                     .map(|served| served.fanout.prefix().start().to_string())
                     .collect();
                 let names = names.join(", ");
-                let meant = match self.meant(&range) {
-                    Some(meant) => format!("; did you mean {meant}?"),
+                let suggestion = match self.suggestion(&range) {
+                    Some(prefix) => format!("; did you mean {prefix}?"),
                     None => String::new(),
                 };
                 Err(Status::not_found(format!(
-                    "{range} is not served here, only what starts with {names}{meant}"
+                    "{range} is not served here, only what starts with {names}{suggestion}"
                 )))
             }
         }
     }
 
-    /// What is served and may be meant: a prefix that this is the beginning of, or what it is with a
-    /// slash before it.
-    fn meant(&self, range: &KeyRange) -> Option<String> {
+    /// A served prefix that the client may have meant: one that differs by a slash at the end, or at the
+    /// beginning.
+    fn suggestion(&self, range: &KeyRange) -> Option<String> {
         let start = range.start().as_ref();
         let with_slash = [b"/", start].concat();
         let mut prefixes = self.0.served.iter().map(|served| served.fanout.prefix());

@@ -1,4 +1,4 @@
-//! What calls are refused with, and what is too much to keep for a stream.
+//! The statuses that calls are refused with, and the limits on what a stream keeps.
 
 use std::time::Duration;
 
@@ -17,10 +17,10 @@ const RETRY_UNSYNCED: Duration = Duration::from_secs(1);
 /// well be there already.
 const RETRY_DRAINING: Duration = Duration::from_millis(100);
 
-/// The same when the history of etcd changed again and again while the call was answered.
+/// The same when etcd's history changed again and again during the call.
 const RETRY_HISTORY: Duration = Duration::from_secs(1);
 
-/// What a call is told when its prefix has nothing to serve.
+/// Refuses a call whose prefix has nothing to serve.
 pub(super) fn unavailable(why: Unavailable) -> Status {
     match why {
         Unavailable::NotSynced => grpc::retry_after(
@@ -36,20 +36,20 @@ pub(super) fn unavailable(why: Unavailable) -> Status {
     }
 }
 
-/// What a call is told when no history lasted for long enough to answer it.
+/// Refuses a call because etcd's history changed each time that it was about to be answered.
 pub(super) fn history_changed() -> Status {
     grpc::retry_after(
         RETRY_HISTORY,
-        Status::unavailable("the history of etcd changed while the call was answered; retry"),
+        Status::unavailable("etcd's history changed during the call; retry"),
     )
 }
 
-/// Whether `text` is short enough for what people write in a label.
-pub(super) fn short(text: &str) -> bool {
+/// Whether `text` is short enough to be kept, as labels are.
+pub(super) fn is_short(text: &str) -> bool {
     text.len() <= 256
 }
 
-/// Refuses what is too much to keep for a stream.
+/// Refuses client info that is too large to be kept.
 pub(super) fn check_client(client: Option<&v1::ClientInfo>) -> Result<(), Status> {
     const LABELS: usize = 32;
     let Some(client) = client else { return Ok(()) };
@@ -62,7 +62,7 @@ pub(super) fn check_client(client: Option<&v1::ClientInfo>) -> Result<(), Status
     let texts = client.labels.iter().flat_map(|(name, value)| [name, value]);
     match texts
         .chain([&client.instance, &client.library])
-        .all(|text| short(text))
+        .all(|text| is_short(text))
     {
         true => Ok(()),
         false => Err(Status::invalid_argument(
@@ -71,7 +71,7 @@ pub(super) fn check_client(client: Option<&v1::ClientInfo>) -> Result<(), Status
     }
 }
 
-/// Refuses a call that gets no permit, where there is no stream yet to say it on. Counts it.
+/// Refuses a call that gets no permit and has no stream yet to say goodbye on. Counts it.
 pub(super) fn no_permit(refused: Refused, metrics: &Metrics) -> Status {
     match refused {
         Refused::Closed => unavailable(Unavailable::Draining),

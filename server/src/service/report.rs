@@ -6,18 +6,18 @@ use hyper::body::Incoming;
 use tonic::Status;
 use tonic::body::Body;
 
-use super::refusals::{check_client, short};
+use super::refusals::{check_client, is_short};
 use super::{Service, grpc};
 use crate::session::Connection;
 
-/// How many watches one report may speak of.
+/// How many watches one report may name.
 const WATCHES_A_REPORT: usize = 1024;
 
-/// Refuses what is too much to keep for a stream.
+/// Refuses an outcome that is too large to be kept.
 pub(super) fn check_outcome(outcome: Option<&v1::Outcome>) -> Result<(), Status> {
     match outcome.and_then(|outcome| outcome.rejection.as_ref()) {
         Some(rejection)
-            if !short(&rejection.kind)
+            if !is_short(&rejection.kind)
                 || rejection.path.len() > KeyRange::MAX_LEN
                 || rejection.key.len() > KeyRange::MAX_LEN =>
         {
@@ -41,7 +41,7 @@ impl Service {
         if request.watches.len() > WATCHES_A_REPORT {
             let count = request.watches.len();
             return Err(Status::invalid_argument(format!(
-                "a report speaks of {count} watches; at most {WATCHES_A_REPORT} are allowed in one"
+                "a report names {count} watches; at most {WATCHES_A_REPORT} are allowed"
             )));
         }
         let mut watches = request.watches.iter();

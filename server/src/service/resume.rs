@@ -1,4 +1,4 @@
-//! The cheapest truthful answer to what a client says that it has: a pure decision.
+//! Decides the cheapest truthful answer to what a client says that it has. Pure.
 
 use driftless_proto::digest::Digest;
 use driftless_proto::{Epoch, Revision};

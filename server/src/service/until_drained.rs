@@ -7,8 +7,8 @@ use std::task::{Context, Poll};
 use http_body::Frame;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-/// A request that is over once the server shuts down, so that a call which its client keeps open, as
-/// those do that look at what a server offers, is over too.
+/// A request body that ends once the server shuts down. Reflection clients keep their requests open;
+/// without this their calls would hold up the shutdown.
 pub(super) struct UntilDrained<B> {
     body: B,
     drained: Pin<Box<WaitForCancellationFutureOwned>>,
@@ -32,7 +32,7 @@ impl<B: http_body::Body + Unpin> http_body::Body for UntilDrained<B> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         let this = self.get_mut();
-        // What has arrived is answered.
+        // What has arrived is still answered.
         match Pin::new(&mut this.body).poll_frame(cx) {
             Poll::Pending => this.drained.as_mut().poll(cx).map(|()| None),
             ready => ready,

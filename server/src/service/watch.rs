@@ -1,4 +1,4 @@
-//! `Watch`: from a request to a stream that starts with the right answer.
+//! `Watch`: decides how a stream starts, and opens it.
 
 use std::time::Duration;
 
@@ -21,8 +21,8 @@ use crate::fanout::{RangeView, Subscriber};
 use crate::ingest::REQUEST_TIMEOUT;
 use crate::session::{CallKind, Connection, NewStream, StreamGuard, WatchId};
 
-/// How long a client that knows more than the server should wait, when the server could not catch up
-/// with etcd in time.
+/// How long a client should wait that is ahead of the server, when the server did not catch up with
+/// etcd in time.
 const RETRY_BEHIND: Duration = Duration::from_secs(1);
 
 impl Service {
@@ -33,7 +33,7 @@ impl Service {
     ) -> Result<Response<Body>, Status> {
         let token = grpc::bearer_token(&request);
         let request: v1::WatchRequest =
-            grpc::request(request, connection, grpc::MAX_QUESTION).await?;
+            grpc::request(request, connection, grpc::MAX_RANGE_REQUEST).await?;
         check_client(request.client.as_ref())?;
         let (range, served) = self.find(request.range)?;
         let have = request.have.map(have).transpose()?;
@@ -56,7 +56,7 @@ impl Service {
                     client: request.client,
                     token,
                     resumed_from: have.map_or(Revision::NONE, |have| have.revision),
-                    // What a report of it would be refused for is not kept.
+                    // Not kept when a report of it would be refused.
                     outcome: request
                         .outcome
                         .filter(|outcome| check_outcome(Some(outcome)).is_ok()),
@@ -100,13 +100,13 @@ impl Service {
                 .map(tracing::field::display),
             subscriber.range(),
         );
-        tracing::debug!(peer, %range, answer = ?start.from, "a stream begins");
+        tracing::debug!(peer, %range, start = ?start.from, "stream opened");
         let root_revision = start.view.root.revision();
         let digest = start.view.digest;
         let mut first = vec![v1::watch_response::Frame::Hello(hello)];
         let metrics = &self.0.metrics;
         let (due, cursor) = match start.from {
-            From::Current => {
+            StartFrom::Current => {
                 metrics.syncs_current.inc();
                 let current = v1::Current {
                     revision: root_revision.get(),
@@ -116,11 +116,11 @@ impl Service {
                 first.push(v1::watch_response::Frame::Current(current));
                 (None, root_revision)
             }
-            From::Replay(since) => {
+            StartFrom::Replay(since) => {
                 metrics.syncs_replay.inc();
                 (None, since)
             }
-            From::Answer(kind) => {
+            StartFrom::Sync(kind) => {
                 match kind {
                     SyncKind::Snapshot { .. } => metrics.syncs_snapshot.inc(),
                     SyncKind::Diff { .. } => metrics.syncs_diff.inc(),
@@ -141,7 +141,7 @@ impl Service {
     }
 }
 
-/// Of what the client understands beyond the basic contract, what this server knows too, each once.
+/// The features that both the client and this server know, each once.
 fn common_features(offered: &[i32]) -> Vec<i32> {
     let known = [v1::Feature::ValueDeltas as i32];
     known
@@ -150,7 +150,7 @@ fn common_features(offered: &[i32]) -> Vec<i32> {
         .collect()
 }
 
-/// What a client says that it has, checked.
+/// Validates what a client says that it has.
 fn have(have: v1::Have) -> Result<Have, Status> {
     let digest = Digest::from_bytes(&have.digest);
     let digest = digest.ok_or_else(|| {
@@ -163,20 +163,22 @@ fn have(have: v1::Have) -> Result<Have, Status> {
     })
 }
 
-/// How a stream starts: from where, in which state.
+/// How a stream starts, and the state that this was decided by.
 struct Start {
-    from: From,
+    from: StartFrom,
     view: RangeView,
-    /// The revision that an answer may not fall behind.
+    /// The revision that a snapshot or diff may not be older than.
     held: Revision,
 }
 
 #[derive(Debug)]
-enum From {
+enum StartFrom {
+    /// The client has it all.
     Current,
     /// The changes after this revision, one by one.
     Replay(Revision),
-    Answer(SyncKind),
+    /// A snapshot or conflated diff.
+    Sync(SyncKind),
 }
 
 /// Decides how to start. `None` when the history ended meanwhile.
@@ -189,7 +191,7 @@ async fn start(
     if let Some(have) = have
         && is_before_the_log(have, &view, subscriber)
     {
-        // In time or not: whatever the log says then is the answer.
+        // Whether it came in time or not, the log as it is then decides.
         let backfill = served.ingest.backfill(have.revision);
         let _ = tokio::time::timeout(REQUEST_TIMEOUT, backfill).await;
         match subscriber.view().await {
@@ -197,7 +199,7 @@ async fn start(
             None => return Ok(None),
         }
     }
-    // A client that is ahead is asked about once; after that the server has caught up or gives up.
+    // etcd is asked once about a client that is ahead; after that the server has caught up or refuses.
     for attempt in 0..2 {
         let has = Has {
             epoch: view.root.epoch(),
@@ -208,18 +210,18 @@ async fn start(
         let answer = answer(have, &has, |revision| subscriber.digest_at(revision, &view));
         let since = have.map_or(Revision::NONE, |have| have.revision);
         let from = match answer {
-            Answer::Current => From::Current,
-            Answer::Changes if subscriber.replays(since) => From::Replay(since),
-            Answer::Changes => From::Answer(SyncKind::Diff { since }),
-            Answer::Snapshot { reset } => From::Answer(SyncKind::Snapshot { reset }),
+            Answer::Current => StartFrom::Current,
+            Answer::Changes if subscriber.replays(since) => StartFrom::Replay(since),
+            Answer::Changes => StartFrom::Sync(SyncKind::Diff { since }),
+            Answer::Snapshot { reset } => StartFrom::Sync(SyncKind::Snapshot { reset }),
             Answer::Ahead if attempt == 0 => {
                 let reached = served.ingest.revision().await.ok_or_else(behind)?;
                 if reached < since {
-                    // etcd itself has not come that far: the client's revision is of another history.
-                    From::Answer(SyncKind::Snapshot { reset: true })
+                    // Not even etcd has that revision: it is of another history.
+                    StartFrom::Sync(SyncKind::Snapshot { reset: true })
                 } else if have.is_some_and(|have| have.digest == view.digest) {
                     // One history, and nothing in the range changed in between.
-                    From::Current
+                    StartFrom::Current
                 } else {
                     let caught_up =
                         tokio::time::timeout(REQUEST_TIMEOUT, served.fanout.reached(since)).await;
@@ -233,9 +235,9 @@ async fn start(
             }
             Answer::Ahead => return Err(behind()),
         };
-        // A reset is the one answer that may take a client back.
+        // Only a reset may lower a client's revision.
         let held = match from {
-            From::Answer(SyncKind::Snapshot { reset: true }) => Revision::NONE,
+            StartFrom::Sync(SyncKind::Snapshot { reset: true }) => Revision::NONE,
             _ => since,
         };
         return Ok(Some(Start { from, view, held }));
@@ -243,7 +245,7 @@ async fn start(
     Err(behind())
 }
 
-/// Whether what the client has is of the time before the log begins, and not what there is still.
+/// Whether the log does not reach back to what the client has, which is not the state now.
 fn is_before_the_log(have: &Have, view: &RangeView, subscriber: &Subscriber) -> bool {
     have.epoch == *view.root.epoch()
         && have.revision < view.log.floor()
@@ -254,6 +256,6 @@ fn is_before_the_log(have: &Have, view: &RangeView, subscriber: &Subscriber) -> 
 fn behind() -> Status {
     grpc::retry_after(
         RETRY_BEHIND,
-        Status::unavailable("the server is behind what the client has already; retry"),
+        Status::unavailable("the server has not caught up with the client's revision yet; retry"),
     )
 }

@@ -80,7 +80,7 @@ impl SlowConsumers {
                 if connection.close() {
                     self.registry.metrics().slow_consumers_closed.inc();
                     let peer = connection.peer().map(tracing::field::display);
-                    tracing::info!(peer, "a connection is closed: its client does not read");
+                    tracing::info!(peer, "closing a connection: its client does not read");
                 }
             }
             tokio::task::yield_now().await;

@@ -1,5 +1,7 @@
 //! What the registry knows of connections and streams, and that streams end one by one.
 
+use std::sync::Arc;
+
 use super::*;
 use crate::auth::BearerToken;
 use crate::session::{CallKind, Stream};
@@ -216,4 +218,71 @@ async fn streams_end_in_the_middle_of_a_snapshot() {
     expect_goodbye(&mut watch, rebalance).await;
     assert!(engine.metrics().chunks_encoded.get() < 32, "it was cut off");
     until(|| engine.metrics().syncs_in_progress.get() == 0).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clients_certificates_are_in_the_registry() {
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+    use tokio_rustls::TlsConnector;
+    use tokio_rustls::rustls::pki_types::{PrivateKeyDer, ServerName};
+    use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto::ring};
+
+    use crate::net::{NamedFile, TlsFiles, load_tls};
+
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca_key = KeyPair::generate().unwrap();
+    let ca = params.self_signed(&ca_key).unwrap();
+    let issuer = Issuer::new(params, ca_key);
+    let issue = |name: &str| {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        (params.signed_by(&key, &issuer).unwrap(), key)
+    };
+    let (server_cert, server_key) = issue("localhost");
+    let (client_cert, client_key) = issue("shop");
+    let dir = tempfile::tempdir().unwrap();
+    let file = |setting, text: String| {
+        let path = dir.path().join(setting);
+        std::fs::write(&path, text).unwrap();
+        NamedFile { setting, path }
+    };
+    let files = TlsFiles {
+        cert: file("tls_cert", server_cert.pem()),
+        key: file("tls_key", server_key.serialize_pem()),
+        client_ca: Some(file("tls_client_ca", ca.pem())),
+    };
+    let (mut engine, _etcd) = engine_with_a_key().await;
+    engine.set_tls(load_tls(files).await.unwrap().0);
+
+    let mut roots = RootCertStore::empty();
+    roots.add(ca.der().clone()).unwrap();
+    let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_client_auth_cert(
+            vec![client_cert.der().clone()],
+            PrivateKeyDer::try_from(client_key.serialize_der()).unwrap(),
+        )
+        .unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let (io, server) = duplex(64 * 1024);
+    engine.serve(server);
+    let connect = TlsConnector::from(Arc::new(config));
+    let io = connect.connect(ServerName::try_from("localhost").unwrap(), io);
+    let (sender, connection) = h2::client::handshake(io.await.unwrap()).await.unwrap();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move { connection.await });
+    let client = Client {
+        sender,
+        connection: tasks,
+    };
+    let range = prefix("/c/");
+    let _watch = client.watch(&range, None).await;
+    let found = stream(&engine, &range);
+    let identity = found.identity();
+    let chain: Vec<_> = identity.certificates.unwrap().expose().collect();
+    assert_eq!(chain, [client_cert.der().as_ref()]);
+    assert_eq!(identity.token, None);
 }
