@@ -1,4 +1,4 @@
-//! What reading a value costs while another thread reads it too.
+//! The cost of reading a value while another thread reads it too.
 //!
 //! `cargo bench -p driftless-client --bench load`.
 
@@ -27,7 +27,7 @@ struct Limits {
     rps: u64,
 }
 
-/// A watcher whose value is there.
+/// A watcher with a value.
 async fn watching() -> (Watcher<Limits>, (Client, Server, server::Call)) {
     let mut server = Server::start();
     let client = server.client();
@@ -45,7 +45,7 @@ fn two_threads(c: &mut Criterion, name: &str, read: impl Fn() -> u64 + Sync) {
     two_threads_of(c, name, [(), ()], |()| read());
 }
 
-/// The same, where each thread has something of its own.
+/// The same, with a state of its own for each thread.
 fn two_threads_of<S: Send>(
     c: &mut Criterion,
     name: &str,

@@ -45,7 +45,7 @@ impl IntoFuture for Shutdown {
     /// Ends everything when it is first polled, and resolves when nothing is held.
     ///
     /// # Cancel safety
-    /// What was told to end ends even if the future is dropped. Awaiting another shutdown waits for the
+    /// What is being ended ends even if the future is dropped. Awaiting another shutdown waits for the
     /// rest.
     ///
     /// # Panics

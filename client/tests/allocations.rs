@@ -1,4 +1,4 @@
-//! Reading a value allocates nothing, however it is read.
+//! Reading a value allocates nothing, in each way of reading.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 #![allow(dead_code, reason = "uses a part of what the tests share")]
 #![allow(
@@ -24,12 +24,12 @@ static ALLOCATOR: PeakAlloc = PeakAlloc;
 
 const NAME: &str = "reading_allocates_nothing";
 
-/// How often each is done: once may hide in what is there anyway.
+/// How often each read is repeated: one allocation could hide in memory that is there already.
 const TIMES: usize = 1000;
 
-/// The bytes that were allocated at most, while it was done so often, besides what there was.
+/// The peak of bytes allocated by this many reads, above what was allocated before.
 fn allocated(mut read: impl FnMut()) -> usize {
-    // What is made once for each thread is made before.
+    // Allocates what is made once for each thread.
     read();
     let before = ALLOCATOR.current_usage();
     ALLOCATOR.reset_peak_usage();
@@ -41,7 +41,7 @@ fn allocated(mut read: impl FnMut()) -> usize {
     peak - before
 }
 
-/// Without libtest, whose main thread allocates beside the test's.
+/// Without libtest, whose main thread allocates in parallel.
 fn main() {
     if std::env::args().any(|argument| argument == "--list") {
         println!("{NAME}: test");
@@ -69,7 +69,7 @@ fn reading_allocates_nothing() {
         let watcher: Watcher<(String, u32)> = watcher.unwrap();
         (watcher, (client, server, call))
     });
-    // The runtime stands still from here on: nothing else allocates.
+    // The runtime is idle from here on: nothing else allocates.
     let mut reader = watcher.reader();
     let part = watcher.map(|value| &value.1);
     let part_of_text = watcher.map(|value| value.0.as_str());

@@ -448,7 +448,7 @@ mod tests {
             .into_iter()
             .enumerate()
         {
-            // What is fetched anew differs again, at once.
+            // The state that is fetched again diverges at once.
             for event in [Event::Requested, hello(secs(1)), Event::InSync] {
                 machine.step(event, now, 0.5);
             }

@@ -43,7 +43,7 @@ pub(super) struct Task {
     clock: Clock,
     /// No server serves the range. That was logged, so its end will be.
     outage: bool,
-    // Last, because fields are dropped in order: it tells that the others are gone.
+    // Last, because fields are dropped in order: it shows that the others are gone.
     _guard: ResourceGuard,
 }
 

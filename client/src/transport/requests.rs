@@ -135,9 +135,9 @@ mod tests {
                 .unwrap();
             let (mut requests, driver) = serialize_handover(sender, connection);
             let begun = Arc::new(AtomicBool::new(false));
-            let told = Arc::clone(&begun);
+            let has_begun = Arc::clone(&begun);
             let ending = tokio::task::spawn_blocking(move || {
-                while !told.load(Ordering::Acquire) {
+                while !has_begun.load(Ordering::Acquire) {
                     std::hint::spin_loop();
                 }
                 drop(driver);
@@ -150,7 +150,10 @@ mod tests {
             }
             for answer in answers {
                 let answer = tokio::time::timeout(Duration::from_secs(5), answer).await;
-                assert!(answer.expect("it is answered").is_err(), "nobody is there");
+                assert!(
+                    answer.expect("it is answered").is_err(),
+                    "the connection is gone"
+                );
             }
             ending.await.unwrap();
         }

@@ -1,5 +1,5 @@
-//! Whatever is done to its streams, a client that is live holds what the server holds, and the
-//! changes that it told of lead there.
+//! Random faults on its streams: a client that is live holds what the server holds, and the changes that it
+//! reported lead there.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use tonic::Status;
 use crate::server::{Call, Server, soon};
 use crate::world::World;
 
-/// Random histories; each is as long as this many edits.
+/// Edits in each random history.
 const EDITS: usize = 300;
 
 #[tokio::test(start_paused = true)]
@@ -47,7 +47,7 @@ async fn history(mut rng: StdRng) {
             .then(|| rng.random::<u32>().to_string());
         let frame = world.edit(&[(&*key, value.as_deref())]);
         match rng.random_range(0..30) {
-            // Lost on the way: the next one shows a gap.
+            // Lost on the way: the next frame reveals the gap.
             0 => {}
             1 => {
                 call.fail(Status::unavailable("chaos")).await;
@@ -106,7 +106,7 @@ async fn in_sync(watcher: &EntriesWatcher, world: &World) {
     }
 }
 
-/// Answers the next call as truthfully as a server would, in one of the ways that it may.
+/// Answers the next call correctly, in one of the ways that a server may.
 async fn resume(server: &mut Server, world: &World, rng: &mut StdRng) -> Call {
     loop {
         let call = server.call().await;
@@ -125,7 +125,7 @@ async fn resume(server: &mut Server, world: &World, rng: &mut StdRng) -> Call {
     }
 }
 
-/// Makes the changes, which must fit what was told before.
+/// Applies the changes, which must fit the state before.
 fn follow(told: &mut BTreeMap<Key, Vec<u8>>, changes: Vec<EntryChange>) {
     assert!(!changes.is_empty());
     for change in changes {

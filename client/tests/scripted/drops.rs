@@ -1,5 +1,5 @@
-//! What is dropped is gone, at once, in every state. The witnesses are tokio's own count of tasks
-//! and the server's side of the call; under the paused clock no time passes while they are asked.
+//! A drop ends everything at once, in every state. The witnesses are tokio's count of tasks and the server's side
+//! of the call; under the paused clock no time passes while they are checked.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -75,7 +75,7 @@ async fn ranges_share_and_release_one_connection() {
 
 #[tokio::test(start_paused = true)]
 async fn drop_before_the_first_value() {
-    // How far the server gets before the watch is dropped.
+    // How many frames the server sends before the watch is dropped.
     for frames in 0..=3 {
         let mut server = Server::start();
         let client = server.client();
@@ -109,13 +109,13 @@ async fn drop_before_the_first_value() {
 async fn drop_while_connecting() {
     type Connector = fn() -> Connecting;
     let connectors: [Connector; 3] = [
-        // Dialling for ever.
+        // The dial never finishes.
         || Box::pin(std::future::pending()),
-        // Connected to nobody who speaks HTTP/2: a pipe that is never read.
+        // Connected, but the other end never reads.
         || {
             Box::pin(async {
                 let (client, server) = tokio::io::duplex(1);
-                // Kept open for as long as the client's half is.
+                // Keeps it open for as long as the client's half.
                 Ok(Box::new(tokio::io::join(client, server)) as Box<dyn Io>)
             })
         },
@@ -132,7 +132,7 @@ async fn drop_while_connecting() {
             server.idle().await;
             assert_eq!(before.elapsed(), Duration::ZERO);
 
-            // Running for a while first.
+            // Let it run for a while.
             let watch = client.entries("/a").into_future();
             let long = Duration::from_secs(polls as u64);
             assert!(tokio::time::timeout(long, watch).await.is_err());
@@ -175,7 +175,7 @@ async fn drop_while_live_in_backoff_or_refused() {
     }
 }
 
-/// A call of the public API, as a future that tells whether it went well.
+/// A call of the public API, as a future that resolves with its success.
 type Begin = fn(&Client) -> Pin<Box<dyn Future<Output = bool>>>;
 
 #[tokio::test]
@@ -204,7 +204,7 @@ async fn every_future_can_be_dropped_at_every_poll() {
     }
 }
 
-/// Polls the future so often, while a server answers it, and drops it. Tells whether it resolved.
+/// Polls the future this many times while a server answers it, and drops it. Returns whether it resolved.
 async fn dropped_after(begin: Begin, polls: usize) -> bool {
     let mut server = Server::start();
     let world = World::of(&[("/a", "1")]);
@@ -215,7 +215,7 @@ async fn dropped_after(begin: Begin, polls: usize) -> bool {
         () = server.answer_all(&world) => None,
     };
     assert!(done != Some(false));
-    // What was dropped is gone, and takes nothing from the next.
+    // The dropped future took nothing away from the next.
     server.idle().await;
     while !server.no_call() {}
     let (watcher, call) = soon(watching(&client, &mut server, &world)).await;

@@ -118,7 +118,7 @@ async fn empty_range_is_in_sync() {
         let mut cx = std::task::Context::from_waker(&waker);
         assert!(changed.as_mut().poll(&mut cx).is_pending());
         call.send(world.progress()).await;
-        // The status shows a state after the entries do.
+        // A state appears in the status after it does in the entries.
         soon(async {
             while statuses.status().revision.get() != 11 {
                 tokio::task::yield_now().await;
@@ -268,7 +268,7 @@ async fn get_errors_are_told_apart() {
         drop(server.get_call().await);
     });
     let error = answer.unwrap_err();
-    assert!(error.is_retryable(), "it may end well next time: {error}");
+    assert!(error.is_retryable(), "a retry may succeed: {error}");
     assert!(
         error.to_string().contains("http://scripted:7400"),
         "{error}"

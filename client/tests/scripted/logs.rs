@@ -12,11 +12,11 @@ use crate::server::{Call, Server, soon};
 use crate::world::World;
 
 thread_local! {
-    /// What was logged on this thread: each test has one of its own, and its runtime runs on it.
+    /// What was logged on this thread: each test has its own, and its runtime runs on it.
     static LOGGED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// All that is logged on this thread at `info` and above, line by line.
+/// The lines that are logged on this thread at `info` and above.
 struct Log;
 
 impl io::Write for Log {
@@ -31,8 +31,8 @@ impl io::Write for Log {
 }
 
 impl Log {
-    /// Begins to listen. For the whole process: with a subscriber for one thread, a line that
-    /// another thread comes to first may be taken for one that nobody wants.
+    /// Begins to collect. The subscriber is the whole process's: with one for a thread, `tracing` may cache a call
+    /// site as disabled if another thread reaches it first.
     fn begin() -> Self {
         static LISTENING: Once = Once::new();
         LISTENING.call_once(|| {
@@ -64,7 +64,7 @@ async fn watch(client: &Client) -> Watcher<Values> {
         .unwrap()
 }
 
-/// Waits until the watcher was shown the newest state.
+/// Waits until the newest state was published to the watcher.
 async fn shown(watcher: &Watcher<Values>, world: &World) {
     soon(async {
         while watcher.status().state != WatchState::Live
@@ -106,7 +106,7 @@ async fn lasting_problem_is_logged_once() {
         assert!(lines[0].contains(named), "{named}: {lines:?}");
     }
 
-    // Other keys change, streams end, watchers come: it is the same value that is bad.
+    // Other keys change, streams end, watchers come: the bad value is the same.
     for round in 0..20 {
         call.send(world.put("/p/b", &round.to_string())).await;
     }
@@ -121,11 +121,11 @@ async fn lasting_problem_is_logged_once() {
     assert!(one.status().last_rejection.is_some());
     assert_eq!(log.lines(REFUSED).len(), 1);
 
-    // Put again, and no better: somebody tried to mend it.
+    // Put again, and still bad: somebody tried to fix it.
     call.send(world.put("/p/a", "CANARY")).await;
     shown(&one, &world).await;
     assert_eq!(log.lines(REFUSED).len(), 2);
-    // Mended, and broken again.
+    // Fixed, and bad again.
     call.send(world.put("/p/a", "2")).await;
     call.send(world.put("/p/a", "CANARY")).await;
     shown(&one, &world).await;
@@ -133,7 +133,7 @@ async fn lasting_problem_is_logged_once() {
     assert_eq!(log.lines("CANARY").len(), 0);
 }
 
-/// Waits for the first value for an hour, and for a log of so many lines that hold `text`.
+/// Waits for the first value for an hour, and for this many logged lines that hold `text`.
 async fn watch_until_logged<T>(client: &Client, range: &str, log: &Log, text: &str, lines: usize)
 where
     T: serde::de::DeserializeOwned + Send + Sync + 'static,
@@ -144,7 +144,7 @@ where
         biased;
         _ = watch.into_future() => panic!("there is no value"),
         () = async {
-            // Time stands still but for what the watch itself waits for.
+            // Only the watch's own timers let time pass.
             while log.lines(text).len() < lines {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
@@ -160,7 +160,7 @@ async fn missing_first_value_is_logged_once_per_reason() {
     let mut world = World::of(&[]);
     let client = server.client();
     let script = async {
-        // Ten attempts, each with something else wrong.
+        // Ten attempts, each with another error.
         for attempt in 0..10 {
             let status = tonic::Status::unavailable(format!("trouble {attempt}"));
             server.call().await.fail(status).await;
@@ -233,7 +233,7 @@ async fn default_without_a_value_is_logged_as_a_warning() {
     let status = watcher.status();
     assert_eq!((status.state, status.age()), (WatchState::Connecting, None));
     assert_eq!(status.revision.get(), 0);
-    // A key that does not exist is what a default is for.
+    // A default for a key that does not exist is normal.
     let world = World::of(&[]);
     call.serve(&world).await;
     shown(&watcher, &world).await;
@@ -249,7 +249,7 @@ async fn empty_range_is_logged_where_it_is_unusual() {
     let mut server = Server::start();
     let mut world = World::of(&[]);
     let client = server.client();
-    // Tools see for themselves.
+    // Untyped watchers log nothing.
     let (entries, call) = tokio::join!(
         client.entries(KeyRange::prefix("/p/")).into_future(),
         async {
@@ -297,7 +297,7 @@ async fn outage_is_logged_in_two_lines() {
         call.serve(&world).await;
         call
     });
-    // A stream that ends and is there again is nothing to talk about.
+    // A stream that ends and begins again is not logged.
     drop(call);
     let call = server.call().await;
     call.serve(&world).await;
@@ -335,14 +335,14 @@ async fn reset_to_an_older_revision_is_logged() {
     });
     let watcher = watcher;
     drop(call);
-    // A server whose etcd is behind: it may not lead back just so.
+    // A server whose etcd is behind may not move the state back without the flag.
     let older = World::of(&[("/p/a", "old")]);
     let call = server.call().await;
     call.serve(&older).await;
     call.ended().await;
     assert_eq!(watcher.load().len(), 3);
     assert!(log.lines(REPLACED).is_empty());
-    // With the flag it may.
+    // With the flag, it may.
     let older = World::of(&[("/p/a", "5")]);
     let call = server.call().await;
     call.send(World::hello()).await;

@@ -1,5 +1,5 @@
-//! The client against a server that does what a test tells it to, over in-memory pipes. No socket
-//! is involved (but in `tcp`), so clocks can be paused and every fault is exact.
+//! The client against a server that a test scripts, over in-memory pipes. There is no socket (except in `tcp`), so
+//! clocks can be paused and every fault is exact.
 
 // All of this is tests, helpers included: a panic is how they fail.
 #![allow(clippy::unwrap_used)]

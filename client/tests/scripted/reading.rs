@@ -1,5 +1,4 @@
-//! The ways to read a value besides `load` and `changed`: readers, parts, streams, callbacks; and how
-//! old what is read may be.
+//! The ways to read a value besides `load` and `changed`: readers, parts, streams, callbacks; and the age of values.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -83,7 +82,7 @@ async fn reader_sees_the_newest_value_and_keeps_the_watch_alive() {
     assert_eq!((reader.load().rps, other.load().rps), (3, 3));
     assert_eq!(reader.revision(), Revision::new(12));
 
-    // From a thread of its own, with no runtime in it.
+    // From a thread without a runtime.
     setting.put(&limits(5, 6)).await;
     let seen = tokio::task::spawn_blocking(move || {
         while reader.load().rps != 5 {
@@ -117,7 +116,7 @@ async fn part_reports_only_its_own_changes() {
     assert_eq!(soon(burst.changed()).await, Ok(Revision::new(13)));
     assert_eq!(*burst.load(), 8);
 
-    // Nothing is lost of what comes while nobody waits, or before a waiting future is dropped.
+    // A change is not lost if nobody waits for it, or if the waiting future is dropped.
     setting.put(&limits(7, 9)).await;
     soon(watcher.changed()).await.unwrap();
     soon(watcher.changed()).await.unwrap();
@@ -154,7 +153,7 @@ async fn stream_yields_old_and_new() {
     assert_eq!(keys, ["/a"]);
     assert_eq!(format!("{update:?}"), "ValueUpdate { revision: 12, .. }");
 
-    // What is refused makes no value; of what comes together the latest counts.
+    // A refused state makes no value; of several states only the latest counts.
     setting.put("CANARY").await;
     setting.put(&limits(5, 6)).await;
     let update = next(&mut updates).await.unwrap();
@@ -163,7 +162,7 @@ async fn stream_yields_old_and_new() {
     setting.client.shutdown().await.unwrap();
     assert_eq!(next(&mut updates).await.unwrap_err(), Closed::Shutdown);
     let end = poll_fn(|cx| Pin::new(&mut updates).poll_next(cx)).await;
-    assert!(end.is_none(), "it says so once");
+    assert!(end.is_none(), "it is reported once");
 }
 
 #[tokio::test]
@@ -184,7 +183,7 @@ async fn callback_runs_until_its_guard_is_dropped() {
     let calls = watcher.on_change(move |update| {
         seen.send((update.previous().rps, update.current().rps))
             .unwrap();
-        assert_ne!(update.current().rps, 3, "a callback that fails");
+        assert_ne!(update.current().rps, 3, "the callback panics");
     });
     drop(watcher);
     let resources = setting.client.resources();
@@ -258,7 +257,7 @@ async fn clone_reports_changes_independently() {
     setting.call.ended().await;
 }
 
-/// A server that tells the time: etcd was heard of `before` it said hello.
+/// A server that sends its time: its last contact with etcd was `before` the hello.
 async fn serve_with_clock(call: &Call, world: &World, clock_ms: u64, before: u64) {
     let Frame::Hello(mut hello) = World::hello() else {
         unreachable!()
@@ -300,7 +299,7 @@ async fn value_is_as_old_as_its_last_confirmation() {
     assert!(!watcher.load().is_stale());
     assert!(watcher.load_fresh().is_ok());
 
-    // A progress counts from etcd, and not from when it came.
+    // A progress frame counts from the contact with etcd, not from its arrival.
     tokio::time::advance(secs(9)).await;
     call.send(told_at(world.progress(), 1_000_000 + 4000)).await;
     let revision = world.revision;
@@ -309,7 +308,7 @@ async fn value_is_as_old_as_its_last_confirmation() {
     }
     assert_eq!(age(&watcher), 5);
 
-    // A newer state that is refused: the value was etcd's until then, and is not any more.
+    // A newer state is refused: the value was etcd's until then, and is not any more.
     call.send(told_at(world.put("/a", "CANARY"), 1_000_000 + 9000))
         .await;
     while watcher.status().last_rejection.is_none() {
@@ -328,7 +327,7 @@ async fn value_is_as_old_as_its_last_confirmation() {
         "the state is known"
     );
 
-    // A value that is held while a newer one comes does not get younger.
+    // A loaded value does not get younger when a newer one comes.
     let mut reader = watcher.reader();
     assert_eq!(reader.load(), &1);
     let held = watcher.clone();
@@ -346,12 +345,12 @@ async fn value_is_as_old_as_its_last_confirmation() {
         (0, 2, watcher.load().age())
     );
 
-    // With the server gone it grows old, says so, and can be refused.
+    // With the server gone it grows old, and can be refused.
     drop(call);
     drop(server);
     tokio::time::advance(secs(31)).await;
     assert!(watcher.load().is_stale() && reader.is_stale());
-    assert_eq!(*watcher.load(), 2, "reading goes on");
+    assert_eq!(*watcher.load(), 2, "load still succeeds");
     let stale = watcher.load_fresh().unwrap_err();
     assert_eq!(
         stale.to_string(),
@@ -376,7 +375,7 @@ async fn default_has_an_age_only_when_a_state_came() {
         (9, ValueSource::Default)
     );
     assert_eq!(watcher.load().age(), None);
-    assert!(watcher.load().is_stale(), "nothing is known of it");
+    assert!(watcher.load().is_stale(), "its age is unknown");
     let stale = watcher.load_fresh().unwrap_err();
     assert!(
         stale
@@ -390,7 +389,7 @@ async fn default_has_an_age_only_when_a_state_came() {
         (*watcher.load(), watcher.load().source()),
         (9, ValueSource::Default)
     );
-    // It was asked two seconds before it said so, and nobody knows when in between its clock was read.
+    // The request was sent two seconds before the hello came; the server read its clock at some time in between.
     assert_eq!(watcher.load().age(), Some(secs(3)));
     assert!(watcher.load_fresh().is_ok());
 }
@@ -410,7 +409,7 @@ async fn shutdown_ends_everything_and_waits_for_it() {
     soon(client.shutdown().into_future()).await.unwrap();
     assert_eq!(client.resources().active(), []);
     setting.call.ended().await;
-    // What was there can still be read, and whoever waits is told.
+    // The last value can still be read, and waiters get the error.
     assert_eq!(
         (watcher.load().rps, reader.load().rps, *part.load()),
         (1, 1, 1)
@@ -429,7 +428,7 @@ async fn shutdown_ends_everything_and_waits_for_it() {
     let error = client.get("/a").await.unwrap_err();
     assert_eq!(error.to_string(), "the client was shut down");
     assert!(!error.is_retryable());
-    // Again, from another handle.
+    // Once more, from another handle.
     soon(setting.client.shutdown().into_future()).await.unwrap();
 }
 
@@ -445,18 +444,18 @@ async fn shutdown_names_what_is_still_active() {
     setting.put(&limits(2, 2)).await;
     let entered = tokio::task::spawn_blocking(move || entered.recv_timeout(Duration::from_secs(5)));
     entered.await.unwrap().unwrap();
-    // A read that is begun and not gone on with.
+    // A `get` that is polled once.
     let mut get = Box::pin(setting.client.get("/a").into_future());
     assert!(poll_times(&mut get, 1).await.is_none());
 
     let shutdown = setting.client.shutdown().within(Duration::from_millis(50));
     let left = shutdown.await.unwrap_err();
-    let said = left.to_string();
-    assert!(said.starts_with("still active after 50ms: "), "{said}");
+    let text = left.to_string();
+    assert!(text.starts_with("still active after 50ms: "), "{text}");
     for held in ["a callback for /a", "a read of /a"] {
-        assert!(said.contains(held), "{said}");
+        assert!(text.contains(held), "{text}");
     }
-    assert!(!said.contains("subscription"), "{said}");
+    assert!(!text.contains("subscription"), "{text}");
     drop(get);
     leave.send(()).unwrap();
     setting.client.shutdown().await.unwrap();

@@ -1,4 +1,4 @@
-//! What ends a stream, how long the client waits, and what it asks for next.
+//! What ends a stream, how long the client waits, and what it requests next.
 
 use std::time::Duration;
 
@@ -52,7 +52,7 @@ async fn reconnect_resumes_from_the_state_held() {
     soon(watcher.changed()).await.unwrap();
     assert_eq!(*watcher.load(), 2);
     assert_eq!(watcher.status().reconnects, 1);
-    assert_eq!(server.dials(), 1, "the connection was fine");
+    assert_eq!(server.dials(), 1, "the connection is kept");
 }
 
 #[tokio::test(start_paused = true)]
@@ -67,7 +67,7 @@ async fn equal_state_is_no_change() {
         let call = server.call().await;
         call.send(World::hello()).await;
         call.send(answer).await;
-        // Comes after it, so it was applied.
+        // Sent after the state, so that was applied.
         soon(async {
             while watcher.status().state != WatchState::Live {
                 tokio::task::yield_now().await;
@@ -117,7 +117,7 @@ async fn gap_resumes_from_the_state_held() {
     let call = server.call().await;
     assert_eq!(call.have(), Some(11));
     assert_eq!(watcher.status().diverged, 0);
-    assert_eq!(*watcher.load(), 1, "nothing of it was shown");
+    assert_eq!(*watcher.load(), 1, "nothing of it was published");
     call.serve(&world).await;
     soon(watcher.changed()).await.unwrap();
     assert_eq!(*watcher.load(), 3);
@@ -137,11 +137,11 @@ async fn diverged_state_is_fetched_again() {
     call.ended().await;
 
     let call = server.call().await;
-    assert_eq!(call.have(), None, "it asks with nothing in hand");
+    assert_eq!(call.have(), None, "it starts over");
     let status = watcher.status();
     assert_eq!(status.diverged, 1);
     assert!(status.last_error.unwrap().contains("digest"));
-    assert_eq!(*watcher.load(), 1, "and keeps what it had meanwhile");
+    assert_eq!(*watcher.load(), 1, "and keeps the last value meanwhile");
     call.serve(&world).await;
     soon(watcher.changed()).await.unwrap();
     assert_eq!(*watcher.load(), 2);
@@ -172,7 +172,7 @@ async fn server_can_ask_for_a_pause() {
     call.fail(status).await;
     call = server.call().await;
     assert!(start.elapsed() >= 30 * second && start.elapsed() < 31 * second);
-    assert_eq!(server.dials(), 1, "there is nowhere else to go");
+    assert_eq!(server.dials(), 1, "there is no other server");
 
     call.send(World::hello()).await;
     call.send(world.progress()).await;
@@ -180,7 +180,7 @@ async fn server_can_ask_for_a_pause() {
     call.send(goodbye(v1::goodbye::Reason::Drain, 0)).await;
     let _call = server.call().await;
     assert!(start.elapsed() < 6 * second);
-    assert_eq!(server.dials(), 2, "a server that drains is left");
+    assert_eq!(server.dials(), 2, "a draining server is left");
 }
 
 #[tokio::test(start_paused = true)]
@@ -201,7 +201,7 @@ async fn draining_server_is_left_despite_other_users() {
     call.send(World::hello()).await;
     call.send(world.progress()).await;
     assert_eq!(server.dials(), 2);
-    assert!(!other_call.is_ended(), "what is under way goes on");
+    assert!(!other_call.is_ended(), "calls in progress go on");
     assert_eq!(other.status().state, WatchState::Live);
 }
 
@@ -230,7 +230,7 @@ async fn silence_ends_a_stream_and_leaves_the_connection() {
     );
     assert_eq!(server.dials(), 2);
 
-    // No answer at all: ten seconds for the first frame.
+    // No answer: ten seconds for the first frame.
     let start = Instant::now();
     let _third = server.call().await;
     assert!(
@@ -319,7 +319,7 @@ async fn server_that_is_behind_does_not_move_the_state_back() {
     let (mut watcher, call) = watching(&client, &mut server, &world).await;
     let first = watcher.status().endpoint;
     call.send(goodbye(v1::goodbye::Reason::Drain, 0)).await;
-    // The other one, which says what it has, and again when it is asked with nothing in hand.
+    // The other server sends what it has, and again when the client starts over.
     for _ in 0..2 {
         let call = server.call().await;
         call.serve(&behind).await;

@@ -1,4 +1,4 @@
-//! What the client tells the server of what it made of the states.
+//! What the client reports of the states that it received.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -43,7 +43,7 @@ async fn only_changed_outcomes_are_reported_once_per_interval() {
     assert_eq!(watch.watch_id, &b"0123456789abcdef"[..]);
     assert_eq!(watch.outcome.as_ref().unwrap().applied_revision, 11);
 
-    // Idle, but alive: a bookmark is no news.
+    // Idle, but alive: a bookmark is not reported.
     for _ in 0..4 {
         call.send(world.progress()).await;
         tokio::time::sleep(Duration::from_secs(5)).await;
@@ -113,7 +113,7 @@ async fn divergence_is_reported_after_its_repair() {
     let client = server.client();
     let (_watcher, mut call) = watching(&client, &mut server, &world, "/a").await;
     for times in 1..3 {
-        // What the server says is not what the client has, by its own count.
+        // The server's digest differs from the client's.
         let mut progress = world.progress();
         if let Frame::Progress(progress) = &mut progress {
             progress.digest = World::default().digest();
@@ -121,7 +121,7 @@ async fn divergence_is_reported_after_its_repair() {
         call.send(progress).await;
         call.ended().await;
         call = server.call().await;
-        assert_eq!(call.have(), None, "it asks with nothing in hand");
+        assert_eq!(call.have(), None, "it starts over");
         world.put("/a", &times.to_string());
         call.serve(&world).await;
         let outcome = loop {
@@ -135,7 +135,7 @@ async fn divergence_is_reported_after_its_repair() {
     }
 }
 
-/// A key that a server would not take in a report kept it from all that the report said.
+/// A server refused a whole report because of one key that was too long.
 #[tokio::test(start_paused = true)]
 async fn key_that_is_too_long_is_left_out_of_a_report() {
     let mut server = Server::start();

@@ -1,4 +1,4 @@
-//! The connector that the library brings.
+//! The default connector.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -39,7 +39,7 @@ async fn lost_server_is_found_again() {
         call
     });
     let watcher = watcher.unwrap();
-    // The process is gone: its sockets are closed and nobody listens.
+    // The process is gone: its sockets are closed and nothing listens.
     drop((server, call));
     soon(async {
         while watcher.status().state != WatchState::Backoff {

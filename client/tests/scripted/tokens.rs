@@ -1,4 +1,4 @@
-//! The bearer token: sent with every call, as its file is at that moment.
+//! The bearer token: each call sends what its file holds at that moment.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use driftless_client::{GetError, Resource, Resources, WatchState};
 use crate::server::{Server, soon};
 use crate::world::World;
 
-/// A file that goes with the test.
+/// A file that is removed with the test.
 struct TokenFile(PathBuf);
 
 impl TokenFile {
@@ -29,7 +29,7 @@ impl TokenFile {
 
 impl Drop for TokenFile {
     fn drop(&mut self) {
-        // Whoever still reads it goes on, or a test that fails would never end.
+        // Unblocks a read that still waits, or a failing test would never end.
         let _ = File::options().read(true).write(true).open(&self.0);
         let _ = std::fs::remove_file(&self.0);
     }
@@ -44,7 +44,7 @@ async fn token_is_sent_with_every_call_and_rotates() {
     let client = client.build().unwrap();
     let (watcher, call) = tokio::join!(client.watch::<u32>("/a").into_future(), async {
         let call = server.call().await;
-        // Reports are asked for soon.
+        // A short report interval.
         let driftless_proto::v1::watch_response::Frame::Hello(mut hello) = World::hello() else {
             unreachable!()
         };
@@ -71,7 +71,7 @@ async fn token_is_sent_with_every_call_and_rotates() {
     drop(call);
     let call = server.call().await;
     assert_eq!(call.authorization.as_deref(), Some("Bearer three"));
-    assert_eq!(server.dials(), 1, "the connection need not be a new one");
+    assert_eq!(server.dials(), 1, "the connection is kept");
     assert_eq!(*watcher.load(), 1);
 }
 
@@ -80,7 +80,7 @@ async fn bad_token_file_is_named_until_it_is_fixed() {
     let file = TokenFile::holding(" ");
     let mut server = Server::start();
     let world = World::of(&[("/a", "1")]);
-    // The same server twice: that there is another one is no reason to go there.
+    // The same server twice: the error is local, so the other endpoint is not tried.
     let client = server
         .builder_at_localhost()
         .endpoint("http://127.0.0.1:7400");
@@ -106,20 +106,20 @@ async fn bad_token_file_is_named_until_it_is_fixed() {
     });
     assert_eq!(call.authorization.as_deref(), Some("Bearer mended"));
     assert_eq!(watcher.unwrap().status().state, WatchState::Live);
-    // One for the single read, and one for the watch.
+    // One for the `get`, and one for the watch.
     assert_eq!(server.dials(), 2);
 }
 
 impl TokenFile {
-    /// Makes it one whose reading comes to no end until somebody writes to it.
+    /// Makes it a file whose read blocks until somebody writes to it.
     fn hang(&self) {
         std::fs::remove_file(&self.0).unwrap();
         let mkfifo = std::process::Command::new("mkfifo").arg(&self.0).status();
         assert!(mkfifo.unwrap().success());
     }
 
-    /// Ends that after a while: time that is paused does not pass while a thread reads, so a test that
-    /// fails would not end.
+    /// Ends the block after a while: paused time does not pass while a thread reads, so a failing test would
+    /// never end.
     fn goes_on_at_last(&self) {
         let path = self.0.clone();
         std::thread::spawn(move || {
@@ -156,7 +156,7 @@ async fn hanging_token_file_is_named_and_the_server_kept() {
     file.hang();
     drop(call);
     soon(file.is_read(&resources)).await;
-    // By hand: it does not pass by itself while a thread reads.
+    // Advanced by hand: paused time does not pass while a thread reads.
     file.goes_on_at_last();
     tokio::time::pause();
     let passes = tokio::time::advance(Duration::from_secs(4));
@@ -177,14 +177,14 @@ async fn hanging_token_file_is_named_and_the_server_kept() {
     assert!(error.ends_with(&named), "{error}");
     assert_eq!(*watcher.load(), 1);
 
-    // Whoever reads has it, and whoever comes later reads anew.
+    // The running read gets the token, and later calls read the file again.
     std::fs::write(&file.0, "two").unwrap();
     std::fs::remove_file(&file.0).unwrap();
     file.write("three");
     let call = server.call().await;
     let authorization = call.authorization.as_deref();
     assert!(matches!(authorization, Some("Bearer two" | "Bearer three")));
-    assert_eq!(server.dials(), 1, "the connection is as good as it was");
+    assert_eq!(server.dials(), 1, "the connection is kept");
 }
 
 #[tokio::test]
@@ -201,7 +201,7 @@ async fn shutdown_ends_a_get_that_waits_for_its_token() {
         () = soon(file.is_read(&resources)) => {}
     }
     let shutdown = client.shutdown().within(Duration::ZERO).into_future();
-    // Sooner than the reading is given up.
+    // Before the read times out.
     let answer = tokio::time::timeout(Duration::from_secs(2), get);
     let (answer, left) = tokio::join!(answer, shutdown);
     std::fs::write(&file.0, "one").unwrap();

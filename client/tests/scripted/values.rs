@@ -1,4 +1,4 @@
-//! Typed watchers: first value, changes, what is refused, what is missing.
+//! Typed watchers: first value, changes, refused values, missing keys.
 
 use std::time::Duration;
 
@@ -119,8 +119,8 @@ async fn change_lists_its_keys() {
         "ValueChange { revision: 14, keys: [/p/a, /p/b, /p/d] }"
     );
 
-    // One that is refused is told with the one that is not, and what nobody waited for comes
-    // together.
+    // The keys of a refused state are reported with those of the next good one, and so are several changes that
+    // nobody waited for.
     call.send(world.put("/p/a", "x")).await;
     call.send(world.put("/p/c", "2")).await;
     call.send(world.put("/p/a", "3")).await;
@@ -135,7 +135,7 @@ async fn change_lists_its_keys() {
     assert_eq!(keys(&changed), ["/p/a", "/p/c", "/p/d"]);
     assert_eq!(changed.revision.get(), world.revision);
 
-    // Each watcher has its own "before".
+    // Each watcher compares with what it saw itself.
     let mut late = client.watch::<Values>(range()).await.unwrap();
     call.send(world.put("/p/c", "4")).await;
     for watcher in [&mut watcher, &mut late] {
@@ -252,7 +252,7 @@ async fn static_reason_of_a_validator_is_kept() {
     );
 }
 
-/// Waits for a state to be refused, by asking for news of the status.
+/// Waits for changes of the status until a state is refused.
 async fn refusal<T>(watcher: &mut Watcher<T>) -> Rejection {
     soon(async {
         loop {
@@ -282,7 +282,7 @@ async fn refusal_and_its_end_change_the_status() {
         format!("{} {statuses:?}", told.state),
         "live StatusWatcher(Live)"
     );
-    // Nobody is woken for states that are fine.
+    // Good states wake nobody.
     call.send(world.put("/a", "2")).await;
     soon(watcher.changed()).await.unwrap();
     assert!(soon(statuses.changed()).await.last_rejection.is_none());
@@ -305,7 +305,7 @@ async fn refusal_and_its_end_change_the_status() {
             .await
             .is_none()
     );
-    assert!(statuses.status().missing, "the last word stays");
+    assert!(statuses.status().missing, "the last status stays");
 }
 
 #[tokio::test]
@@ -537,7 +537,7 @@ async fn revoked_right_closes_the_watcher() {
         soon(entries.status_changed()).await.state,
         WatchState::Closed
     );
-    assert_eq!(*watcher.load(), 1, "the service keeps what it runs on");
+    assert_eq!(*watcher.load(), 1, "the service keeps its value");
 
     let (again, _call) = watching::<u32>(&client, &mut server, &world).await;
     assert_eq!(
@@ -567,7 +567,7 @@ async fn changed_can_be_dropped_at_any_point() {
             }
         })
         .await;
-        // The news is there; a future that is dropped before it is polled takes nothing away.
+        // The change is there; a future that is dropped before its first poll takes nothing away.
         drop(watcher.changed());
         let changed = soon(watcher.changed()).await.unwrap();
         assert_eq!(changed.revision.get(), world.revision);
