@@ -26,8 +26,8 @@ pub enum BuildError {
     },
     /// The server name for certificates is neither a host name nor an address.
     #[error(
-        "\"{name}\" is no name that a certificate could be for; give the host name or the address \
-         that is in the server's"
+        "\"{name}\" cannot be the name in a certificate; give the host name or the address of the \
+         server's certificate"
     )]
     ServerName {
         /// The name.
@@ -44,7 +44,8 @@ pub enum BuildError {
     },
     /// There are TLS options, and no endpoint with TLS: everything would travel in clear text.
     #[error(
-        "options of TLS are given, and no endpoint starts with https://; write that, or leave them out"
+        "TLS options are given, but no endpoint starts with https://; write https://, or remove the \
+         options"
     )]
     TlsUnused,
     /// The instance id is empty or longer than the contract allows.

@@ -48,9 +48,7 @@ impl TokenFile {
         }
         // The characters that a header may hold, without blanks.
         if !token.iter().all(u8::is_ascii_graphic) {
-            return Err(bad(
-                "it holds something else than one token of printable ASCII characters",
-            ));
+            return Err(bad("it must hold one token of printable ASCII characters"));
         }
         let text = [b"Bearer ", token].concat();
         let mut value = MetadataValue::try_from(text)
@@ -85,10 +83,10 @@ mod tests {
         for (text, problem) in [
             (&b""[..], "it is empty"),
             (b" \n", "it is empty"),
-            (b"CANARY CANARY", "something else than one token"),
-            (b"CANARY\nCANARY", "something else than one token"),
-            ("CANARY\u{fc}".as_bytes(), "something else than one token"),
-            (b"CANARY\0", "something else than one token"),
+            (b"CANARY CANARY", "it must hold one token"),
+            (b"CANARY\nCANARY", "it must hold one token"),
+            ("CANARY\u{fc}".as_bytes(), "it must hold one token"),
+            (b"CANARY\0", "it must hold one token"),
             (&[b'a'; MAX_TOKEN + 1], "more than 16384 bytes"),
             (&[b'a'; MAX_TOKEN + 3], "longer than 16386 bytes"),
         ] {

@@ -97,7 +97,7 @@ async fn bad_token_file_is_named_until_it_is_fixed() {
             .entries("/a")
             .first_state_within(std::time::Duration::from_secs(1));
         let error = status.await.unwrap_err().to_string();
-        assert!(error.contains("something else than one token"), "{error}");
+        assert!(error.contains("it must hold one token"), "{error}");
         assert!(!error.contains("CANARY"), "{error}");
         file.write("mended");
         let call = server.call().await;
