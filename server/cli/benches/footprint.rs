@@ -1,7 +1,7 @@
-//! What watchers cost the process that holds them: memory, descriptors, and CPU for each change.
+//! Measures what watchers cost their process: memory, descriptors, and CPU for each change.
 //!
-//! `cargo bench -p driftless --bench footprint`. A real etcd and a real server; the watching process
-//! is this program again, and nothing else is in it. It prints a table and asserts no figure.
+//! `cargo bench -p driftless --bench footprint`. Uses a real etcd and a real server. The watching process is
+//! this program again, without anything else. Prints a table and asserts nothing.
 #![allow(clippy::unwrap_used, reason = "a benchmark may fail by panicking")]
 #![allow(clippy::print_stdout, reason = "the table")]
 
@@ -18,13 +18,13 @@ const DRIFTLESS: Driftless = Driftless::at(env!("CARGO_BIN_EXE_driftless"));
 /// Why something could not be measured.
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// The hidden argument that makes this program the one that watches.
+/// The hidden argument of the watching process.
 const WATCH: &str = "__watch";
 
-/// How long a process is left alone before its memory is looked at.
+/// How long a process is idle before its memory is measured.
 const SETTLE: Duration = Duration::from_secs(1);
 
-/// How long it is left idle, to see what that costs: two of the server's progress intervals.
+/// How long the idle cost is measured: two of the server's progress intervals.
 const IDLE: Duration = Duration::from_secs(20);
 
 /// How many changes each case is shown, one after the other.
@@ -42,7 +42,7 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.first().map(String::as_str) {
         Some(WATCH) => watch(&arguments[1], &arguments[2], &arguments[3]),
-        // `cargo bench` adds this; whoever runs all targets otherwise does not mean to measure.
+        // `cargo bench` adds this argument. Without it, nobody wants to measure.
         Some("--bench") => measure().unwrap(),
         _ => {}
     }
@@ -53,7 +53,7 @@ fn key(n: usize) -> String {
     format!("/bench/key/{n:04}")
 }
 
-/// Watches, and says so; then says when so many changes were seen.
+/// Watches and says so, and says again when it has seen so many changes.
 fn watch(server: &str, watchers: &str, ranges: &str) {
     let (watchers, ranges): (usize, usize) = (watchers.parse().unwrap(), ranges.parse().unwrap());
     let runtime = tokio::runtime::Builder::new_multi_thread()

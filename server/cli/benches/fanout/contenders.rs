@@ -1,4 +1,4 @@
-//! Who is compared: for each contender the processes between putter and subscriber.
+//! The contenders: for each, the processes between putter and subscriber.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -53,7 +53,7 @@ impl Contender {
 
 /// The running processes of one contender; they end when it is dropped.
 pub(crate) struct World {
-    /// Those that subscribers connect to come first in being ended.
+    /// The processes that subscribers connect to are first, and end first.
     front: Front,
     etcd: Option<Etcd>,
 }

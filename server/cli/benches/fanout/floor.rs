@@ -1,8 +1,7 @@
-//! The floor: what it costs to write the same bytes to every subscriber's socket, and nothing else.
+//! The floor: writes the same bytes to every subscriber's socket and does nothing else.
 //!
-//! No protocol but a length before each value, no state, no bookkeeping: one blocking write per
-//! subscriber and change. Nothing that does the same work over sockets of their own can be cheaper
-//! in system calls.
+//! No protocol except a length before each value, and no state: one blocking write per subscriber and
+//! change. Nothing with one socket per subscriber can need fewer system calls.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -17,14 +16,14 @@ pub(crate) const COMMAND: &str = "__floor";
 /// Bytes of the length before a value, big-endian.
 pub(crate) const LENGTH: usize = 4;
 
-/// What a subscriber is greeted with, so that it knows that it was accepted.
+/// What a subscriber receives first, so that it knows that it was accepted.
 pub(crate) const GREETING: u8 = b'.';
 
 /// How many connections may wait to be accepted; the other contenders have as many.
 const BACKLOG: u32 = 4096;
 
-/// Says where it listens for subscribers and for the source of changes, and broadcasts. It ends by
-/// being killed: subscribers may still read when the source has gone.
+/// Prints where it listens for subscribers and for the source of changes, and broadcasts until it is killed:
+/// subscribers may still read when the source has gone.
 pub(crate) fn run() -> Result<(), Failure> {
     let subscribers = listen()?;
     let source = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;

@@ -1,4 +1,4 @@
-//! What everything ran on, so that figures can be compared with others, or not.
+//! Describes the machine, so that a reader knows whether figures can be compared.
 
 use std::fs;
 use std::process::Command;
@@ -23,7 +23,7 @@ pub(crate) fn describe() -> Vec<String> {
     ]
 }
 
-/// What else the machine did lately: the load average.
+/// The load average.
 pub(crate) fn load() -> String {
     let text = read("/proc/loadavg");
     text.split(' ').take(3).collect::<Vec<_>>().join(" ")

@@ -1,8 +1,8 @@
-//! The fan-out benchmark: driftless beside what else could carry the same changes. `make bench`.
+//! The fan-out benchmark, `make bench`: compares driftless with other ways to carry the same changes.
 //!
-//! What is measured, how, and how to read it is in `../README.md`. This process starts all others,
-//! one after the other, and adds up what they cost: the contender's processes, and the load
-//! generator, which is this program again ([`load`]).
+//! `../README.md` explains the method and the results. This process starts all others, one after the other,
+//! and adds up their cost: the contender's processes, and the load generator, which is this program again
+//! ([`load`]).
 
 mod contenders;
 mod floor;
@@ -50,7 +50,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    // Whoever runs all targets, as `cargo test --all-targets` does, does not mean to measure.
+    // `cargo test --all-targets` runs this program too, but not to measure.
     let named = std::env::args().nth(1);
     let commands = ["run", "help", "--help", plan::LOAD_COMMAND, floor::COMMAND];
     if !named.is_some_and(|name| commands.contains(&name.as_str())) {

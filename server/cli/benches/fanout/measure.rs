@@ -1,4 +1,4 @@
-//! One run: fresh processes, the load, and what it cost whom.
+//! One run: starts fresh processes, applies the load, and measures the cost of each process.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -15,8 +15,8 @@ use crate::row::{self, Row};
 use crate::scenarios::{Scenario, Selection};
 use crate::{Failure, machine};
 
-/// How long processes are left alone before their memory is looked at: what they do after the last
-/// connection or change (allocators, garbage collection) is part of it, and is over by then.
+/// How long processes are idle before their memory is measured. Work after the last connection or change
+/// (allocators, garbage collection) is over by then.
 const SETTLE: Duration = Duration::from_secs(1);
 
 /// How many streams there have to be for memory per stream to mean something: what a process grows by
@@ -58,7 +58,7 @@ pub(crate) fn run(selection: &Selection) -> Result<(), Failure> {
     results.finish(start.elapsed())
 }
 
-/// All contenders in turn, repeatedly, so that what the machine does besides falls on all of them.
+/// Runs the contenders in turn, repeatedly, so that other load on the machine affects all of them.
 fn rows(scenario: &Scenario) -> Vec<Row> {
     let mut runs: Vec<Vec<Row>> = vec![Vec::new(); scenario.contenders.len()];
     for repeat in 0..scenario.repeats {
@@ -109,8 +109,7 @@ fn too_large(scenario: &Scenario) -> Option<String> {
     })
 }
 
-/// As [`once`]. What is shared with the tests panics when a process does not do what it should; that
-/// is one row's affair too.
+/// As [`once`]. Code shared with the tests panics when a process misbehaves; that fails only one row.
 fn attempt(contender: Contender, scenario: &Scenario) -> Result<Row, Failure> {
     std::panic::catch_unwind(|| once(contender, scenario))
         .unwrap_or_else(|_| Err("a process did not do what it should, see above".into()))
@@ -150,8 +149,7 @@ fn once(contender: Contender, scenario: &Scenario) -> Result<Row, Failure> {
         return Err("the generator did not get done".into());
     };
     if contender == Contender::Library {
-        // Its watchers tell the newest value and skip those that it replaced while they were busy;
-        // the server sent them all the same.
+        // Its watchers report the newest value and skip those in between. The server sent all of them.
         outcome.delivered = (scenario.changes * scenario.subscribers()) as u64;
     }
     let after = world.usage()?;
@@ -198,7 +196,7 @@ fn once(contender: Contender, scenario: &Scenario) -> Result<Row, Failure> {
     })
 }
 
-/// What processes had cost at five moments, by name.
+/// The cost of each process at five moments, by name.
 struct Spent {
     /// Before there were subscribers; `None` when these are other processes than later.
     empty: Option<BTreeMap<&'static str, Usage>>,
@@ -301,7 +299,7 @@ impl Load {
         })
     }
 
-    /// What it says next. It has deadlines of its own, so this ends.
+    /// The generator's next message. The generator has deadlines, so this ends.
     fn hear(&mut self) -> Result<Said, Failure> {
         let mut line = String::new();
         self.output.read_line(&mut line)?;

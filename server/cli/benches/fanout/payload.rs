@@ -1,4 +1,4 @@
-//! The values that are put: each carries its number, so that an arrival can be told from the next.
+//! The values that are put. Each contains its number, to tell arrivals apart.
 
 use serde::{Deserialize, Serialize};
 
@@ -56,7 +56,7 @@ impl Values {
         value
     }
 
-    /// The number of a value; `None` when it is none of ours.
+    /// The number of a value, or `None` if the generator did not make it.
     pub(crate) fn number(&self, value: &[u8]) -> Option<usize> {
         let digits = value.get(self.at..self.at + DIGITS)?;
         std::str::from_utf8(digits).ok()?.parse().ok()

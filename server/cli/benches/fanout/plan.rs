@@ -1,4 +1,4 @@
-//! What the load generator is told, and what it says: one line of JSON each.
+//! The messages to and from the load generator, each one line of JSON.
 
 use std::net::SocketAddr;
 
@@ -15,7 +15,7 @@ pub(crate) const PREFIX: &str = "/bench/";
 /// The key that changes.
 pub(crate) const HOT: &str = "/bench/hot";
 
-/// All that the generator has to know.
+/// What the generator needs to know.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Plan {
     pub(crate) speaks: Speaks,
@@ -77,7 +77,7 @@ pub(crate) enum Job {
     Read,
 }
 
-/// What the generator says.
+/// The generator's messages.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Said {
     /// Everybody is subscribed and idle.
@@ -89,7 +89,7 @@ pub(crate) enum Said {
     Failed(String),
 }
 
-/// What the generator is told, after its plan: to go on.
+/// The message to the generator after its plan: continue.
 pub(crate) const GO: &str = "go";
 
 /// What arrived.

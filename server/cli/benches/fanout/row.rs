@@ -17,7 +17,7 @@ pub(crate) const RSS_AFTER: &str = "rss_kib_per_subscriber_after";
 /// The most memory at any moment.
 pub(crate) const RSS_PEAK: &str = "rss_kib_per_subscriber_peak";
 
-/// CPU of the process that subscribers are connected to: what the budgets are about.
+/// CPU of the process that subscribers connect to, which the budgets limit.
 pub(crate) const SERVER_CPU: &str = "server_cpu_us_per_delivery";
 pub(crate) const SERVER_RSS_IDLE: &str = "server_rss_kib_per_subscriber_idle";
 pub(crate) const SERVER_RSS_AFTER: &str = "server_rss_kib_per_subscriber_after";
@@ -57,7 +57,7 @@ impl Row {
     /// The median of each figure of several runs of the same; `None` when there are none.
     pub(crate) fn median(runs: &[Self]) -> Option<Self> {
         let good: Vec<&Self> = runs.iter().filter(|run| run.missing.is_none()).collect();
-        // One failed run is one too many to be left out in silence.
+        // A failed run must not be left out silently.
         if let Some(failed) = runs.iter().find(|run| run.missing.is_some()) {
             return Some(failed.clone());
         }

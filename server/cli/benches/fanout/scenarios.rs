@@ -5,7 +5,7 @@ use crate::payload::Payload;
 use crate::plan::Job;
 use crate::seed::Filler;
 
-/// A load, and who has to bear it.
+/// A load, and the contenders that run it.
 #[derive(Clone, Debug)]
 pub(crate) struct Scenario {
     pub(crate) name: String,
@@ -123,8 +123,7 @@ const EVERYBODY: [Contender; 4] = [
 /// Those in which streams are more than sockets.
 const STREAMING: [Contender; 3] = [Contender::Driftless, Contender::Etcd, Contender::GrpcProxy];
 
-/// A median needs three. Where nobody is compared, or thousands of changes make the figure, one run
-/// does.
+/// A median needs three runs. One run is enough without a comparison, or with thousands of changes.
 const REPEATS: usize = 3;
 
 const FOLLOW: Job = Job::Follow {
@@ -148,8 +147,8 @@ const THOUSAND_KEYS: Filler = Filler {
     bytes: 1024,
 };
 
-/// Changes a second where one subscriber follows and what is measured is the change itself: many, so
-/// that hundredths of a second of CPU tell something.
+/// Changes a second if one subscriber follows and the cost of a change is measured. Many, because CPU time has
+/// a resolution of 10 ms.
 const FAST: f64 = 200.0;
 
 fn small(subscribers: usize, changes: usize, per_second: f64) -> Scenario {
@@ -257,7 +256,7 @@ fn full() -> Vec<Scenario> {
     ]
 }
 
-/// The heart of it, within five minutes.
+/// The main rows, within five minutes.
 fn quick() -> Vec<Scenario> {
     let scenarios = vec![
         small(1000, 100, 20.0),

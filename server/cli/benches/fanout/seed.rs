@@ -1,4 +1,4 @@
-//! What is in etcd before a run begins.
+//! Fills etcd before a run starts.
 
 use std::sync::Arc;
 

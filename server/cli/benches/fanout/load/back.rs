@@ -1,4 +1,4 @@
-//! Clients that hold everything come back after the server was restarted.
+//! Clients with the complete state reconnect after a restart of the server.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ pub(super) async fn run(plan: Plan, dialogue: &mut Dialogue) -> Result<(), Failu
     let held = scout(plan.subscribe, &board).await?;
     let mut tasks = all(&plan, &board, &held, Instant::now());
     reach(&board.live, plan.connections, &mut tasks).await?;
-    // The server is about to go: nobody shall take that for a failure.
+    // The server is about to stop, which is not a failure.
     tasks.shutdown().await;
     dialogue.say(&Said::Ready)?;
 

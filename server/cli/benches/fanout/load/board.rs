@@ -1,4 +1,4 @@
-//! What all subscribers of a run write down.
+//! The counts that all subscribers of a run share.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -60,8 +60,8 @@ impl Board {
         self.live.send_modify(|live| *live += 1);
     }
 
-    /// A value came to one subscriber. Says whether it was the last; an error when it is not what
-    /// was put.
+    /// A value arrived at one subscriber. Returns whether it was the last, or an error if it is not the value
+    /// that was put.
     pub(super) fn arrived(&self, value: &[u8], at: Instant) -> Result<bool, &'static str> {
         let number = self.values.number(value).ok_or("a value without number")?;
         if number == 0 {

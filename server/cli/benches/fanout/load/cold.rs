@@ -1,8 +1,8 @@
-//! Clients that hold nothing fetch a whole range, all at once.
+//! Clients without a state fetch a whole range, all at once.
 //!
-//! What they get is the same, byte for byte, but for the greeting. So the first to be complete is
-//! put together and proven by its digest, and all others are compared with it: thousands of copies
-//! in memory would measure the generator.
+//! They receive the same bytes, except for the `Hello`. So the first complete state is checked by its digest,
+//! and all others are compared with it byte for byte: thousands of copies in memory would measure the
+//! generator.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -66,7 +66,7 @@ pub(super) async fn run(plan: Plan, dialogue: &mut Dialogue) -> Result<(), Failu
 enum Fetched {
     /// It has everything, and the call goes on.
     All(Call),
-    /// The server is busy with others, and said when to ask again.
+    /// The server is busy, and said when to retry.
     Later(Duration),
 }
 
@@ -95,7 +95,7 @@ async fn fetch(
     };
     board.took(start.elapsed());
     board.finish();
-    // What follows is nothing but signs of life.
+    // Only progress follows.
     loop {
         call.next().await?;
     }
@@ -117,7 +117,7 @@ async fn attempt(
         ..Default::default()
     };
     let mut call = Call::start(send, to, WATCH, &request, Requests::One).await?;
-    // The greeting, which is each client's own.
+    // The `Hello`, which differs between clients.
     call.next().await?;
     *place = None;
     let mut index = 0;
@@ -137,14 +137,14 @@ async fn attempt(
                 let after = Duration::from_millis(goodbye.retry_after_ms.into());
                 return Ok(Fetched::Later(after));
             }
-            // A sign of life while it waits for its turn.
+            // Progress, while it waits for a permit.
             Some(Frame::Progress(_)) => {}
             _ => return Err("neither a snapshot nor a word about it".into()),
         }
     }
 }
 
-/// What others got as message `index`; `None`, and noted, when this is the first.
+/// Message `index` as others received it. `None` if this client is the first, whose message is noted.
 fn known(template: &Template, index: usize, message: &Bytes) -> Option<Bytes> {
     let mut template = template.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(known) = template.get(index) {
@@ -154,7 +154,7 @@ fn known(template: &Template, index: usize, message: &Bytes) -> Option<Bytes> {
     None
 }
 
-/// That the messages are a snapshot whose digest is right.
+/// Checks that the messages are a snapshot with the right digest.
 fn prove(template: &Template) -> Result<(), Failure> {
     let messages = template.lock().unwrap_or_else(PoisonError::into_inner);
     let mut applier = Applier::new(KeyRange::prefix(PREFIX)?, LIMIT);

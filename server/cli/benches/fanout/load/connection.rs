@@ -17,13 +17,12 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::board::Board;
 use crate::Failure;
 
-/// How many clients may be between their connect and their first answer: a quarter of the backlog
-/// that each contender has, so that none of them drops a connect, which would come back a second
-/// later and be a measurement of TCP.
+/// How many clients may wait for their first answer: a quarter of each contender's backlog, so that no connect
+/// is dropped. TCP would repeat it a second later, which would measure TCP.
 pub(super) const CONNECTING: usize = 1024;
 
-/// What may be on its way to a stream or a connection without being acknowledged, in bytes: more
-/// than any change here, so that no contender waits for a window.
+/// The window of a stream and of a connection, in bytes: more than any change here, so that no contender waits
+/// for a window.
 const WINDOW: u32 = 1024 * 1024;
 
 /// A socket that counts what it receives.
@@ -89,8 +88,7 @@ impl AsyncWrite for Counted {
     }
 }
 
-/// The place of a client among those that are connecting, given up when each of its streams has
-/// had an answer and dropped it.
+/// A client's place among those that are connecting. It is free when each of its streams has had an answer.
 pub(super) type Place = Arc<OwnedSemaphorePermit>;
 
 /// What a stream does until it fails; it does not end otherwise.

@@ -1,4 +1,4 @@
-//! The generator's end of the conversation with the process that started it.
+//! The generator's side of the protocol with the process that started it.
 
 use std::io::BufRead;
 

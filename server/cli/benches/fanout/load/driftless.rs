@@ -1,5 +1,5 @@
-//! A subscriber that speaks driftless's contract: it applies every frame to the state that it
-//! holds, digest and all, as the client library does.
+//! A subscriber that follows driftless's contract: it applies every frame to its state and checks the
+//! digest, as the client library does.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -43,7 +43,7 @@ pub(super) struct Watch {
 pub(super) enum Moved {
     /// Nothing, or not yet.
     No,
-    /// It is proven to be the server's.
+    /// Its digest equals the server's.
     Confirmed,
     /// Everything was replaced.
     Replaced,
@@ -52,7 +52,7 @@ pub(super) enum Moved {
 }
 
 impl Watch {
-    /// Asks for `range`, presenting what is held.
+    /// Watches `range`, and tells the server which state is held.
     pub(super) async fn start(
         send: SendRequest<Bytes>,
         to: SocketAddr,
@@ -79,7 +79,7 @@ impl Watch {
         })
     }
 
-    /// Reads and applies the next message; says when it came too.
+    /// Reads and applies the next message. Returns when it arrived, too.
     pub(super) async fn next(&mut self) -> Result<(Moved, std::time::Instant), Failure> {
         let (message, at) = self.call.next().await?;
         let frame = v1::WatchResponse::decode(message)?.frame;

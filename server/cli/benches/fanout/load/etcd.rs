@@ -14,8 +14,8 @@ use crate::Failure;
 
 const WATCH: &str = "/etcdserverpb.Watch/Watch";
 
-/// The parts of etcd's messages that are used here. etcd-client has them too, but not its requests,
-/// and not with values that are shared instead of copied.
+/// The parts of etcd's messages that are used here. etcd-client does not export its requests, and copies
+/// values instead of sharing them.
 mod wire {
     use bytes::Bytes;
 

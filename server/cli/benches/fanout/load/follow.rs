@@ -17,8 +17,8 @@ use super::{driftless, etcd, floor};
 use crate::Failure;
 use crate::plan::{HOT, Job, PREFIX, Plan, Said, Speaks};
 
-/// How long it may take until everybody is subscribed, or holds the final state after the last put:
-/// many times what it takes, and short enough for a run to end.
+/// How long it may take until all are subscribed, or have the final state after the last put: many times
+/// the usual, and short enough for a run to end.
 pub(super) const WITHIN: Duration = Duration::from_secs(180);
 
 /// Streams on one connection that only hold unrelated ranges: fewer than any server's limit.

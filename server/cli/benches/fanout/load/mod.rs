@@ -1,8 +1,8 @@
 //! The load generator, a process of its own: all subscribers on one thread, the putter on another.
 //!
-//! Subscribers of every contender are the same h2 client with as little around it as possible, one
-//! task a connection, so that what differs between rows is the contender. The putter is here too, so
-//! that the moment of a put and those of its arrivals are told by one clock.
+//! The subscribers of all contenders are the same h2 client with very little around it, one task a connection,
+//! so that rows differ only by the contender. The putter is here too, so that one clock times a put and its
+//! arrivals.
 
 mod back;
 mod board;
@@ -24,7 +24,7 @@ use crate::Failure;
 use crate::plan::{Job, Plan, Said, Speaks};
 use dialogue::Dialogue;
 
-/// Runs the plan in this text, and says how it went.
+/// Runs the plan in this text, and reports the results.
 pub(crate) fn run(plan: &str) -> Result<(), Failure> {
     let plan: Plan = serde_json::from_str(plan)?;
     raise_descriptors()?;

@@ -1,4 +1,4 @@
-//! What reading a typed value costs, beside the two things that it lies between.
+//! Measures what reading a typed value costs, beside a faster and a slower way to share a value.
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,7 +17,7 @@ pub(crate) const THREADS: usize = 2;
 /// How long each way of reading is measured.
 const FOR: Duration = Duration::from_secs(1);
 
-/// Reads between two looks at the clock: many, so that looking does not count.
+/// Reads between two readings of the clock: many, so that the clock costs nothing.
 const BATCH: u32 = 10_000;
 
 pub(super) async fn run(plan: Plan, dialogue: &mut Dialogue) -> Result<(), Failure> {

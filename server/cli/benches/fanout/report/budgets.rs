@@ -1,6 +1,6 @@
-//! The budgets: what driftless may cost, mostly as a share of what others cost in the same run.
+//! The budgets: what driftless may cost, mostly relative to other contenders in the same run.
 //!
-//! They are told, never asserted: only ratios within one run hold anywhere else, and only roughly.
+//! They are printed, not asserted: only ratios within one run hold elsewhere, and only roughly.
 
 use super::table::find;
 use crate::row::{self, Row};

@@ -1,4 +1,4 @@
-//! What the results look like: lines while it runs, a table, JSON and plots at the end.
+//! Prints results: lines during the run, and a table, JSON and plots at the end.
 
 #![allow(
     clippy::print_stdout,
