@@ -1,13 +1,17 @@
 # Each target sets up what it needs; see .ci/setup for what that may install.
 
 .DEFAULT_GOAL := help
-.PHONY: help test features long-tests simulation mutants demo bench leak-tests soak
+.PHONY: help test deny features long-tests simulation mutants demo bench leak-tests soak
 
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 test: ## Checks format, lints and documentation, and runs all tests
 	@.ci/test
+
+deny: ## Checks licences, sources and banned packages of the dependencies
+	@.ci/setup cargo-deny
+	@cargo deny --locked check bans licenses sources
 
 features: ## Checks every package with each of its features alone
 	@.ci/setup protoc clippy
