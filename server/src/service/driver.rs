@@ -23,7 +23,7 @@ use crate::session::ConnectionControl;
 
 /// hyper's connection.
 pub(super) trait Transport: Future {
-    /// No new calls; those that are open go on.
+    /// Takes no new calls; the open ones continue.
     fn drain(self: Pin<&mut Self>);
 }
 

@@ -1,4 +1,4 @@
-//! The service as a client of its own kind meets it: HTTP/2 over in-memory pipes, on a paused clock.
+//! Tests of the service through HTTP/2 over in-memory pipes, on a paused clock.
 
 mod calls;
 mod connections;
@@ -54,7 +54,7 @@ fn settings() -> Settings {
         .etcd("http://127.0.0.1:2379")
         .prefix("/c/")
         .log_bytes(1024 * 1024)
-        // Those who do not read are put up with, where a test is not about that.
+        // Slow consumers stay connected, except where a test is about them.
         .stall_timeout(Duration::from_secs(24 * 3600));
     settings.build().unwrap()
 }

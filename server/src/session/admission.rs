@@ -1,10 +1,9 @@
-//! How many snapshots and conflated diffs are on their way at a time: as many as drain well, which
-//! is [measured](super::limit). The rest wait in order, at the cost of their place, or are told when to
-//! come back.
+//! Limits how many snapshots and conflated diffs are read at a time, by permits. As many are given as
+//! drain well, which is [measured](super::limit). The other streams wait in order of arrival, or get a
+//! retry delay.
 //!
-//! A crowd that all reads at once is served last as a whole: every stream's first chunk waits for
-//! every other's. One after the other, most are done early, and what a live stream has to say is not
-//! behind thousands of chunks.
+//! If a crowd read all at once, all of it would finish last: every stream's first chunk would wait for
+//! every other's. In order, most finish early, and live streams do not wait behind thousands of chunks.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -18,21 +17,21 @@ use tokio::time::{Instant, sleep};
 use super::limit::Limit;
 use crate::metrics::{GaugeGuard, Metrics};
 
-/// A stream that has not taken its piece for so long, or not begun, no longer counts against the limit:
-/// the next one gets a permit, and this one reads on when it does.
+/// A stream that has not taken its piece, or not begun, for this long no longer counts against the limit:
+/// the next stream gets a permit, and this one may still read on.
 const IDLE: Duration = Duration::from_secs(1);
 
-/// How often those that wait are looked after, while there are any.
+/// How often the queue is swept, while it is not empty.
 const TICK: Duration = Duration::from_millis(250);
 
-/// How many may wait. Each is an open stream, of some KiB.
+/// How many streams may wait. Each costs a few KiB.
 const QUEUE: usize = 16 * 1024;
 
-/// A stream that waited for so long is told to come back: its client, which hears nothing meanwhile,
+/// A stream that has waited this long gets a retry delay: its client, which receives nothing meanwhile,
 /// would give up soon after.
 const WAIT_AT_MOST: Duration = Duration::from_secs(20);
 
-/// What a client is told to wait, at least and at most.
+/// The shortest and the longest retry delay.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
 /// Who may read a snapshot or conflated diff, of the whole server. Cheap to clone.
@@ -44,14 +43,14 @@ struct Inner {
     metrics: Metrics,
     wait_at_most: Duration,
     state: Mutex<State>,
-    /// Somebody waits.
+    /// Notified when a stream begins to wait.
     waiting: Notify,
 }
 
 #[derive(Debug)]
 struct State {
     limit: Limit,
-    /// By number, in the order in which they came.
+    /// By number, which is the order of arrival.
     waiting: BTreeMap<u64, Waiting>,
     running: HashMap<u64, Running>,
     /// Those of `running` that are not idle.
@@ -82,14 +81,14 @@ struct Running {
 /// Why a stream is not given a permit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refused {
-    /// There is too much before it: it should come back after this.
+    /// Too many are before it: it should come back after this time.
     Later(Duration),
     /// The server shuts down.
     Closed,
 }
 
 impl Admission {
-    /// For clients that give up when they hear nothing for three of `progress`.
+    /// For clients that give up when they receive nothing for three times `progress`.
     pub(super) fn new(metrics: Metrics, progress: Duration) -> Self {
         Self(Arc::new(Inner {
             metrics,
@@ -107,7 +106,7 @@ impl Admission {
         }))
     }
 
-    /// A place in the queue.
+    /// Takes a place in the queue.
     ///
     /// # Errors
     /// When the wait would be too long, or the server shuts down.
@@ -141,8 +140,8 @@ impl Admission {
         })
     }
 
-    /// Sees to those that wait: gives them the places of the idle, and refuses those that waited too long.
-    /// Runs until it is dropped.
+    /// Gives waiting streams the permits of idle ones, and refuses those that waited too long. Runs until
+    /// it is dropped.
     pub(crate) async fn run(&self) {
         loop {
             self.0.waiting.notified().await;
@@ -152,13 +151,13 @@ impl Admission {
         }
     }
 
-    /// Whether anybody waits still.
+    /// Returns whether any stream still waits.
     fn sweep(&self) -> bool {
         let now = Instant::now();
         let mut state = self.lock();
         let mut idle = 0;
         for running in state.running.values_mut() {
-            // One that never began has nothing in hand: its client has no room for what comes first.
+            // A stream that never began has no piece in hand: its client has no room for the first.
             let stuck = now - running.handed.unwrap_or(running.moved) > IDLE;
             if stuck && !running.idle {
                 running.idle = true;
@@ -167,7 +166,7 @@ impl Admission {
         }
         state.active -= idle;
         let mut woken = state.promote(now, &self.0.metrics);
-        // They came in order, so those that waited longest are first.
+        // In order of arrival, so those that waited longest are first.
         let at_most = self.0.wait_at_most;
         let late = state.waiting.values_mut();
         let late = late.take_while(|waiting| now - waiting.since > at_most);
@@ -214,7 +213,7 @@ impl State {
         woken
     }
 
-    /// How long somebody would wait who came now, as far as can be told.
+    /// The estimated wait of a stream that comes now.
     fn wait(&self) -> Duration {
         let held_for = self.held_for.unwrap_or_default();
         held_for.mul_f64(self.waiting.len() as f64 / self.limit.get() as f64)

@@ -17,7 +17,7 @@ impl ConnectionControl {
     const DRAIN: u8 = 1;
     const CLOSE: u8 = 2;
 
-    /// Takes no new calls from now on; those that are open go on.
+    /// Takes no new calls from now on; the open ones continue.
     pub(crate) fn drain(&self) {
         self.give(Self::DRAIN);
     }

@@ -85,7 +85,7 @@ async fn calls_before_the_first_state_get_a_retry_delay() {
     assert_eq!(client.get(&prefix("/c/")).await.len(), 1);
 }
 
-/// A `Get` that met the end of a history was told that the server had no state.
+/// A `Get` during a change of the history was refused as if the server had no state.
 #[tokio::test(start_paused = true)]
 async fn get_succeeds_when_the_history_changes() {
     let (engine, script) = scripted_engine();
@@ -165,25 +165,7 @@ async fn reflection_lists_the_services() {
     }
 }
 
-/// It is not serving yet, and may never be: those who wait for it to serve are let go all the same.
-#[tokio::test(start_paused = true)]
-async fn shutdown_before_the_first_state_ends_health_watches() {
-    use health_check_response::ServingStatus;
-    let (engine, _script) = scripted_engine();
-    let client = Client::new(&engine).await;
-    let mut call = client
-        .call(HEALTH_WATCH, &HealthCheckRequest::default())
-        .await;
-    let now: HealthCheckResponse = call.message().await.unwrap();
-    assert_eq!(now.status(), ServingStatus::NotServing);
-    let start = Instant::now();
-    let read = async { while call.message::<HealthCheckResponse>().await.is_some() {} };
-    let (cut_off, ()) = tokio::join!(engine.shut_down(Duration::from_secs(8)), read);
-    assert_eq!(cut_off, 0);
-    assert!(start.elapsed() < Duration::from_secs(1));
-}
-
-/// A client that knows patches is sent what changed in a large value; one that does not, all of it.
+/// Clients that know patches receive the edit of a large value; the others receive the whole value.
 #[tokio::test(start_paused = true)]
 async fn a_small_edit_of_a_large_value_travels_as_a_patch() {
     const FRAME_HEAD: usize = 9;

@@ -93,7 +93,7 @@ async fn connections_above_the_limit_wait() {
     }
     drop(second);
     let served = timeout(Duration::from_secs(20), waiting).await;
-    assert_eq!(served.expect("its turn has come").len(), 1);
+    assert_eq!(served.expect("there is room again").len(), 1);
     drop((first, third));
     assert_eq!(
         connections.shut_down(sleep(Duration::from_secs(20))).await,

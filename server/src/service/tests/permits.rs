@@ -2,8 +2,8 @@
 
 use super::*;
 
-/// A crowd starts with nothing while keys change, and some of it never reads: everybody else comes to
-/// the right state, and what they read was encoded once.
+/// A crowd starts with nothing while keys change, and some clients never read. All others reach the right
+/// state, and what they read was encoded once.
 #[tokio::test(start_paused = true)]
 async fn a_crowd_shares_a_snapshot_despite_stalled_readers() {
     const STALLED: usize = 40;
@@ -84,7 +84,7 @@ async fn a_long_wait_for_a_permit_gets_a_retry_delay() {
     let mut watch = client.watch(&range, None).await;
     assert!(matches!(watch.frame().await, Some(Frame::Hello(_))));
     let Some(Frame::Goodbye(goodbye)) = watch.frame().await else {
-        panic!("there is no turn for it");
+        panic!("there is no permit for it");
     };
     assert_eq!(goodbye.reason(), v1::goodbye::Reason::Rebalance);
     assert!(goodbye.retry_after_ms >= 1000 && !goodbye.purge);
@@ -104,7 +104,7 @@ async fn a_long_wait_for_a_permit_gets_a_retry_delay() {
     );
     assert_eq!(metrics.syncs_deferred.get(), 2);
 
-    // One that is waiting still gets its turn, and so does whoever comes back.
+    // A waiting stream still gets its permit, and so does a client that comes back.
     let mut watch = client.watch(&range, None).await;
     let mut replica = Replica::new(range.clone());
     replica.take(watch.frame().await.unwrap()).unwrap();

@@ -128,7 +128,7 @@ async fn malformed_requests_are_refused_and_harm_nobody() {
             let (found, message, _) = answered.await.status().await;
             assert_eq!(found, code, "{what} to {path}: {message}");
         }
-        // Those who send another type do not look for gRPC's status.
+        // Clients that send another type do not read gRPC's status.
         for kind in [None, Some("application/json"), Some("application/grpc-web")] {
             let call = client.request(path, kind, Some(good.clone())).await;
             assert_eq!(call.http_status, 415, "{kind:?} to {path}");

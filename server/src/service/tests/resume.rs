@@ -56,7 +56,7 @@ async fn a_client_ahead_waits_for_the_server() {
         digest: entries.iter().collect::<Digest>().to_bytes(),
         token: Bytes::new(),
     };
-    // etcd does not answer: the client is told to come back.
+    // etcd does not answer: the client gets a retry delay.
     let ahead = have(60, &entries("2", 60));
     let (code, message, pushback) = client
         .watch(&range, Some(ahead.clone()))

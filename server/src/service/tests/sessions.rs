@@ -273,7 +273,7 @@ async fn a_clients_certificates_are_in_the_registry() {
     let io = connect.connect(ServerName::try_from("localhost").unwrap(), io);
     let (sender, connection) = h2::client::handshake(io.await.unwrap()).await.unwrap();
     let mut tasks = JoinSet::new();
-    tasks.spawn(async move { connection.await });
+    tasks.spawn(connection);
     let client = Client {
         sender,
         connection: tasks,

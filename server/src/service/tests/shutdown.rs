@@ -7,7 +7,7 @@ async fn calls_during_shutdown_get_a_retry_delay() {
     let engine = engine(&ScriptedEtcd::default());
     engine.ready().await;
     let client = Client::new(&engine).await;
-    // Connections that are not told yet.
+    // The connections are not draining yet.
     engine.service().drain();
     let range = Some(v1::Range::from(&prefix("/c/")));
     let watch = v1::WatchRequest {
@@ -80,8 +80,8 @@ async fn shutdown_says_goodbye_on_every_stream() {
     assert_eq!(metrics.scopes.get(), 0);
 }
 
-/// A client that watches the server's health, as gRPC's own clients do, held up every shutdown until
-/// it was cut off.
+/// A client that watched the server's health, as gRPC's own clients do, held up every shutdown until
+/// its connection was closed.
 #[tokio::test(start_paused = true)]
 async fn shutdown_ends_health_watches() {
     use health_check_response::ServingStatus;
@@ -116,7 +116,7 @@ async fn shutdown_ends_health_watches() {
     assert!(start.elapsed() < Duration::from_secs(1));
 }
 
-/// Tools that look at what a server offers keep their call open, and held up every shutdown.
+/// Reflection clients keep their call open, which held up every shutdown.
 #[tokio::test(start_paused = true)]
 async fn shutdown_ends_reflection_calls() {
     use reflection::server_reflection_request::MessageRequest;
@@ -141,7 +141,7 @@ async fn shutdown_ends_reflection_calls() {
     assert!(start.elapsed() < Duration::from_secs(1));
 }
 
-/// What was accepted at the moment of a shutdown lived on after it.
+/// A connection that was accepted at the moment of a shutdown outlived it.
 #[tokio::test]
 async fn shutdown_waits_for_the_accept_loop() {
     let engine = engine(&ScriptedEtcd::default());
@@ -163,7 +163,7 @@ async fn shutdown_waits_for_the_accept_loop() {
     assert_eq!(shut_down.await, 0);
 }
 
-/// Those that have their turn read on until the deadline; a crowd behind them would wait with them.
+/// Streams with a permit read on until the deadline. Those that wait for one do not wait with them.
 #[tokio::test(start_paused = true)]
 async fn shutdown_does_not_wait_for_permits() {
     let etcd = ScriptedEtcd::default();
@@ -184,7 +184,7 @@ async fn shutdown_does_not_wait_for_permits() {
     assert!(start.elapsed() < Duration::from_secs(1));
 }
 
-/// A connection that was accepted at that moment is told to take no calls, as all others are.
+/// A connection that is accepted at that moment drains as all others do.
 #[tokio::test(start_paused = true)]
 async fn shutdown_drains_a_connection_accepted_last() {
     let engine = engine(&ScriptedEtcd::default());
@@ -211,7 +211,7 @@ async fn shutdown_drains_a_connection_accepted_last() {
     assert!(start.elapsed() < Duration::from_secs(1));
 }
 
-/// The same where there is no time left.
+/// The same when the deadline is already over.
 #[tokio::test(start_paused = true)]
 async fn shutdown_at_its_deadline_closes_a_late_connection() {
     let engine = engine(&ScriptedEtcd::default());
@@ -250,4 +250,22 @@ async fn shutdown_at_its_deadline_closes_stalled_connections() {
     assert_eq!(metrics.scopes.get(), 0);
     client.connection.join_next().await.unwrap().unwrap().ok();
     drop(watch);
+}
+
+/// The server is not serving yet, and may never be: the health watches end all the same.
+#[tokio::test(start_paused = true)]
+async fn shutdown_before_the_first_state_ends_health_watches() {
+    use health_check_response::ServingStatus;
+    let (engine, _script) = scripted_engine();
+    let client = Client::new(&engine).await;
+    let mut call = client
+        .call(HEALTH_WATCH, &HealthCheckRequest::default())
+        .await;
+    let now: HealthCheckResponse = call.message().await.unwrap();
+    assert_eq!(now.status(), ServingStatus::NotServing);
+    let start = Instant::now();
+    let read = async { while call.message::<HealthCheckResponse>().await.is_some() {} };
+    let (cut_off, ()) = tokio::join!(engine.shut_down(Duration::from_secs(8)), read);
+    assert_eq!(cut_off, 0);
+    assert!(start.elapsed() < Duration::from_secs(1));
 }

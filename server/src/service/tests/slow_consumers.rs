@@ -209,7 +209,7 @@ fn much() -> ScriptedEtcd {
     etcd
 }
 
-/// The server kept a turn for each of them, until there was none for anybody else.
+/// The server kept a permit for each of them, until there was none for anybody else.
 #[tokio::test(start_paused = true)]
 async fn a_client_that_opens_no_window_delays_nobody() {
     const CLOSED: usize = 100;
