@@ -50,7 +50,7 @@ impl Service {
         let unknown = request
             .watches
             .into_iter()
-            .filter(|report| !self.0.sessions.report(report));
+            .filter(|report| !self.0.sessions.report(report, request.client.as_ref()));
         let unknown_watch_ids = unknown.map(|report| report.watch_id).collect();
         Ok(grpc::unary(&v1::ReportResponse { unknown_watch_ids }))
     }

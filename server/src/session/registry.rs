@@ -151,12 +151,16 @@ impl Registry {
         stream.connection().stream_closed();
     }
 
-    /// Takes what a client says about one stream. Returns whether the stream is known.
-    pub(crate) fn report(&self, report: &v1::WatchReport) -> bool {
+    /// Takes what a client, which may say who it is, reports about one stream. Returns whether the stream
+    /// is known.
+    pub(crate) fn report(&self, report: &v1::WatchReport, client: Option<&v1::ClientInfo>) -> bool {
         let known = WatchId::from_bytes(&report.watch_id)
             .and_then(|id| self.0.open.lock().by_watch_id.get(&id).cloned());
         if let Some(stream) = &known {
             stream.take_report(report.sequence, report.outcome.as_ref());
+            if let Some(client) = client {
+                stream.take_client(client);
+            }
         }
         known.is_some()
     }

@@ -87,7 +87,7 @@ struct Inner {
     kind: CallKind,
     connection: Connection,
     range: KeyRange,
-    client: Option<Arc<Kept<v1::ClientInfo>>>,
+    client: OnceLock<Arc<Kept<v1::ClientInfo>>>,
     token: Option<Arc<Kept<BearerToken>>>,
     since: Instant,
     resumed_from: Revision,
@@ -117,7 +117,10 @@ impl Stream {
             watch_id: (new.kind == CallKind::Watch).then(WatchId::random),
             kind: new.kind,
             range: new.range,
-            client: new.client.and_then(|client| kept.client(client)),
+            client: new
+                .client
+                .and_then(|client| kept.client(client))
+                .map_or_else(OnceLock::new, OnceLock::from),
             token: new.token.and_then(|token| kept.token(token)),
             since: Instant::now(),
             resumed_from: new.resumed_from,
@@ -169,10 +172,10 @@ impl Stream {
         Identity::new(self.0.connection.certificates(), token)
     }
 
-    /// Who the client says it is. `None` when it did not say, or the connection's streams keep too much
-    /// already.
+    /// Who the client says it is, in its request or else in its first report. `None` when it did not say,
+    /// or the connection's streams keep too much already.
     pub fn client(&self) -> Option<&v1::ClientInfo> {
-        self.0.client.as_ref().map(|client| &***client)
+        self.0.client.get().map(|client| &***client)
     }
 
     /// When it began.
@@ -206,6 +209,15 @@ impl Stream {
     /// Whether it has been told to end.
     pub fn is_ending(&self) -> bool {
         self.0.goodbye.get().is_some()
+    }
+
+    /// Takes what a client says of itself, unless that is known already.
+    pub(super) fn take_client(&self, client: &v1::ClientInfo) {
+        if self.0.client.get().is_none()
+            && let Some(client) = self.0.connection.kept().client(client.clone())
+        {
+            let _ = self.0.client.set(client);
+        }
     }
 
     /// Takes a report, unless there is a later one.

@@ -20,8 +20,12 @@ async fn watch_get_and_report() {
         panic!("hello comes first");
     };
     assert_eq!(hello.watch_id.len(), 16);
+    let shop = v1::ClientInfo {
+        instance: "shop-1".to_owned(),
+        ..Default::default()
+    };
     let report = |watch_id: &Bytes| v1::ReportRequest {
-        client: None,
+        client: Some(shop.clone()),
         watches: vec![v1::WatchReport {
             watch_id: watch_id.clone(),
             sequence: 1,
@@ -36,6 +40,9 @@ async fn watch_get_and_report() {
         assert_eq!(response.unknown_watch_ids.len(), expected);
         assert_eq!(call.status().await.0, Code::Ok);
     }
+    // The request did not say who it is; the report did.
+    let stream = engine.sessions().streams().next().unwrap();
+    assert_eq!(stream.client(), Some(&shop));
     replica.take(Frame::Hello(hello)).unwrap();
     for n in 0..3 {
         let last = etcd.txn([Op::put("/c/a", [n]), Op::put("/c/b", [n])]);
