@@ -21,7 +21,8 @@ pub(super) struct Disconnect {
     pub(super) endpoint: Option<String>,
     /// The next attempt must not use this connection, and tries its server last.
     pub(super) retire: bool,
-    /// The server revoked the right to the range.
+    /// The client must delete its copies of the range: the subscription ends for good. A revoked right
+    /// without it is a refusal, and the next attempt follows.
     pub(super) purge: bool,
 }
 

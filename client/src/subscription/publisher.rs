@@ -18,9 +18,9 @@ pub(super) struct Publisher {
     pub(super) proven: Arc<Proven>,
 }
 
-/// Where the task is, as far as a status shows it.
+/// How the subscription is doing, as far as a status shows it.
 #[derive(Clone, Copy)]
-pub(super) struct Progress {
+pub(super) struct Standing {
     pub(super) now: Instant,
     pub(super) phase: Phase,
     /// Of the state that is held.
@@ -39,17 +39,17 @@ impl Publisher {
     }
 
     /// Publishes the phase. Wakes nobody when only the revision moved.
-    pub(super) fn publish_phase(&self, progress: Progress) {
+    pub(super) fn publish_phase(&self, standing: Standing) {
         self.status
-            .send_if_modified(|status| progress.apply(status));
+            .send_if_modified(|status| standing.apply(status));
     }
 
     /// Publishes that a stream to this endpoint has begun.
-    pub(super) fn publish_connected(&self, endpoint: String, reconnects: u64, progress: Progress) {
+    pub(super) fn publish_connected(&self, endpoint: String, reconnects: u64, standing: Standing) {
         self.status.send_modify(|status| {
             status.endpoint = Some(endpoint);
             status.reconnects = reconnects;
-            progress.apply(status);
+            standing.apply(status);
         });
     }
 
@@ -59,7 +59,7 @@ impl Publisher {
         error: String,
         refused: Option<Refused>,
         diverged: u64,
-        progress: Progress,
+        standing: Standing,
     ) {
         self.status.send_modify(|status| {
             status.last_error = Some(error);
@@ -69,7 +69,7 @@ impl Publisher {
                 status.refused = refused;
             }
             // Together with the reason: whoever is woken sees both.
-            progress.apply(status);
+            standing.apply(status);
         });
     }
 
@@ -86,7 +86,7 @@ impl Publisher {
     }
 }
 
-impl Progress {
+impl Standing {
     /// Whether that changed more than the revision.
     fn apply(self, status: &mut Status) -> bool {
         let state = match self.phase {

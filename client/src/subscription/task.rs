@@ -1,7 +1,8 @@
 //! The one task of a subscription: drives the state machine, drains the stream, publishes states.
 //!
 //! It never waits for readers: it publishes each state at once, and a reader that was away finds the latest.
-//! It ends when its subscription is dropped, or when the server revokes the right to the range.
+//! It ends when its subscription is dropped, or when a goodbye tells the client to delete its copies (`purge`).
+//! A revoked right without that is a refusal: the task goes on trying.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use super::clock::Clock;
 use super::decoders::Decoders;
 use super::disconnect::Disconnect;
 use super::outcome;
-use super::publisher::{Progress, Publisher};
+use super::publisher::{Publisher, Standing};
 use super::replica::{Applied, Replica};
 use super::state::{Cause, Event, Machine, Phase};
 use crate::decode::VersionedState;
@@ -73,7 +74,7 @@ impl Task {
         }
     }
 
-    /// Runs until it is dropped, or until the server revokes the right to the range.
+    /// Runs until it is dropped, or until a goodbye tells the client to delete its copies of the range.
     pub(super) async fn run(mut self) {
         loop {
             let disconnect = self.attempt().await;
@@ -99,7 +100,7 @@ impl Task {
                 self.serve_watchers(tokio::time::sleep_until(until)).await;
             }
             self.step(Event::Expired);
-            self.publisher.publish_phase(self.progress());
+            self.publisher.publish_phase(self.standing());
         }
     }
 
@@ -170,7 +171,7 @@ impl Task {
         self.publisher.publish_connected(
             connection.endpoint().to_string(),
             self.machine.reconnects(),
-            self.progress(),
+            self.standing(),
         );
     }
 
@@ -214,7 +215,7 @@ impl Task {
             .publish_entries(self.replica.entries(), changed);
         let was_live = matches!(self.machine.phase(), Phase::Live { .. });
         self.step(Event::InSync);
-        self.publisher.publish_phase(self.progress());
+        self.publisher.publish_phase(self.standing());
         if std::mem::take(&mut self.outage) {
             tracing::info!(range = %self.range, "in sync");
         }
@@ -310,9 +311,9 @@ impl Task {
         self.replica.entries().map(Entries::revision)
     }
 
-    fn progress(&self) -> Progress {
+    fn standing(&self) -> Standing {
         let now = Instant::now();
-        Progress {
+        Standing {
             now,
             phase: self.machine.phase(),
             revision: self.revision(),
@@ -369,7 +370,7 @@ impl Task {
         }
         let diverged = self.machine.diverged();
         self.publisher
-            .publish_disconnect(why, refused, diverged, self.progress());
+            .publish_disconnect(why, refused, diverged, self.standing());
     }
 
     /// Ends the subscription for its handles.
