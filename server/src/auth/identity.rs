@@ -76,9 +76,11 @@ impl fmt::Debug for BearerToken {
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Identity<'a> {
-    /// Those of the connection. `None` without TLS, or when the server asks for none.
+    /// Those of the connection. `None` without TLS, when the server asks for none, or when the peer's
+    /// own was too long to be kept.
     pub certificates: Option<&'a CertificateChain>,
-    /// That of the call. `None` when there was none, or it was too long to be kept.
+    /// That of the call. `None` when there was none, it was too long to be kept, or the streams of the
+    /// connection keep too much already.
     pub token: Option<&'a BearerToken>,
 }
 

@@ -4,10 +4,17 @@
 //!
 //! ```text
 //! /// TLS handshakes that failed.
-//! name: Counter,
-//!     unit Bytes,              // the name has to end in it: `…_bytes`
-//!     labels "reason";         // of a `Family`, for the documentation
+//! tls_handshakes_failed: Counter;
+//!
+//! /// Bytes handed to connections.
+//! sent_bytes: Counter, unit Bytes;     // the name ends in the unit
+//!
+//! /// Requests by what became of them.
+//! requests: Family<[(&'static str, &'static str); 1], Counter>,
+//!     labels "outcome";                // named for the documentation
 //! ```
+//!
+//! A `Family` exports nothing until a value of its label is counted.
 //!
 //! The macro makes the field of [`Inner`](super::Inner), the registration as `driftless_name` with the
 //! documentation as its help, and the [`Description`] that the README's row is made of. The type must be

@@ -97,15 +97,23 @@ mod tests {
     fn names_and_help_are_exported_as_described() {
         let mut text = String::new();
         Metrics::new().write(&mut text).unwrap();
-        for description in &DESCRIPTIONS {
-            let sample = format!("\n{} 0\n", description.exported_name());
-            assert!(text.contains(&sample), "{sample}{text}");
-            assert!(text.contains(&description.help()), "{description:?}");
-        }
+        assert_exported(&DESCRIPTIONS, &text);
         assert!(
             text.contains("# UNIT driftless_sent_bytes bytes\n"),
             "{text}"
         );
+    }
+
+    /// Asserts that each metric without labels is exported as described, at 0. One with labels is not
+    /// exported before something is counted.
+    fn assert_exported(descriptions: &[Description], text: &str) {
+        for description in descriptions {
+            if description.labels.is_empty() {
+                let sample = format!("\n{} 0\n", description.exported_name());
+                assert!(text.contains(&sample), "{sample}{text}");
+                assert!(text.contains(&description.help()), "{description:?}");
+            }
+        }
     }
 
     /// What one entry of a table makes.
@@ -117,6 +125,18 @@ mod tests {
             /// Requests by
             /// what became of them.
             requests: Family<[(&'static str, &'static str); 1], Counter>, labels "outcome";
+            /// Retries.
+            retries: Counter;
+        }
+
+        #[test]
+        fn metric_with_labels_is_not_exported_before_it_counts() {
+            let mut text = String::new();
+            let metrics = Inner::new();
+            encode(&mut text, metrics.registry()).unwrap();
+            assert_eq!(metrics.retries.get(), 0);
+            assert_exported(&DESCRIPTIONS, &text);
+            assert!(!text.contains("driftless_requests"), "{text}");
         }
 
         #[test]

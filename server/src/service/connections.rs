@@ -1,4 +1,7 @@
-//! Accepts connections, and drives each to its end: limits, timeouts, TLS, shutdown.
+//! Runs every connection from the moment it is accepted until it ends.
+//!
+//! On the way it applies what holds for all of them: the limit on their number, the timeouts, TLS, and
+//! the shutdown.
 
 use std::convert::Infallible;
 use std::future::Future;

@@ -1,7 +1,8 @@
 //! Every setting, declared once: see [`declare`](super::declare) for what an entry means.
 //!
 //! To add a setting, add an entry and use `settings.its_name()` where it matters; then
-//! `DRIFTLESS_REGENERATE=1 cargo test -p driftless --test docs` adds its row to `server/README.md`.
+//! `DRIFTLESS_REGENERATE=1 cargo test -p driftless --test docs --test wrong_inputs` adds it to
+//! `server/README.md` and `server/WRONG_INPUTS.md`.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
