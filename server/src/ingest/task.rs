@@ -56,6 +56,8 @@ pub(crate) async fn run(
             }
         };
         ingest.take(update);
+        // A source that always has an update ready would win every select.
+        ingest.publisher.tick();
         for mut pending in ingest.publisher.take_pending() {
             let (pairs, encoder) = pending.take_work();
             let metrics = ingest.publisher.metrics().clone();

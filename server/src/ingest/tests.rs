@@ -1,15 +1,18 @@
-//! Audits and backfills are restarted when etcd is lost or read again, and dropped when they end.
+//! Audits and backfills are restarted when etcd is lost or read again, and dropped when they end. A
+//! flood of updates does not keep changes back.
 
+use std::task::{Context, Waker};
 use std::time::Duration;
 
+use driftless_proto::apply::Edit;
 use driftless_proto::{Epoch, Revision};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use super::*;
 use crate::delta::JobPool;
-use crate::fanout::{self, Fanout, Publisher, fanout};
+use crate::fanout::{self, Fanout, Next, Publisher, Subscriber, fanout};
 use crate::metrics::Metrics;
 use crate::source::{Source, SourceHandle, SourceRequest, SourceRequests, Update};
 use crate::store::{BackfillEvent, History, State};
@@ -174,4 +177,92 @@ async fn failed_backfill_wakes_the_streams_that_requested_it() {
     let failed = BackfillEvent::Failed { reason };
     ingest.hear([Update::Backfill(failed)]).await;
     waiting.join_next().await.unwrap().unwrap();
+}
+
+/// A source that never waits once a stream is there: it reports change after change, until one that
+/// was held back has reached the stream.
+struct Flood {
+    state: Option<Update>,
+    stream: Option<oneshot::Receiver<Subscriber>>,
+    subscriber: Option<Subscriber>,
+    began: Instant,
+    revision: Revision,
+    cursor: Revision,
+    held_back: bool,
+    /// Receives whether the change was released.
+    released: Option<oneshot::Sender<bool>>,
+}
+
+impl Flood {
+    /// Reads what there is for the stream. Returns whether that ends the flood.
+    fn read(&mut self) -> bool {
+        let subscriber = self.subscriber.as_ref().unwrap();
+        let cx = Context::from_waker(Waker::noop());
+        let published = self.cursor < self.revision;
+        let mut moved = false;
+        loop {
+            match subscriber.next(self.cursor, 0, &cx) {
+                Next::Frame { to, .. } | Next::Coalesced { to, .. } => self.cursor = to,
+                // So much was released at once that one diff is cheaper.
+                Next::Behind => self.cursor = self.revision,
+                _ => break,
+            }
+            moved = true;
+        }
+        let released = self.held_back && moved;
+        self.held_back |= published && !moved;
+        let over = released || self.began.elapsed() > Duration::from_secs(10);
+        if over && let Some(waiting) = self.released.take() {
+            waiting.send(released).unwrap();
+        }
+        over
+    }
+}
+
+impl Source for Flood {
+    async fn next(&mut self) -> Update {
+        if let Some(state) = self.state.take() {
+            return state;
+        }
+        if let Some(stream) = self.stream.take() {
+            self.subscriber = Some(stream.await.unwrap());
+            self.began = Instant::now();
+        }
+        if self.read() {
+            return std::future::pending().await;
+        }
+        self.revision = self.revision.next();
+        let revision = self.revision;
+        let changes = vec![Edit::Put(entry("/c/a", "2", revision.get()))];
+        Update::Changes { revision, changes }
+    }
+}
+
+#[tokio::test]
+async fn flood_of_updates_does_not_keep_changes_back() {
+    let (publisher, fanout) = prefix_c();
+    let (handle, _requests) = SourceHandle::channel();
+    let limits = Limits {
+        audit_interval: None,
+        jobs: JobPool::new(fanout.metrics().clone()),
+    };
+    let (stream_is_there, stream) = oneshot::channel();
+    let (released, was_released) = oneshot::channel();
+    let flood = Flood {
+        state: Some(state()),
+        stream: Some(stream),
+        subscriber: None,
+        began: Instant::now(),
+        revision: Revision::new(5_000),
+        cursor: Revision::new(5_000),
+        held_back: false,
+        released: Some(released),
+    };
+    let mut running = JoinSet::new();
+    running.spawn(run(flood, Handle::new(handle), publisher, limits));
+    fanout.synced().await;
+    let subscriber = fanout.subscribe(prefix("/c/")).unwrap();
+    subscriber.view().await.unwrap();
+    assert!(stream_is_there.send(subscriber).is_ok());
+    assert!(was_released.await.unwrap(), "it was held back for 10 s");
 }
