@@ -87,8 +87,17 @@ impl Requests {
         }
     }
 
-    /// Sets what is reachable, and wakes the streams that wait if it changed.
+    /// Sets what is reachable. If that changed, wakes the streams that wait; each of them requests its
+    /// revision again if it is still reachable.
     pub fn set_reachable(&self, reachable: Reachable) {
+        if *self.0.reachable.borrow() == reachable {
+            return;
+        }
+        // An earlier request, which may be out of reach now, must not hide a later one.
+        self.0.requested.send_if_modified(|requested| {
+            *requested = None;
+            false
+        });
         self.0.reachable.send_if_modified(|current| {
             let changed = *current != reachable;
             *current = reachable;
