@@ -113,13 +113,14 @@ impl ChangeLog {
         &mut self,
         floor: Revision,
         batches: Vector<Arc<EncodedBatch>>,
+        bytes: usize,
         up_to: Revision,
     ) -> Option<Vec<Arc<EncodedBatch>>> {
         if self.floor != up_to {
             return None;
         }
         self.floor = floor;
-        self.bytes += batches.iter().map(|batch| batch.bytes()).sum::<usize>();
+        self.bytes += bytes;
         let newer = std::mem::replace(&mut self.batches, batches);
         self.batches.append(newer);
         Some(self.keep_budget())

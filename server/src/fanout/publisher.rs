@@ -63,8 +63,8 @@ impl Publisher {
         self.schedule.due(Instant::now())
     }
 
-    /// Does a slice of the work that is due. To be called once [`Publisher::due`] has passed. Between
-    /// two calls changes may be published, and the caller should yield.
+    /// Does a slice of the work that is due, if any is. To be called once [`Publisher::due`] has passed,
+    /// and after each update. Between two calls changes may be published, and the caller should yield.
     pub fn tick(&mut self) {
         let now = Instant::now();
         if self.schedule.flush_due(now) {
@@ -120,14 +120,16 @@ impl Publisher {
         up_to: Revision,
     ) -> Option<Revision> {
         let contact_ms = self.shared.contact_ms();
-        let encoded = batches
+        let encoded: imbl::Vector<_> = batches
             .into_iter()
             .map(|batch| Arc::new(EncodedBatch::new(batch, contact_ms)))
             .collect();
+        // There may be many, so they are added up before the lock is taken.
+        let bytes = encoded.iter().map(|batch| batch.bytes()).sum();
         let mut published = self.shared.published.lock();
         let state = published.state.as_mut()?;
         let before = state.log.bytes();
-        let dropped = state.log.prepend(floor, encoded, up_to)?;
+        let dropped = state.log.prepend(floor, encoded, bytes, up_to)?;
         let grown = state.log.bytes() as i64 - before as i64;
         let floor = state.log.floor();
         let old = std::mem::replace(&mut state.snapshot, snapshot);

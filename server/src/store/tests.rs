@@ -259,8 +259,9 @@ impl World {
             }
         };
         let encode = |batch| Arc::new(EncodedBatch::new(batch, 0));
-        let encoded = batches.into_iter().map(encode).collect();
-        let dropped = self.log.prepend(from, encoded, span.up_to);
+        let encoded: imbl::Vector<_> = batches.into_iter().map(encode).collect();
+        let bytes = encoded.iter().map(|batch| batch.bytes()).sum();
+        let dropped = self.log.prepend(from, encoded, bytes, span.up_to);
         let floor = dropped.as_ref().map(|_| self.log.floor());
         assert!(self.step(backfill::Event::Adopted { floor }).is_none());
         if dropped.is_none() {
