@@ -7,11 +7,11 @@ use prometheus_client::metrics::gauge::Gauge;
 /// Counts one thing in a gauge for as long as it lives.
 #[derive(Debug)]
 #[must_use = "a thing is counted only while its guard lives"]
-pub struct GaugeGuard(Gauge<i64, AtomicI64>);
+pub(crate) struct GaugeGuard(Gauge<i64, AtomicI64>);
 
 impl GaugeGuard {
     /// Adds one; dropping the guard takes it off again.
-    pub fn new(gauge: &Gauge<i64, AtomicI64>) -> Self {
+    pub(crate) fn new(gauge: &Gauge<i64, AtomicI64>) -> Self {
         gauge.inc();
         Self(gauge.clone())
     }

@@ -12,7 +12,7 @@ use std::fmt;
 use std::sync::Arc;
 
 pub use self::declare::Description;
-pub use self::guard::GaugeGuard;
+pub(crate) use self::guard::GaugeGuard;
 pub use self::table::{DESCRIPTIONS, Inner};
 
 /// All metrics of one server. Cheap to clone.

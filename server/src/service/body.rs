@@ -157,6 +157,9 @@ impl Body for WatchBody {
             let cut_off = std::mem::take(&mut this.sending.cut_off);
             if let Some(goodbye) = this.sending.stream.goodbye() {
                 let goodbye = *goodbye;
+                // It may wait for a permit, or have one.
+                this.due = None;
+                this.sending.stream.end_sync();
                 this.end(goodbye);
                 continue;
             }

@@ -169,8 +169,8 @@ impl Connections {
             Some(tls) => {
                 let connections = self.clone();
                 self.tasks.spawn(async move {
-                    let _place = place;
-                    connections.drive_over(&tls, io, &session).await;
+                    let holding = (place, session);
+                    connections.drive_over(&tls, io, &holding.1).await;
                 });
             }
         }

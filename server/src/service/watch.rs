@@ -52,7 +52,8 @@ impl Service {
             if let Some(start) = start(served, &subscriber, view, have.as_ref()).await? {
                 let new = NewStream {
                     kind: CallKind::Watch,
-                    range,
+                    // Shares the bytes of its scope's.
+                    range: subscriber.range().clone(),
                     client: request.client,
                     token,
                     resumed_from: have.map_or(Revision::NONE, |have| have.revision),

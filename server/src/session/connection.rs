@@ -67,8 +67,8 @@ impl Connection {
         self.0.since
     }
 
-    /// The certificates that the other end showed. `None` without TLS, while the handshake goes on, or
-    /// when the server asks for none.
+    /// The certificates that the other end showed. `None` without TLS, while the handshake goes on, when
+    /// the server asks for none, or when the first one is too long to be kept.
     pub fn certificates(&self) -> Option<&CertificateChain> {
         self.0.certificates.get()
     }

@@ -9,8 +9,8 @@ use parking_lot::Mutex;
 
 use crate::auth::BearerToken;
 
-/// What all streams of one connection may keep of their requests, in bytes: 1 KiB for each of the
-/// 4,096 that may be open. A client that sends the same with each of them, as all do that speak for
+/// What all streams of one connection may keep of the tokens and client infos in their requests, in
+/// bytes: 1 KiB for each of the 4,096 that may be open. Ranges and reports are bounded for each stream. A client that sends the same with each of them, as all do that speak for
 /// one process, needs it once.
 const MAX_BYTES: usize = 4 * 1024 * 1024;
 
@@ -51,7 +51,7 @@ pub(super) struct KeptByStreams {
 
 impl KeptByStreams {
     /// `None` when the connection's streams keep too much already.
-    pub(super) fn client(&self, client: v1::ClientInfo) -> Option<Arc<Kept<v1::ClientInfo>>> {
+    pub(super) fn client(&self, client: &v1::ClientInfo) -> Option<Arc<Kept<v1::ClientInfo>>> {
         let labels = client.labels.iter();
         let labels = labels.map(|(name, value)| name.len() + value.len() + LABEL_OVERHEAD);
         let bytes = client.instance.len() + client.library.len() + labels.sum::<usize>();
@@ -59,30 +59,31 @@ impl KeptByStreams {
     }
 
     /// `None` when the connection's streams keep too much already.
-    pub(super) fn token(&self, token: BearerToken) -> Option<Arc<Kept<BearerToken>>> {
+    pub(super) fn token(&self, token: &BearerToken) -> Option<Arc<Kept<BearerToken>>> {
         let bytes = token.expose().len();
         self.keep(&self.token, token, bytes)
     }
 
-    fn keep<T: PartialEq>(
+    /// Copies the value only if it is kept.
+    fn keep<T: PartialEq + Clone>(
         &self,
         latest: &Mutex<Weak<Kept<T>>>,
-        value: T,
+        value: &T,
         bytes: usize,
     ) -> Option<Arc<Kept<T>>> {
         let mut latest = latest.lock();
-        if let Some(same) = latest.upgrade().filter(|latest| latest.value == value) {
+        if let Some(same) = latest.upgrade().filter(|latest| latest.value == *value) {
             return Some(same);
         }
-        let before = self.total.fetch_add(bytes, Ordering::Relaxed);
+        let fits = |total: usize| (total + bytes <= MAX_BYTES).then(|| total + bytes);
+        let total = &self.total;
+        let added = total.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits);
+        added.ok()?;
         let kept = Arc::new(Kept {
-            value,
+            value: value.clone(),
             bytes,
-            total: Arc::clone(&self.total),
+            total: Arc::clone(total),
         });
-        if before + bytes > MAX_BYTES {
-            return None;
-        }
         *latest = Arc::downgrade(&kept);
         Some(kept)
     }
@@ -100,11 +101,11 @@ mod tests {
     fn streams_with_the_same_token_share_it() {
         let kept = KeptByStreams::default();
         let total = || kept.total.load(Ordering::Relaxed);
-        let first = kept.token(token("same")).unwrap();
-        let second = kept.token(token("same")).unwrap();
+        let first = kept.token(&token("same")).unwrap();
+        let second = kept.token(&token("same")).unwrap();
         assert!(Arc::ptr_eq(&first, &second));
         assert_eq!(total(), 4);
-        let other = kept.token(token("another")).unwrap();
+        let other = kept.token(&token("another")).unwrap();
         assert_eq!(total(), 11);
         drop((first, other));
         assert_eq!(total(), 4, "one stream still has it");
@@ -116,10 +117,10 @@ mod tests {
     fn a_connection_keeps_no_more_than_its_bound() {
         let kept = KeptByStreams::default();
         let long = |n: usize| token(&format!("{n:08000}"));
-        let tokens: Vec<_> = (0..1000).map_while(|n| kept.token(long(n))).collect();
+        let tokens: Vec<_> = (0..1000).map_while(|n| kept.token(&long(n))).collect();
         assert_eq!(tokens.len(), MAX_BYTES / 8000);
-        assert!(kept.token(token("short")).is_some());
+        assert!(kept.token(&token("short")).is_some());
         drop(tokens);
-        assert!(kept.token(long(0)).is_some());
+        assert!(kept.token(&long(0)).is_some());
     }
 }

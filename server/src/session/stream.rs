@@ -1,5 +1,6 @@
 //! One open call of `Watch` or `Get`: what is known of it, and the guard that its response owns.
 
+use std::fmt;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
@@ -24,8 +25,15 @@ pub struct StreamId(pub(super) u64);
 
 /// `Hello.watch_id`: the name under which a client reports about a stream. Random, so that nobody
 /// reports about another's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct WatchId([u8; 16]);
+
+impl fmt::Debug for WatchId {
+    /// Without the id: whoever knows it can report about the stream.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("WatchId(..)")
+    }
+}
 
 impl WatchId {
     fn random() -> Self {
@@ -57,8 +65,8 @@ pub enum CallKind {
 pub struct Report {
     /// Its place among the client's reports about this stream. 0: it came with the request.
     pub sequence: u64,
-    /// What the client did with what it got.
-    pub outcome: v1::Outcome,
+    /// What the client did with what it got. `None` when the report does not say.
+    pub outcome: Option<v1::Outcome>,
 }
 
 /// What a request says about the stream that it opens.
@@ -110,7 +118,7 @@ impl Stream {
         let kept = connection.kept();
         let report = new.outcome.map(|outcome| Report {
             sequence: 0,
-            outcome,
+            outcome: Some(outcome),
         });
         Self(Arc::new(Inner {
             id,
@@ -119,9 +127,9 @@ impl Stream {
             range: new.range,
             client: new
                 .client
-                .and_then(|client| kept.client(client))
+                .and_then(|client| kept.client(&client))
                 .map_or_else(OnceLock::new, OnceLock::from),
-            token: new.token.and_then(|token| kept.token(token)),
+            token: new.token.and_then(|token| kept.token(&token)),
             since: Instant::now(),
             resumed_from: new.resumed_from,
             clock,
@@ -206,15 +214,10 @@ impl Stream {
             .instant(self.0.unread_since.load(Ordering::Relaxed))
     }
 
-    /// Whether it has been told to end.
-    pub fn is_ending(&self) -> bool {
-        self.0.goodbye.get().is_some()
-    }
-
     /// Takes what a client says of itself, unless that is known already.
     pub(super) fn take_client(&self, client: &v1::ClientInfo) {
         if self.0.client.get().is_none()
-            && let Some(client) = self.0.connection.kept().client(client.clone())
+            && let Some(client) = self.0.connection.kept().client(client)
         {
             let _ = self.0.client.set(client);
         }
@@ -225,7 +228,8 @@ impl Stream {
         let mut latest = self.0.report.lock();
         let before = latest.as_ref().map_or(0, |report| report.sequence);
         if sequence > before {
-            *latest = outcome.cloned().map(|outcome| Report { sequence, outcome });
+            let outcome = outcome.cloned();
+            *latest = Some(Report { sequence, outcome });
         }
     }
 

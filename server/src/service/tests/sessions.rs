@@ -88,7 +88,7 @@ async fn client_info_and_outcome_are_in_the_registry() {
     assert_eq!((found.view(), found.resumed_from()), ("", Revision::NONE));
     assert_eq!(found.watch_id().unwrap().to_bytes(), watch_id);
     let report = found.report().unwrap();
-    assert_eq!((report.sequence, report.outcome), (0, outcome(1)));
+    assert_eq!((report.sequence, report.outcome), (0, Some(outcome(1))));
     watch.read_to(&mut replica, etcd.revision()).await.unwrap();
     assert_eq!(found.cursor(), etcd.revision());
 
@@ -106,7 +106,17 @@ async fn client_info_and_outcome_are_in_the_registry() {
         let response: v1::ReportResponse = call.message().await.unwrap();
         assert_eq!(response.unknown_watch_ids.len(), 0);
         let report = found.report().unwrap();
-        assert_eq!((report.sequence, report.outcome), (2, outcome(20)));
+        assert_eq!((report.sequence, report.outcome), (2, Some(outcome(20))));
+    }
+    // One without an outcome counts as well: what is older than it stays ignored.
+    for outcome in [None, Some(outcome(10))] {
+        let sequence = if outcome.is_none() { 4 } else { 3 };
+        let mut request = reported(sequence, 0);
+        request.watches[0].outcome = outcome;
+        let mut call = client.call(REPORT, &request).await;
+        call.message::<v1::ReportResponse>().await.unwrap();
+        let report = found.report().unwrap();
+        assert_eq!((report.sequence, report.outcome), (4, None));
     }
 
     let connection = found.connection();
