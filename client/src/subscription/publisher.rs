@@ -32,10 +32,13 @@ pub(super) struct Standing {
 impl Publisher {
     /// Publishes a state. Wakes nobody for a revision at which no entry changed.
     pub(super) fn publish_entries(&self, entries: Option<&Entries>, changed: bool) {
+        let mut before = None;
         self.entries.send_if_modified(|published| {
-            *published = entries.cloned();
+            before = std::mem::replace(published, entries.cloned());
             changed
         });
+        // May be large, so it is freed when readers no longer wait for the lock.
+        drop(before);
     }
 
     /// Publishes the phase. Wakes nobody when only the revision moved.
