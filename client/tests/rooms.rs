@@ -113,11 +113,21 @@ fn read(folder: &Path, prefix: &str, sources: &mut Sources) {
     }
 }
 
-/// The lines of code before a file's unit tests, with their numbers.
-fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
+/// The lines of code before a file's unit tests, with their numbers. An import list is one line.
+fn code(text: &str) -> Vec<(usize, String)> {
     let end = text.find("#[cfg(test)]\nmod tests").unwrap_or(text.len());
-    let lines = text[..end].lines().map(str::trim_start);
-    (1..).zip(lines).filter(|(_, line)| !line.starts_with("//"))
+    let lines = text[..end].lines().map(str::trim);
+    let mut found: Vec<(usize, String)> = Vec::new();
+    let mut in_list = false;
+    for (number, line) in (1..).zip(lines).filter(|(_, line)| !line.starts_with("//")) {
+        match found.last_mut() {
+            Some((_, list)) if in_list => list.push_str(line),
+            _ => found.push((number, line.to_owned())),
+        }
+        let is_use = |line: &str| line.starts_with("use ") || line.contains(" use ");
+        in_list = (in_list || is_use(line)) && !line.ends_with(';');
+    }
+    found
 }
 
 /// The names behind each `from::` in a line; each name of a list in braces.
@@ -157,21 +167,21 @@ fn violations(sources: &Sources) -> Vec<String> {
             continue;
         };
         for (line, code) in code(text) {
-            for to in names(code, "crate") {
+            for to in names(&code, "crate") {
                 if to != from && !allowed.contains(&to) {
                     found.push(format!("src/{file}:{line}: {from} -> {to}"));
                 }
             }
             // A re-exported name would hide which file it is from.
             let is_type = |name: &&str| name.starts_with(char::is_uppercase);
-            if names(code, "super").iter().any(is_type) {
+            if names(&code, "super").iter().any(is_type) {
                 found.push(format!("src/{file}:{line}: write super::file::Name"));
             }
             if code.contains("super::super::") {
                 found.push(format!("src/{file}:{line}: write crate:: for another room"));
             }
             for (library, to) in WRAPPED {
-                if from != *to && !names(code, library).is_empty() {
+                if from != *to && !names(&code, library).is_empty() {
                     found.push(format!(
                         "src/{file}:{line}: {from} -> {library}, not by {to}"
                     ));
@@ -192,10 +202,10 @@ fn cycles(sources: &Sources) -> BTreeSet<String> {
             let mut to = BTreeSet::new();
             for (_, line) in code(text) {
                 if let Some((room, _)) = from.split_once('/') {
-                    let siblings = names(line, "super").into_iter();
+                    let siblings = names(&line, "super").into_iter();
                     to.extend(siblings.filter_map(|name| file(format!("{room}/{name}"))));
                 }
-                let rooms = names(line, "crate").into_iter();
+                let rooms = names(&line, "crate").into_iter();
                 to.extend(rooms.filter_map(|name| file(name.to_owned())));
             }
             let is_pair = |to: &String| {
@@ -264,6 +274,12 @@ fn planted_backward_arrow_is_found() {
             "src/value/planted.rs:1: value -> transport",
             "src/value/planted.rs:1: value -> tonic, not by transport"
         ]
+    );
+    let planted = "use crate::error::Closed;\nuse crate::{\n    error,\n    watch,\n};\n";
+    sources.insert("value/planted.rs".to_owned(), planted.to_owned());
+    assert_eq!(
+        violations(&sources),
+        ["src/value/planted.rs:2: value -> watch"]
     );
 }
 
