@@ -18,17 +18,20 @@ pub fn get(address: SocketAddr, path: &str) -> Option<(u16, String)> {
     parse(&answer)
 }
 
-/// As [`get`], without blocking the thread.
+/// As [`get`], without blocking the thread. Gives up after [`PATIENCE`].
 ///
 /// # Cancel safety
 /// Dropping the future closes the connection.
 pub async fn get_async(address: SocketAddr, path: &str) -> Option<(u16, String)> {
-    let mut stream = tokio::net::TcpStream::connect(address).await.ok()?;
-    let request = request(address, path);
-    stream.write_all(request.as_bytes()).await.ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.ok()?;
-    parse(&answer)
+    let answered = async {
+        let mut stream = tokio::net::TcpStream::connect(address).await.ok()?;
+        let request = request(address, path);
+        stream.write_all(request.as_bytes()).await.ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.ok()?;
+        parse(&answer)
+    };
+    tokio::time::timeout(PATIENCE, answered).await.ok()?
 }
 
 /// The value of a metric on such a page: the line is its name, a space and the value.

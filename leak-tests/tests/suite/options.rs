@@ -201,7 +201,12 @@ impl Options {
         let is_long = self.for_this_suite || std::env::var_os(LONG).is_some();
         let in_this_run = match self.short || !is_long {
             true => SHORT.contains(&scenario.name),
-            false => self.rounds >= MANY_ROUNDS || !scenario.takes_long,
+            // A short list may have scenarios that take long, so a long run has them too.
+            false => {
+                std::env::var_os(LONG).is_some()
+                    || self.rounds >= MANY_ROUNDS
+                    || !scenario.takes_long
+            }
         };
         let mut skips = self.skips.iter();
         let skipped = skips.any(|part| scenario.name.contains(part.as_str()));
