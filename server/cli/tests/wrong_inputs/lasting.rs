@@ -46,6 +46,7 @@ impl Place {
         let command = "driftless watch /config/a --server http://127.0.0.1:9";
         let process = self.start_command(command);
         backs_off(|| attempts(&process));
+        wait_until("it says why", || !self.said(&process).is_empty());
         rows.push(Row::new(
             "nothing listens at the server's address",
             command,
