@@ -24,7 +24,7 @@ long-tests: ## Runs the tests whose short form is in `make test` at full length
 simulation: SEEDS ?= 5000
 simulation: ## Runs servers and clients on a simulated network that fails (SEEDS=5000)
 	@.ci/setup etcd etcdctl protoc
-	@DRIFTLESS_SEEDS=$(SEEDS) cargo test --locked --workspace --test simulation -- --nocapture every_promise
+	@DRIFTLESS_SEEDS=$(SEEDS) cargo test --locked --workspace --test simulation -- --nocapture
 
 mutants: ## Takes out clean-up code, one function at a time, and expects a test to fail (hours)
 	@.ci/setup etcd etcdctl protoc
