@@ -1,7 +1,7 @@
 //! What the server counts. One registry a server, so that two servers in a process stay apart.
 //!
 //! Every metric is declared once, in `table.rs`. Labels are bounded by the configuration (served
-//! prefixes), never by clients. Gauges of things that come and go are moved by [`GaugeGuard`]s only, so
+//! prefixes), never by clients. Gauges of things that come and go are moved by `GaugeGuard`s only, so
 //! they cannot drift from what they count. Uses nothing of the other rooms.
 
 mod declare;
