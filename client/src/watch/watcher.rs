@@ -49,10 +49,12 @@ impl fmt::Debug for ValueChange {
 
 /// A value that is always current: the last good one.
 ///
-/// Dropping it ends everything that it caused (the task, the stream, and the connection), unless others
-/// watch the same range: its clones, and what was made from it ([`ValueReader`](crate::ValueReader), [`PartWatcher`](crate::PartWatcher),
-/// [`ValueUpdates`](crate::ValueUpdates), [`CallbackGuard`](crate::CallbackGuard)), each of which keeps the watch alive as it does. A clone reports changes
-/// independently, starting from where this one is.
+/// Dropping it ends everything that it caused (the task, the stream, and the connection), unless
+/// others watch the same range: its clones, and what was made from it
+/// ([`ValueReader`](crate::ValueReader), [`PartWatcher`](crate::PartWatcher),
+/// [`ValueUpdates`](crate::ValueUpdates), [`CallbackGuard`](crate::CallbackGuard)), each of which
+/// keeps the watch alive as it does. A clone reports changes independently, starting from where this
+/// one is.
 ///
 /// It holds the keys and values of the state that [`changed`](Self::changed) last returned (at first: the
 /// initial one), to find the keys of the next change. They share memory with the current state as far as

@@ -10,8 +10,9 @@ use parking_lot::Mutex;
 use crate::auth::BearerToken;
 
 /// What all streams of one connection may keep of the tokens and client infos in their requests, in
-/// bytes: 1 KiB for each of the 4,096 that may be open. Ranges and reports are bounded for each stream. A client that sends the same with each of them, as all do that speak for
-/// one process, needs it once.
+/// bytes: 1 KiB for each of the 4,096 that may be open. Ranges and reports are bounded for each
+/// stream. A client that sends the same with each of them, as all do that speak for one process,
+/// needs it once.
 const MAX_BYTES: usize = 4 * 1024 * 1024;
 
 /// What the allocator and a map take for each label, in bytes.
