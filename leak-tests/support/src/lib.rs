@@ -1,5 +1,5 @@
-//! What the tests of several packages share: an [`Etcd`], the [`Driftless`] program, a [`Proxy`],
-//! [`certificates`], the page of [`wrong_inputs`], and waiting with a deadline.
+//! What the tests of several packages share: an [`Etcd`], the [`Driftless`] program, a [`Proxy`], bare
+//! HTTP/2 [`frames`], [`certificates`], the page of [`wrong_inputs`], and waiting with a deadline.
 //!
 //! For dev-dependencies only. It depends on neither the server nor the client, so that both can
 //! depend on it. Everything fails by panicking. It works on Linux.
@@ -13,6 +13,7 @@ pub mod certificates;
 mod driftless;
 mod etcd;
 pub mod files;
+pub mod frames;
 pub mod http;
 pub mod proc;
 mod process;
