@@ -5,10 +5,10 @@
 #![allow(dead_code)] // Uses a part of what the tests share.
 #![allow(clippy::unwrap_used, reason = "the tests' code unwraps")]
 
+#[path = "../tests/scripted/etcd_model.rs"]
+mod etcd_model;
 #[path = "../tests/scripted/server.rs"]
 mod server;
-#[path = "../tests/scripted/world.rs"]
-mod world;
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,8 +19,8 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use driftless_client::{Client, Watcher};
 use serde::Deserialize;
 
+use etcd_model::EtcdModel;
 use server::Server;
-use world::World;
 
 #[derive(Clone, Debug, Deserialize)]
 struct Limits {
@@ -31,10 +31,10 @@ struct Limits {
 async fn watching() -> (Watcher<Limits>, (Client, Server, server::Call)) {
     let mut server = Server::start();
     let client = server.client();
-    let world = World::of(&[("/limits", r#"{"rps": 250}"#)]);
+    let etcd = EtcdModel::with(&[("/limits", r#"{"rps": 250}"#)]);
     let (watcher, call) = tokio::join!(client.watch::<Limits>("/limits").into_future(), async {
-        let call = server.call().await;
-        call.serve(&world).await;
+        let call = server.next_call().await;
+        call.send_state(&etcd).await;
         call
     });
     (watcher.expect("there is a value"), (client, server, call))

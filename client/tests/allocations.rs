@@ -6,18 +6,18 @@
     reason = "a test's own main: its output is the result"
 )]
 
+#[path = "scripted/etcd_model.rs"]
+mod etcd_model;
 #[path = "scripted/server.rs"]
 mod server;
-#[path = "scripted/world.rs"]
-mod world;
 
 use std::hint::black_box;
 
 use driftless_client::Watcher;
 use peak_alloc::PeakAlloc;
 
+use etcd_model::EtcdModel;
 use server::Server;
-use world::World;
 
 #[global_allocator]
 static ALLOCATOR: PeakAlloc = PeakAlloc;
@@ -59,11 +59,11 @@ fn reading_allocates_nothing() {
     let (watcher, held) = runtime.block_on(async {
         let mut server = Server::start();
         let client = server.client();
-        let world = World::of(&[("/a", r#"["some text", 250]"#)]);
+        let etcd = EtcdModel::with(&[("/a", r#"["some text", 250]"#)]);
         let (watcher, call) =
             tokio::join!(client.watch::<(String, u32)>("/a").into_future(), async {
-                let call = server.call().await;
-                call.serve(&world).await;
+                let call = server.next_call().await;
+                call.send_state(&etcd).await;
                 call
             });
         let watcher: Watcher<(String, u32)> = watcher.unwrap();

@@ -10,8 +10,8 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tonic::Status;
 
+use crate::etcd_model::EtcdModel;
 use crate::server::{Call, Server, soon};
-use crate::world::World;
 
 /// Edits in each random history.
 const EDITS: usize = 300;
@@ -26,12 +26,12 @@ async fn random_faults_lead_to_the_same_state() {
 
 async fn history(mut rng: StdRng) {
     let mut server = Server::start();
-    let mut world = World::of(&[("/0", "start")]);
+    let mut etcd = EtcdModel::with(&[("/0", "start")]);
     let client = server.client();
     let watch = client.entries(KeyRange::prefix("/")).into_future();
     let (watcher, mut call) = tokio::join!(watch, async {
-        let call = server.call().await;
-        call.serve(&world).await;
+        let call = server.next_call().await;
+        call.send_state(&etcd).await;
         call
     });
     let mut watcher = watcher.unwrap();
@@ -45,31 +45,31 @@ async fn history(mut rng: StdRng) {
         let value = rng
             .random_bool(0.7)
             .then(|| rng.random::<u32>().to_string());
-        let frame = world.edit(&[(&*key, value.as_deref())]);
+        let frame = etcd.edit(&[(&*key, value.as_deref())]);
         match rng.random_range(0..30) {
             // Lost on the way: the next frame reveals the gap.
             0 => {}
             1 => {
                 call.fail(Status::unavailable("chaos")).await;
-                call = resume(&mut server, &world, &mut rng).await;
+                call = resume(&mut server, &etcd, &mut rng).await;
             }
             2 => {
                 drop(call);
-                call = resume(&mut server, &world, &mut rng).await;
+                call = resume(&mut server, &etcd, &mut rng).await;
             }
             3 => {
                 let Frame::Diff(mut wrong) = frame else {
                     unreachable!()
                 };
-                wrong.digest = World::default().digest();
+                wrong.digest = EtcdModel::default().digest();
                 let _ = call.try_send(Frame::Diff(wrong)).await;
-                call.ended().await;
-                call = resume(&mut server, &world, &mut rng).await;
+                call.wait_until_ended().await;
+                call = resume(&mut server, &etcd, &mut rng).await;
             }
             _ => {
                 // A client that found a gap has left.
                 if !call.try_send(frame).await {
-                    call = resume(&mut server, &world, &mut rng).await;
+                    call = resume(&mut server, &etcd, &mut rng).await;
                 }
             }
         }
@@ -81,8 +81,8 @@ async fn history(mut rng: StdRng) {
         }
     }
     drop(call);
-    let _call = resume(&mut server, &world, &mut rng).await;
-    soon(in_sync(&watcher, &world)).await;
+    let _call = resume(&mut server, &etcd, &mut rng).await;
+    soon(in_sync(&watcher, &etcd)).await;
     let last = tokio::time::timeout(Duration::from_millis(1), watcher.changed()).await;
     if let Ok(change) = last {
         follow(&mut told, change.unwrap().changes);
@@ -92,14 +92,14 @@ async fn history(mut rng: StdRng) {
         .iter()
         .map(|entry| (entry.key.clone(), entry.value.to_vec()))
         .collect();
-    assert_eq!(held, world.values());
+    assert_eq!(held, etcd.values());
     assert_eq!(told, held);
 }
 
-async fn in_sync(watcher: &EntriesWatcher, world: &World) {
+async fn in_sync(watcher: &EntriesWatcher, etcd: &EtcdModel) {
     loop {
         let status = watcher.status();
-        if status.state == WatchState::Live && status.revision.get() == world.revision {
+        if status.state == WatchState::Live && status.revision.get() == etcd.revision {
             return;
         }
         tokio::task::yield_now().await;
@@ -107,19 +107,19 @@ async fn in_sync(watcher: &EntriesWatcher, world: &World) {
 }
 
 /// Answers the next call correctly, in one of the ways that a server may.
-async fn resume(server: &mut Server, world: &World, rng: &mut StdRng) -> Call {
+async fn resume(server: &mut Server, etcd: &EtcdModel, rng: &mut StdRng) -> Call {
     loop {
-        let call = server.call().await;
-        match call.have() {
-            Some(have) if have == world.revision => {
-                call.send(World::hello()).await;
-                call.send(world.current()).await;
+        let call = server.next_call().await;
+        match call.resume_revision() {
+            Some(have) if have == etcd.revision => {
+                call.send(EtcdModel::hello()).await;
+                call.send(etcd.current()).await;
             }
             _ if rng.random_bool(0.2) => {
                 call.fail(Status::unavailable("chaos")).await;
                 continue;
             }
-            _ => call.serve(world).await,
+            _ => call.send_state(etcd).await,
         }
         return call;
     }

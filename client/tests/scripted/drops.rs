@@ -8,13 +8,13 @@ use driftless_client::{Client, Connecting, Io, KeyRange, WatchState, Watcher};
 use driftless_proto::v1::watch_response::Frame;
 use tonic::Status;
 
+use crate::etcd_model::EtcdModel;
 use crate::server::{Call, Server, builder, poll_times, soon};
-use crate::world::World;
 
-async fn watching(client: &Client, server: &mut Server, world: &World) -> (Watcher<u32>, Call) {
+async fn watching(client: &Client, server: &mut Server, etcd: &EtcdModel) -> (Watcher<u32>, Call) {
     let (watcher, call) = tokio::join!(client.watch::<u32>("/a").into_future(), async {
-        let call = server.call().await;
-        call.serve(world).await;
+        let call = server.next_call().await;
+        call.send_state(etcd).await;
         call
     });
     (watcher.unwrap(), call)
@@ -23,9 +23,9 @@ async fn watching(client: &Client, server: &mut Server, world: &World) -> (Watch
 #[tokio::test]
 async fn watchers_of_one_range_share_one_stream() {
     let mut server = Server::start();
-    let mut world = World::of(&[("/a", "1")]);
+    let mut etcd = EtcdModel::with(&[("/a", "1")]);
     let client = server.client();
-    let (one, call) = watching(&client, &mut server, &world).await;
+    let (one, call) = watching(&client, &mut server, &etcd).await;
     let mut two = client.watch::<u32>("/a").await.unwrap();
     let text = client.watch::<String>("/a").await.unwrap();
     let entries = client.entries("/a").await.unwrap();
@@ -36,7 +36,7 @@ async fn watchers_of_one_range_share_one_stream() {
     assert!(server.no_call());
 
     drop((client, one, text, entries));
-    call.send(world.put("/a", "2")).await;
+    call.send(etcd.put("/a", "2")).await;
     soon(two.changed()).await.unwrap();
     assert_eq!(
         *two.load(),
@@ -44,32 +44,32 @@ async fn watchers_of_one_range_share_one_stream() {
         "a watcher needs neither the client nor the others"
     );
     drop(two);
-    call.ended().await;
-    server.idle().await;
+    call.wait_until_ended().await;
+    server.wait_until_idle().await;
 }
 
 #[tokio::test]
 async fn ranges_share_and_release_one_connection() {
     let mut server = Server::start();
-    let world = World::of(&[("/a", "1")]);
+    let etcd = EtcdModel::with(&[("/a", "1")]);
     let client = server.client();
-    let (one, call) = watching(&client, &mut server, &world).await;
+    let (one, call) = watching(&client, &mut server, &etcd).await;
     let watch = client.entries(KeyRange::prefix("/")).into_future();
     let (two, other) = tokio::join!(watch, async {
-        let call = server.call().await;
-        call.serve(&world).await;
+        let call = server.next_call().await;
+        call.send_state(&etcd).await;
         call
     });
     let two = two.unwrap();
     assert_eq!(server.dials(), 1);
     drop(one);
-    call.ended().await;
+    call.wait_until_ended().await;
     assert!(!other.is_ended());
     drop(two);
-    other.ended().await;
-    server.idle().await;
+    other.wait_until_ended().await;
+    server.wait_until_idle().await;
 
-    let (_again, _call) = watching(&client, &mut server, &world).await;
+    let (_again, _call) = watching(&client, &mut server, &etcd).await;
     assert_eq!(server.dials(), 2);
 }
 
@@ -81,15 +81,15 @@ async fn drop_before_the_first_value() {
         let client = server.client();
         let mut watch = client.watch::<u32>("/a").into_future();
         let call = tokio::select! {
-            call = server.call() => call,
+            call = server.next_call() => call,
             _ = &mut watch => panic!("there is no value"),
         };
-        let Frame::Snapshot(mut part) = World::of(&[("/a", "1")]).snapshot() else {
+        let Frame::Snapshot(mut part) = EtcdModel::with(&[("/a", "1")]).snapshot() else {
             unreachable!()
         };
         part.more = true;
         let script = [
-            World::hello(),
+            EtcdModel::hello(),
             Frame::Snapshot(part.clone()),
             Frame::Snapshot(part),
         ];
@@ -99,8 +99,8 @@ async fn drop_before_the_first_value() {
         assert!(poll_times(&mut watch, 1).await.is_none());
         let before = tokio::time::Instant::now();
         drop(watch);
-        call.ended().await;
-        server.idle().await;
+        call.wait_until_ended().await;
+        server.wait_until_idle().await;
         assert_eq!(before.elapsed(), Duration::ZERO, "after {frames} frames");
     }
 }
@@ -129,14 +129,14 @@ async fn drop_while_connecting() {
             let watch = client.watch::<u32>("/a").into_future();
             assert!(poll_times(watch, polls).await.is_none());
             let before = tokio::time::Instant::now();
-            server.idle().await;
+            server.wait_until_idle().await;
             assert_eq!(before.elapsed(), Duration::ZERO);
 
             // Let it run for a while.
             let watch = client.entries("/a").into_future();
             let long = Duration::from_secs(polls as u64);
             assert!(tokio::time::timeout(long, watch).await.is_err());
-            server.idle().await;
+            server.wait_until_idle().await;
         }
     }
 }
@@ -145,9 +145,9 @@ async fn drop_while_connecting() {
 async fn drop_while_live_in_backoff_or_refused() {
     for state in [WatchState::Live, WatchState::Backoff, WatchState::Refused] {
         let mut server = Server::start();
-        let world = World::of(&[("/a", "1")]);
+        let etcd = EtcdModel::with(&[("/a", "1")]);
         let client = server.client();
-        let (watcher, call) = watching(&client, &mut server, &world).await;
+        let (watcher, call) = watching(&client, &mut server, &etcd).await;
         let held = match state {
             WatchState::Live => Some(call),
             WatchState::Backoff => {
@@ -168,9 +168,9 @@ async fn drop_while_live_in_backoff_or_refused() {
         let before = tokio::time::Instant::now();
         drop(watcher);
         if let Some(call) = held {
-            call.ended().await;
+            call.wait_until_ended().await;
         }
-        server.idle().await;
+        server.wait_until_idle().await;
         assert_eq!(before.elapsed(), Duration::ZERO, "{state:?}");
     }
 }
@@ -207,22 +207,22 @@ async fn every_future_can_be_dropped_at_every_poll() {
 /// Polls the future this many times while a server answers it, and drops it. Returns whether it resolved.
 async fn dropped_after(begin: Begin, polls: usize) -> bool {
     let mut server = Server::start();
-    let world = World::of(&[("/a", "1")]);
+    let etcd = EtcdModel::with(&[("/a", "1")]);
     let client = server.client();
     let done = tokio::select! {
         biased;
         done = poll_times(begin(&client), polls) => done,
-        () = server.answer_all(&world) => None,
+        () = server.serve_all(&etcd) => None,
     };
     assert!(done != Some(false));
     // The dropped future took nothing away from the next.
-    server.idle().await;
+    server.wait_until_idle().await;
     while !server.no_call() {}
-    let (watcher, call) = soon(watching(&client, &mut server, &world)).await;
+    let (watcher, call) = soon(watching(&client, &mut server, &etcd)).await;
     assert_eq!(*watcher.load(), 1);
     drop(watcher);
-    call.ended().await;
-    server.idle().await;
+    call.wait_until_ended().await;
+    server.wait_until_idle().await;
     done.is_some()
 }
 
@@ -233,6 +233,6 @@ async fn idle_client_holds_nothing() {
     let _unused = client.watch::<u32>("/a");
     drop(client.entries("/a").into_future());
     drop(client.get("/a").into_future());
-    server.idle().await;
+    server.wait_until_idle().await;
     assert_eq!(server.dials(), 0);
 }

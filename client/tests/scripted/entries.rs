@@ -11,14 +11,18 @@ use driftless_client::{
 use driftless_proto::v1::{self, watch_response::Frame};
 use tonic::Status;
 
+use crate::etcd_model::EtcdModel;
 use crate::server::{Call, Server, poll_times, soon};
-use crate::world::World;
 
-async fn watching(client: &Client, server: &mut Server, world: &World) -> (EntriesWatcher, Call) {
+async fn watching(
+    client: &Client,
+    server: &mut Server,
+    etcd: &EtcdModel,
+) -> (EntriesWatcher, Call) {
     let watch = client.entries(KeyRange::prefix("/")).into_future();
     let (watcher, call) = tokio::join!(watch, async {
-        let call = server.call().await;
-        call.serve(world).await;
+        let call = server.next_call().await;
+        call.send_state(etcd).await;
         call
     });
     (watcher.unwrap(), call)
@@ -35,16 +39,16 @@ fn pairs(entries: &Entries) -> Vec<(String, String)> {
 #[tokio::test]
 async fn state_and_its_changes_are_read() {
     let mut server = Server::start();
-    let mut world = World::of(&[("/a", "1"), ("/b", "2")]);
+    let mut etcd = EtcdModel::with(&[("/a", "1"), ("/b", "2")]);
     let client = server.client();
-    let (mut watcher, call) = watching(&client, &mut server, &world).await;
+    let (mut watcher, call) = watching(&client, &mut server, &etcd).await;
     let start = watcher.load();
     assert_eq!((start.len(), start.revision().get()), (2, 12));
     assert_eq!(&start.get(b"/a").unwrap().value[..], b"1");
     assert!(start.get(b"/c").is_none());
 
     let edits = [("/a", None), ("/b", Some("3")), ("/c", Some("4"))];
-    call.send(world.edit(&edits)).await;
+    call.send(etcd.edit(&edits)).await;
     let change = soon(watcher.changed()).await.unwrap();
     assert_eq!(change.revision.get(), 13);
     let told: Vec<_> = change
@@ -76,10 +80,10 @@ async fn state_and_its_changes_are_read() {
 #[tokio::test]
 async fn changed_skips_what_load_returned() {
     let mut server = Server::start();
-    let mut world = World::of(&[("/a", "1")]);
+    let mut etcd = EtcdModel::with(&[("/a", "1")]);
     let client = server.client();
-    let (mut watcher, call) = watching(&client, &mut server, &world).await;
-    call.send(world.put("/a", "2")).await;
+    let (mut watcher, call) = watching(&client, &mut server, &etcd).await;
+    call.send(etcd.put("/a", "2")).await;
     soon(async {
         while watcher.load().revision().get() != 12 {
             tokio::task::yield_now().await;
@@ -87,7 +91,7 @@ async fn changed_skips_what_load_returned() {
     })
     .await;
     assert!(poll_times(watcher.changed(), 3).await.is_none());
-    call.send(world.put("/b", "3")).await;
+    call.send(etcd.put("/b", "3")).await;
     let change = soon(watcher.changed()).await.unwrap();
     assert_eq!(change.changes.len(), 1);
     assert_eq!(change.changes[0].key().to_string(), "/b");
@@ -105,9 +109,9 @@ impl std::task::Wake for Wakes {
 #[tokio::test]
 async fn empty_range_is_in_sync() {
     let mut server = Server::start();
-    let mut world = World::of(&[]);
+    let mut etcd = EtcdModel::with(&[]);
     let client = server.client();
-    let (mut watcher, call) = watching(&client, &mut server, &world).await;
+    let (mut watcher, call) = watching(&client, &mut server, &etcd).await;
     assert!(watcher.load().is_empty());
     assert_eq!(watcher.load().revision().get(), 10);
     let statuses = watcher.watch_status();
@@ -117,7 +121,7 @@ async fn empty_range_is_in_sync() {
         let mut changed = std::pin::pin!(watcher.changed());
         let mut cx = std::task::Context::from_waker(&waker);
         assert!(changed.as_mut().poll(&mut cx).is_pending());
-        call.send(world.progress()).await;
+        call.send(etcd.progress()).await;
         // A state appears in the status after it does in the entries.
         soon(async {
             while statuses.status().revision.get() != 11 {
@@ -142,15 +146,15 @@ async fn empty_range_is_in_sync() {
 #[tokio::test(start_paused = true)]
 async fn change_and_its_reversal_are_skipped() {
     let mut server = Server::start();
-    let mut world = World::of(&[("/a", "1"), ("/b", "2")]);
+    let mut etcd = EtcdModel::with(&[("/a", "1"), ("/b", "2")]);
     let client = server.client();
-    let (mut watcher, call) = watching(&client, &mut server, &world).await;
+    let (mut watcher, call) = watching(&client, &mut server, &etcd).await;
     drop(call);
-    let _ = world.put("/c", "3");
-    let _ = world.delete("/c");
-    let _ = world.delete("/b");
-    let call = server.call().await;
-    call.serve(&world).await;
+    let _ = etcd.put("/c", "3");
+    let _ = etcd.delete("/c");
+    let _ = etcd.delete("/b");
+    let call = server.next_call().await;
+    call.send_state(&etcd).await;
     let change = soon(watcher.changed()).await.unwrap();
     let keys: Vec<_> = change
         .changes
@@ -163,17 +167,17 @@ async fn change_and_its_reversal_are_skipped() {
 #[tokio::test(start_paused = true)]
 async fn status_changes_are_reported() {
     let mut server = Server::start();
-    let mut world = World::of(&[]);
+    let mut etcd = EtcdModel::with(&[]);
     let client = server.client();
-    let (mut watcher, call) = watching(&client, &mut server, &world).await;
+    let (mut watcher, call) = watching(&client, &mut server, &etcd).await;
     assert_eq!(watcher.status().state, WatchState::Live);
-    call.send(world.progress()).await;
+    call.send(etcd.progress()).await;
     drop(call);
     let mut seen = Vec::new();
     let script = async {
-        let call = server.call().await;
-        call.send(World::hello()).await;
-        call.send(world.current()).await;
+        let call = server.next_call().await;
+        call.send(EtcdModel::hello()).await;
+        call.send(etcd.current()).await;
         call
     };
     let mut statuses = watcher.watch_status();
@@ -199,18 +203,18 @@ async fn first_state_can_have_a_limit() {
     let watch = client
         .entries("/a")
         .first_state_within(Duration::from_secs(3));
-    let (watcher, call) = tokio::join!(watch.into_future(), server.call());
+    let (watcher, call) = tokio::join!(watch.into_future(), server.next_call());
     assert!(matches!(watcher, Err(WatchError::NoFirstValue { .. })));
-    call.ended().await;
-    server.idle().await;
+    call.wait_until_ended().await;
+    server.wait_until_idle().await;
 }
 
 #[tokio::test]
 async fn get_reads_once_and_leaves_nothing_behind() {
     let mut server = Server::start();
-    let world = World::of(&[("/a", "1"), ("/b", "2")]);
+    let etcd = EtcdModel::with(&[("/a", "1"), ("/b", "2")]);
     let client = server.client();
-    let Frame::Snapshot(whole) = world.snapshot() else {
+    let Frame::Snapshot(whole) = etcd.snapshot() else {
         unreachable!()
     };
     let (one, two) = whole.entries.split_at(1);
@@ -228,16 +232,16 @@ async fn get_reads_once_and_leaves_nothing_behind() {
     };
     let get = client.get(KeyRange::prefix("/")).into_future();
     let (entries, _call) = tokio::join!(get, async {
-        let call = server.get_call().await;
-        call.answers.send(Ok(chunk(one, true))).await.unwrap();
-        call.answers.send(Ok(chunk(two, false))).await.unwrap();
+        let call = server.next_get_call().await;
+        call.responses.send(Ok(chunk(one, true))).await.unwrap();
+        call.responses.send(Ok(chunk(two, false))).await.unwrap();
         call
     });
     let entries = entries.unwrap();
     assert_eq!(entries.revision().get(), 12);
     let expected = [("/a", "1"), ("/b", "2")].map(|(k, v)| (k.to_owned(), v.to_owned()));
     assert_eq!(pairs(&entries), expected);
-    server.idle().await;
+    server.wait_until_idle().await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -245,9 +249,9 @@ async fn get_errors_are_told_apart() {
     let mut server = Server::start();
     let client = server.client();
     let (answer, ()) = tokio::join!(client.get("/a").into_future(), async {
-        let call = server.get_call().await;
+        let call = server.next_get_call().await;
         let status = Status::not_found("served: /config/");
-        call.answers.send(Err(status)).await.unwrap();
+        call.responses.send(Err(status)).await.unwrap();
     });
     let Err(GetError::Refused(refused)) = answer else {
         panic!("{answer:?}");
@@ -255,7 +259,7 @@ async fn get_errors_are_told_apart() {
     assert_eq!(refused.reason, RefusedReason::NotServed);
     assert!(refused.to_string().contains("served: /config/"));
 
-    let (answer, _call) = tokio::join!(client.get("/a").into_future(), server.get_call());
+    let (answer, _call) = tokio::join!(client.get("/a").into_future(), server.next_get_call());
     let after = Duration::from_secs(10);
     let error = answer.unwrap_err();
     assert!(error.is_retryable());
@@ -265,7 +269,7 @@ async fn get_errors_are_told_apart() {
     );
 
     let (answer, ()) = tokio::join!(client.get("/a").into_future(), async {
-        drop(server.get_call().await);
+        drop(server.next_get_call().await);
     });
     let error = answer.unwrap_err();
     assert!(error.is_retryable(), "a retry may succeed: {error}");
@@ -275,14 +279,14 @@ async fn get_errors_are_told_apart() {
     );
 
     let (answer, ()) = tokio::join!(client.get("/a").into_future(), async {
-        let call = server.get_call().await;
+        let call = server.next_get_call().await;
         let status = Status::unavailable("not in sync");
-        call.answers.send(Err(status)).await.unwrap();
+        call.responses.send(Err(status)).await.unwrap();
     });
     let error = answer.unwrap_err();
     assert!(error.is_retryable() && error.to_string().contains("not in sync"));
 
     let error = client.get("").await.unwrap_err();
     assert!(matches!(error, GetError::Range(_)));
-    server.idle().await;
+    server.wait_until_idle().await;
 }

@@ -8,8 +8,8 @@ use std::time::Duration;
 use driftless_client::{Client, KeyRange, WatchState, Watcher};
 use driftless_proto::v1::watch_response::Frame;
 
+use crate::etcd_model::EtcdModel;
 use crate::server::{Call, Server, soon};
-use crate::world::World;
 
 thread_local! {
     /// What was logged on this thread: each test has its own, and its runtime runs on it.
@@ -65,10 +65,10 @@ async fn watch(client: &Client) -> Watcher<Values> {
 }
 
 /// Waits until the newest state was published to the watcher.
-async fn shown(watcher: &Watcher<Values>, world: &World) {
+async fn shown(watcher: &Watcher<Values>, etcd: &EtcdModel) {
     soon(async {
         while watcher.status().state != WatchState::Live
-            || watcher.status().revision.get() != world.revision
+            || watcher.status().revision.get() != etcd.revision
         {
             tokio::task::yield_now().await;
         }
@@ -81,18 +81,18 @@ async fn lasting_problem_is_logged_once() {
     const REFUSED: &str = "a state was refused";
     let log = Log::begin();
     let mut server = Server::start();
-    let mut world = World::of(&[("/p/a", "1"), ("/p/b", "1")]);
+    let mut etcd = EtcdModel::with(&[("/p/a", "1"), ("/p/b", "1")]);
     let client = server.client();
     let (one, call): (_, Call) = tokio::join!(watch(&client), async {
-        let call = server.call().await;
-        call.serve(&world).await;
+        let call = server.next_call().await;
+        call.send_state(&etcd).await;
         call
     });
     let two = watch(&client).await;
     assert!(log.lines("").is_empty());
 
-    call.send(world.put("/p/a", "CANARY")).await;
-    shown(&two, &world).await;
+    call.send(etcd.put("/p/a", "CANARY")).await;
+    shown(&two, &etcd).await;
     let lines = log.lines(REFUSED);
     assert_eq!(lines.len(), 1, "two watchers, one line: {lines:?}");
     assert!(!lines[0].contains("CANARY"), "{lines:?}");
@@ -108,27 +108,27 @@ async fn lasting_problem_is_logged_once() {
 
     // Other keys change, streams end, watchers come: the bad value is the same.
     for round in 0..20 {
-        call.send(world.put("/p/b", &round.to_string())).await;
+        call.send(etcd.put("/p/b", &round.to_string())).await;
     }
-    shown(&one, &world).await;
+    shown(&one, &etcd).await;
     drop(call);
-    let call = server.call().await;
-    call.send(World::hello()).await;
-    call.send(world.current()).await;
-    shown(&one, &world).await;
+    let call = server.next_call().await;
+    call.send(EtcdModel::hello()).await;
+    call.send(etcd.current()).await;
+    shown(&one, &etcd).await;
     let three = watch(&client).await;
     assert!(three.status().last_rejection.is_some());
     assert!(one.status().last_rejection.is_some());
     assert_eq!(log.lines(REFUSED).len(), 1);
 
     // Put again, and still bad: somebody tried to fix it.
-    call.send(world.put("/p/a", "CANARY")).await;
-    shown(&one, &world).await;
+    call.send(etcd.put("/p/a", "CANARY")).await;
+    shown(&one, &etcd).await;
     assert_eq!(log.lines(REFUSED).len(), 2);
     // Fixed, and bad again.
-    call.send(world.put("/p/a", "2")).await;
-    call.send(world.put("/p/a", "CANARY")).await;
-    shown(&one, &world).await;
+    call.send(etcd.put("/p/a", "2")).await;
+    call.send(etcd.put("/p/a", "CANARY")).await;
+    shown(&one, &etcd).await;
     assert_eq!(log.lines(REFUSED).len(), 3);
     assert_eq!(log.lines("CANARY").len(), 0);
 }
@@ -157,30 +157,30 @@ async fn missing_first_value_is_logged_once_per_reason() {
     const WAITING: &str = "waiting for the first value";
     let log = Log::begin();
     let mut server = Server::start();
-    let mut world = World::of(&[]);
+    let mut etcd = EtcdModel::with(&[]);
     let client = server.client();
     let script = async {
         // Ten attempts, each with another error.
         for attempt in 0..10 {
             let status = tonic::Status::unavailable(format!("trouble {attempt}"));
-            server.call().await.fail(status).await;
+            server.next_call().await.fail(status).await;
         }
         while log.lines(WAITING).is_empty() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        let call = server.call().await;
-        call.serve(&world).await;
+        let call = server.next_call().await;
+        call.send_state(&etcd).await;
         while log.lines(WAITING).len() < 2 {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        call.send(world.put("/a/", "CANARY")).await;
+        call.send(etcd.put("/a/", "CANARY")).await;
         while log.lines(WAITING).len() < 3 {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         for _ in 0..10 {
-            call.send(world.progress()).await;
+            call.send(etcd.progress()).await;
         }
-        call.send(world.delete("/a/")).await;
+        call.send(etcd.delete("/a/")).await;
         call
     };
     let (_call, ()) = tokio::join!(
@@ -206,13 +206,13 @@ async fn missing_first_value_is_logged_once_per_reason() {
 async fn quick_first_value_is_not_logged() {
     let log = Log::begin();
     let mut server = Server::start();
-    let mut world = World::of(&[]);
+    let mut etcd = EtcdModel::with(&[]);
     let client = server.client();
     let (watcher, _call) = tokio::join!(client.watch::<u32>("/a").into_future(), async {
-        let call = server.call().await;
-        call.serve(&world).await;
+        let call = server.next_call().await;
+        call.send_state(&etcd).await;
         tokio::time::sleep(Duration::from_millis(900)).await;
-        call.send(world.put("/a", "1")).await;
+        call.send(etcd.put("/a", "1")).await;
         call
     });
     assert_eq!(*watcher.unwrap().load(), 1);
@@ -224,7 +224,7 @@ async fn default_without_a_value_is_logged_as_a_warning() {
     let log = Log::begin();
     let mut server = Server::start();
     let client = server.client();
-    let (watcher, call) = tokio::join!(watch(&client), server.call());
+    let (watcher, call) = tokio::join!(watch(&client), server.next_call());
     let lines = log.lines("the default is used until there is one");
     assert_eq!(lines.len(), 1, "{lines:?}");
     for named in ["WARN", "/p/*", "within=1s", "no server has answered yet"] {
@@ -234,9 +234,9 @@ async fn default_without_a_value_is_logged_as_a_warning() {
     assert_eq!((status.state, status.age()), (WatchState::Connecting, None));
     assert_eq!(status.revision.get(), 0);
     // A default for a key that does not exist is normal.
-    let world = World::of(&[]);
-    call.serve(&world).await;
-    shown(&watcher, &world).await;
+    let etcd = EtcdModel::with(&[]);
+    call.send_state(&etcd).await;
+    shown(&watcher, &etcd).await;
     let _other = watch(&client).await;
     assert_eq!(log.lines("WARN").len(), 1);
 }
@@ -247,14 +247,14 @@ async fn empty_range_is_logged_where_it_is_unusual() {
     const FOLDER: &str = "for the keys below it, use KeyRange::prefix";
     let log = Log::begin();
     let mut server = Server::start();
-    let mut world = World::of(&[]);
+    let mut etcd = EtcdModel::with(&[]);
     let client = server.client();
     // Untyped watchers log nothing.
     let (entries, call) = tokio::join!(
         client.entries(KeyRange::prefix("/p/")).into_future(),
         async {
-            let call = server.call().await;
-            call.serve(&world).await;
+            let call = server.next_call().await;
+            call.send_state(&etcd).await;
             call
         }
     );
@@ -265,20 +265,20 @@ async fn empty_range_is_logged_where_it_is_unusual() {
     assert_eq!(lines.len(), 1, "{lines:?}");
     assert!(lines[0].contains("INFO") && lines[0].contains("/p/*"));
     let _two = watch(&client).await;
-    call.send(world.progress()).await;
-    shown(&one, &world).await;
+    call.send(etcd.progress()).await;
+    shown(&one, &etcd).await;
     assert_eq!(log.lines(PREFIX).len(), 1);
-    call.send(world.put("/p/a", "1")).await;
-    call.send(world.delete("/p/a")).await;
-    shown(&one, &world).await;
+    call.send(etcd.put("/p/a", "1")).await;
+    call.send(etcd.delete("/p/a")).await;
+    shown(&one, &etcd).await;
     assert_eq!(log.lines(PREFIX).len(), 2, "it is empty again");
 
     for (key, expected) in [("/a", 0), ("/a/", 1)] {
-        let world = World::of(&[]);
+        let etcd = EtcdModel::with(&[]);
         let (watcher, _call) =
             tokio::join!(client.watch::<Option<u32>>(key).into_future(), async {
-                let call = server.call().await;
-                call.serve(&world).await;
+                let call = server.next_call().await;
+                call.send_state(&etcd).await;
                 call
             });
         assert_eq!(*watcher.unwrap().load(), None);
@@ -290,33 +290,33 @@ async fn empty_range_is_logged_where_it_is_unusual() {
 async fn outage_is_logged_in_two_lines() {
     let log = Log::begin();
     let mut server = Server::start();
-    let world = World::of(&[("/p/a", "1")]);
+    let etcd = EtcdModel::with(&[("/p/a", "1")]);
     let client = server.client();
     let (watcher, call) = tokio::join!(watch(&client), async {
-        let call = server.call().await;
-        call.serve(&world).await;
+        let call = server.next_call().await;
+        call.send_state(&etcd).await;
         call
     });
     // A stream that ends and begins again is not logged.
     drop(call);
-    let call = server.call().await;
-    call.serve(&world).await;
-    shown(&watcher, &world).await;
+    let call = server.next_call().await;
+    call.send_state(&etcd).await;
+    shown(&watcher, &etcd).await;
     assert!(log.lines("").is_empty());
 
     drop(call);
     for _ in 0..20 {
         let status = tonic::Status::unavailable("not in sync");
-        server.call().await.fail(status).await;
+        server.next_call().await.fail(status).await;
     }
-    let call = server.call().await;
+    let call = server.next_call().await;
     let lines = log.lines("");
     assert_eq!(lines.len(), 1, "{lines:?}");
     for named in ["WARN", "/p/*", "http://scripted:7400: not in sync"] {
         assert!(lines[0].contains(named), "{named}: {lines:?}");
     }
-    call.serve(&world).await;
-    shown(&watcher, &world).await;
+    call.send_state(&etcd).await;
+    shown(&watcher, &etcd).await;
     assert_eq!(log.lines("").len(), 2);
     assert_eq!(log.lines("INFO").len(), 1);
 }
@@ -326,26 +326,26 @@ async fn reset_to_an_older_revision_is_logged() {
     const REPLACED: &str = "the server has another history of etcd";
     let log = Log::begin();
     let mut server = Server::start();
-    let world = World::of(&[("/p/a", "1"), ("/p/b", "1"), ("/p/c", "1")]);
+    let etcd = EtcdModel::with(&[("/p/a", "1"), ("/p/b", "1"), ("/p/c", "1")]);
     let client = server.client();
     let (watcher, call) = tokio::join!(watch(&client), async {
-        let call = server.call().await;
-        call.serve(&world).await;
+        let call = server.next_call().await;
+        call.send_state(&etcd).await;
         call
     });
     let watcher = watcher;
     drop(call);
     // A server whose etcd is behind may not move the state back without the flag.
-    let older = World::of(&[("/p/a", "old")]);
-    let call = server.call().await;
-    call.serve(&older).await;
-    call.ended().await;
+    let older = EtcdModel::with(&[("/p/a", "old")]);
+    let call = server.next_call().await;
+    call.send_state(&older).await;
+    call.wait_until_ended().await;
     assert_eq!(watcher.load().len(), 3);
     assert!(log.lines(REPLACED).is_empty());
     // With the flag, it may.
-    let older = World::of(&[("/p/a", "5")]);
-    let call = server.call().await;
-    call.send(World::hello()).await;
+    let older = EtcdModel::with(&[("/p/a", "5")]);
+    let call = server.next_call().await;
+    call.send(EtcdModel::hello()).await;
     let Frame::Snapshot(mut snapshot) = older.snapshot() else {
         unreachable!()
     };

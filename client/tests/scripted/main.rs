@@ -7,6 +7,7 @@
 mod chaos;
 mod drops;
 mod entries;
+mod etcd_model;
 mod logs;
 mod reading;
 mod reconnects;
@@ -15,4 +16,3 @@ mod server;
 mod tcp;
 mod tokens;
 mod values;
-mod world;

@@ -14,8 +14,8 @@ use driftless_proto::v1::watch_response::Frame;
 use futures_core::Stream;
 use serde::Deserialize;
 
+use crate::etcd_model::EtcdModel;
 use crate::server::{Call, Server, poll_times, soon};
-use crate::world::World;
 
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 struct Limits {
@@ -30,31 +30,31 @@ fn limits(rps: u32, burst: u32) -> String {
 struct Setting {
     _server: Server,
     client: Client,
-    world: World,
+    etcd: EtcdModel,
     call: Call,
 }
 
 impl Setting {
     async fn new() -> (Self, Watcher<Limits>) {
         let mut server = Server::start();
-        let world = World::of(&[("/a", &limits(1, 2))]);
+        let etcd = EtcdModel::with(&[("/a", &limits(1, 2))]);
         let client = server.client();
         let (watcher, call) = tokio::join!(client.watch::<Limits>("/a").into_future(), async {
-            let call = server.call().await;
-            call.serve(&world).await;
+            let call = server.next_call().await;
+            call.send_state(&etcd).await;
             call
         });
         let setting = Self {
             _server: server,
             client,
-            world,
+            etcd,
             call,
         };
         (setting, watcher.unwrap())
     }
 
     async fn put(&mut self, value: &str) {
-        let frame = self.world.put("/a", value);
+        let frame = self.etcd.put("/a", value);
         self.call.send(frame).await;
     }
 }
@@ -92,7 +92,7 @@ async fn reader_sees_the_newest_value_and_keeps_the_watch_alive() {
     });
     let reader = soon(seen).await.unwrap();
     drop((reader, other));
-    setting.call.ended().await;
+    setting.call.wait_until_ended().await;
 }
 
 #[tokio::test]
@@ -125,7 +125,7 @@ async fn part_reports_only_its_own_changes() {
     setting.put(&limits(7, 10)).await;
     assert_eq!(soon(burst.changed()).await, Ok(Revision::new(15)));
     drop(burst);
-    setting.call.ended().await;
+    setting.call.wait_until_ended().await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -206,7 +206,7 @@ async fn callback_runs_until_its_guard_is_dropped() {
         assert_eq!(soon(called).await, (old, new));
     }
     drop(calls);
-    setting.call.ended().await;
+    setting.call.wait_until_ended().await;
     assert_eq!(
         resources.released_within(Duration::from_secs(5)).await,
         Ok(())
@@ -226,7 +226,7 @@ async fn callback_can_begin_outside_of_a_runtime() {
     let heard = tokio::task::spawn_blocking(move || heard.recv_timeout(Duration::from_secs(5)));
     assert_eq!(heard.await.unwrap(), Ok(2));
     drop(calls);
-    setting.call.ended().await;
+    setting.call.wait_until_ended().await;
 }
 
 #[tokio::test]
@@ -254,18 +254,18 @@ async fn clone_reports_changes_independently() {
         Revision::new(13)
     );
     drop(behind);
-    setting.call.ended().await;
+    setting.call.wait_until_ended().await;
 }
 
 /// A server that sends its time: its last contact with etcd was `before` the hello.
-async fn serve_with_clock(call: &Call, world: &World, clock_ms: u64, before: u64) {
-    let Frame::Hello(mut hello) = World::hello() else {
+async fn serve_with_clock(call: &Call, etcd: &EtcdModel, clock_ms: u64, before: u64) {
+    let Frame::Hello(mut hello) = EtcdModel::hello() else {
         unreachable!()
     };
     hello.clock_ms = clock_ms;
     hello.contact_ms = clock_ms - before;
     call.send(Frame::Hello(hello)).await;
-    call.send(world.snapshot()).await;
+    call.send(etcd.snapshot()).await;
 }
 
 fn told_at(mut frame: Frame, contact_ms: u64) -> Frame {
@@ -284,12 +284,12 @@ fn secs(secs: u64) -> Duration {
 #[tokio::test(start_paused = true)]
 async fn value_is_as_old_as_its_last_confirmation() {
     let mut server = Server::start();
-    let mut world = World::of(&[("/a", "1")]);
+    let mut etcd = EtcdModel::with(&[("/a", "1")]);
     let client = server.client();
     let watch = client.watch::<u32>("/a").max_age(secs(30));
     let (watcher, call) = tokio::join!(watch.into_future(), async {
-        let call = server.call().await;
-        serve_with_clock(&call, &world, 1_000_000, 7000).await;
+        let call = server.next_call().await;
+        serve_with_clock(&call, &etcd, 1_000_000, 7000).await;
         call
     });
     let mut watcher = watcher.unwrap();
@@ -301,23 +301,23 @@ async fn value_is_as_old_as_its_last_confirmation() {
 
     // A progress frame counts from the contact with etcd, not from its arrival.
     tokio::time::advance(secs(9)).await;
-    call.send(told_at(world.progress(), 1_000_000 + 4000)).await;
-    let revision = world.revision;
+    call.send(told_at(etcd.progress(), 1_000_000 + 4000)).await;
+    let revision = etcd.revision;
     while watcher.status().revision.get() < revision {
         tokio::task::yield_now().await;
     }
     assert_eq!(age(&watcher), 5);
 
     // A newer state is refused: the value was etcd's until then, and is not any more.
-    call.send(told_at(world.put("/a", "CANARY"), 1_000_000 + 9000))
+    call.send(told_at(etcd.put("/a", "CANARY"), 1_000_000 + 9000))
         .await;
     while watcher.status().last_rejection.is_none() {
         watcher.status_changed().await;
     }
     tokio::time::advance(secs(10)).await;
-    call.send(told_at(world.progress(), 1_000_000 + 19_000))
+    call.send(told_at(etcd.progress(), 1_000_000 + 19_000))
         .await;
-    let revision = world.revision;
+    let revision = etcd.revision;
     while watcher.status().revision.get() < revision {
         tokio::task::yield_now().await;
     }
@@ -331,11 +331,11 @@ async fn value_is_as_old_as_its_last_confirmation() {
     let mut reader = watcher.reader();
     assert_eq!(reader.load(), &1);
     let held = watcher.clone();
-    call.send(told_at(world.put("/a", "2"), 1_000_000 + 19_000))
+    call.send(told_at(etcd.put("/a", "2"), 1_000_000 + 19_000))
         .await;
     {
         let old = held.load();
-        while watcher.load().revision().get() < world.revision {
+        while watcher.load().revision().get() < etcd.revision {
             tokio::task::yield_now().await;
         }
         assert_eq!((*old, old.age().unwrap().as_secs()), (1, 15));
@@ -368,7 +368,7 @@ async fn default_has_an_age_only_when_a_state_came() {
         .default_value(9)
         .first_value_within(secs(2))
         .max_age(secs(60));
-    let (watcher, call) = tokio::join!(watch.into_future(), async { server.call().await });
+    let (watcher, call) = tokio::join!(watch.into_future(), async { server.next_call().await });
     let mut watcher = watcher.unwrap();
     assert_eq!(
         (*watcher.load(), watcher.load().source()),
@@ -383,7 +383,7 @@ async fn default_has_an_age_only_when_a_state_came() {
             .starts_with("the age of the value of /a is not known")
     );
 
-    serve_with_clock(&call, &World::of(&[]), 1_000_000, 1000).await;
+    serve_with_clock(&call, &EtcdModel::with(&[]), 1_000_000, 1000).await;
     soon(watcher.changed()).await.unwrap();
     assert_eq!(
         (*watcher.load(), watcher.load().source()),
@@ -408,7 +408,7 @@ async fn shutdown_ends_everything_and_waits_for_it() {
 
     soon(client.shutdown().into_future()).await.unwrap();
     assert_eq!(client.resources().active(), []);
-    setting.call.ended().await;
+    setting.call.wait_until_ended().await;
     // The last value can still be read, and waiters get the error.
     assert_eq!(
         (watcher.load().rps, reader.load().rps, *part.load()),
@@ -476,7 +476,7 @@ async fn dropped_shutdown_ends_everything() {
             resources.released_within(Duration::from_secs(5)).await,
             Ok(())
         );
-        setting.call.ended().await;
+        setting.call.wait_until_ended().await;
     }
 }
 
@@ -494,7 +494,7 @@ async fn resources_are_released_by_dropping() {
     let Setting { client, call, .. } = setting;
     drop(client);
     assert!(resources.is_empty());
-    call.ended().await;
+    call.wait_until_ended().await;
 }
 
 #[tokio::test]

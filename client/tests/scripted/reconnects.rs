@@ -7,13 +7,13 @@ use driftless_proto::v1::{self, watch_response::Frame};
 use tokio::time::Instant;
 use tonic::Status;
 
+use crate::etcd_model::EtcdModel;
 use crate::server::{Call, Server, poll_times, soon};
-use crate::world::World;
 
-async fn watching(client: &Client, server: &mut Server, world: &World) -> (Watcher<u32>, Call) {
+async fn watching(client: &Client, server: &mut Server, etcd: &EtcdModel) -> (Watcher<u32>, Call) {
     let (watcher, call) = tokio::join!(client.watch::<u32>("/a").into_future(), async {
-        let call = server.call().await;
-        call.serve(world).await;
+        let call = server.next_call().await;
+        call.send_state(etcd).await;
         call
     });
     (watcher.unwrap(), call)
@@ -30,25 +30,25 @@ fn goodbye(reason: v1::goodbye::Reason, retry_after_ms: u32) -> Frame {
 #[tokio::test(start_paused = true)]
 async fn reconnect_resumes_from_the_state_held() {
     let mut server = Server::start();
-    let mut world = World::of(&[("/a", "1")]);
+    let mut etcd = EtcdModel::with(&[("/a", "1")]);
     let client = server.client();
-    let (mut watcher, call) = watching(&client, &mut server, &world).await;
-    call.send(world.progress()).await;
+    let (mut watcher, call) = watching(&client, &mut server, &etcd).await;
+    call.send(etcd.progress()).await;
     drop(call);
 
-    let call = server.call().await;
+    let call = server.next_call().await;
     let have = call.request.have.clone().unwrap();
-    assert_eq!(have.revision, world.revision, "a bookmark counts");
+    assert_eq!(have.revision, etcd.revision, "a bookmark counts");
     assert_eq!(
         (&have.epoch[..], &have.token[..]),
         (&b"epoch"[..], &b"token"[..])
     );
-    assert_eq!(have.digest, world.digest());
+    assert_eq!(have.digest, etcd.digest());
     let outcome = call.request.outcome.clone().unwrap();
     assert_eq!((outcome.applied_revision, outcome.rejection), (11, None));
-    call.send(World::hello()).await;
-    call.send(world.current()).await;
-    call.send(world.put("/a", "2")).await;
+    call.send(EtcdModel::hello()).await;
+    call.send(etcd.current()).await;
+    call.send(etcd.put("/a", "2")).await;
     soon(watcher.changed()).await.unwrap();
     assert_eq!(*watcher.load(), 2);
     assert_eq!(watcher.status().reconnects, 1);
@@ -58,14 +58,14 @@ async fn reconnect_resumes_from_the_state_held() {
 #[tokio::test(start_paused = true)]
 async fn equal_state_is_no_change() {
     let mut server = Server::start();
-    let world = World::of(&[("/a", "1")]);
+    let etcd = EtcdModel::with(&[("/a", "1")]);
     let client = server.client();
-    let (mut watcher, call) = watching(&client, &mut server, &world).await;
+    let (mut watcher, call) = watching(&client, &mut server, &etcd).await;
     let mut entries = client.entries("/a").await.unwrap();
     drop(call);
-    for answer in [world.current(), world.snapshot()] {
-        let call = server.call().await;
-        call.send(World::hello()).await;
+    for answer in [etcd.current(), etcd.snapshot()] {
+        let call = server.next_call().await;
+        call.send(EtcdModel::hello()).await;
         call.send(answer).await;
         // Sent after the state, so that was applied.
         soon(async {
@@ -82,16 +82,16 @@ async fn equal_state_is_no_change() {
 #[tokio::test(start_paused = true)]
 async fn clean_end_backs_off_too() {
     let mut server = Server::start();
-    let world = World::of(&[("/a", "1")]);
+    let etcd = EtcdModel::with(&[("/a", "1")]);
     let client = server.client();
-    let (_watcher, call) = watching(&client, &mut server, &world).await;
+    let (_watcher, call) = watching(&client, &mut server, &etcd).await;
     drop(call);
     let start = Instant::now();
     let mut attempts = 0;
     while start.elapsed() < Duration::from_secs(600) {
-        let call = server.call().await;
-        call.send(World::hello()).await;
-        call.send(world.current()).await;
+        let call = server.next_call().await;
+        call.send(EtcdModel::hello()).await;
+        call.send(etcd.current()).await;
         drop(call);
         attempts += 1;
     }
@@ -106,19 +106,19 @@ async fn clean_end_backs_off_too() {
 #[tokio::test(start_paused = true)]
 async fn gap_resumes_from_the_state_held() {
     let mut server = Server::start();
-    let mut world = World::of(&[("/a", "1")]);
+    let mut etcd = EtcdModel::with(&[("/a", "1")]);
     let client = server.client();
-    let (mut watcher, call) = watching(&client, &mut server, &world).await;
-    let _lost = world.put("/a", "2");
-    let next = world.put("/a", "3");
+    let (mut watcher, call) = watching(&client, &mut server, &etcd).await;
+    let _lost = etcd.put("/a", "2");
+    let next = etcd.put("/a", "3");
     call.send(next).await;
-    call.ended().await;
+    call.wait_until_ended().await;
 
-    let call = server.call().await;
-    assert_eq!(call.have(), Some(11));
+    let call = server.next_call().await;
+    assert_eq!(call.resume_revision(), Some(11));
     assert_eq!(watcher.status().diverged, 0);
     assert_eq!(*watcher.load(), 1, "nothing of it was published");
-    call.serve(&world).await;
+    call.send_state(&etcd).await;
     soon(watcher.changed()).await.unwrap();
     assert_eq!(*watcher.load(), 3);
 }
@@ -126,41 +126,41 @@ async fn gap_resumes_from_the_state_held() {
 #[tokio::test(start_paused = true)]
 async fn diverged_state_is_fetched_again() {
     let mut server = Server::start();
-    let mut world = World::of(&[("/a", "1")]);
+    let mut etcd = EtcdModel::with(&[("/a", "1")]);
     let client = server.client();
-    let (mut watcher, call) = watching(&client, &mut server, &world).await;
-    let mut wrong = world.put("/a", "2");
+    let (mut watcher, call) = watching(&client, &mut server, &etcd).await;
+    let mut wrong = etcd.put("/a", "2");
     if let Frame::Diff(diff) = &mut wrong {
-        diff.digest = World::default().digest();
+        diff.digest = EtcdModel::default().digest();
     }
     call.send(wrong).await;
-    call.ended().await;
+    call.wait_until_ended().await;
 
-    let call = server.call().await;
-    assert_eq!(call.have(), None, "it starts over");
+    let call = server.next_call().await;
+    assert_eq!(call.resume_revision(), None, "it starts over");
     let status = watcher.status();
     assert_eq!(status.diverged, 1);
     assert!(status.last_error.unwrap().contains("digest"));
     assert_eq!(*watcher.load(), 1, "and keeps the last value meanwhile");
-    call.serve(&world).await;
+    call.send_state(&etcd).await;
     soon(watcher.changed()).await.unwrap();
     assert_eq!(*watcher.load(), 2);
     drop(call);
-    assert_eq!(server.call().await.have(), Some(12));
+    assert_eq!(server.next_call().await.resume_revision(), Some(12));
 }
 
 #[tokio::test(start_paused = true)]
 async fn server_can_ask_for_a_pause() {
     let second = Duration::from_secs(1);
     let mut server = Server::start();
-    let mut world = World::of(&[("/a", "1")]);
+    let mut etcd = EtcdModel::with(&[("/a", "1")]);
     let client = server.client();
-    let (_watcher, mut call) = watching(&client, &mut server, &world).await;
+    let (_watcher, mut call) = watching(&client, &mut server, &etcd).await;
 
     let start = Instant::now();
     call.send(goodbye(v1::goodbye::Reason::Stalled, 20_000))
         .await;
-    call = server.call().await;
+    call = server.next_call().await;
     assert!(start.elapsed() >= 20 * second && start.elapsed() < 21 * second);
 
     let start = Instant::now();
@@ -170,15 +170,15 @@ async fn server_can_ask_for_a_pause() {
         .metadata_mut()
         .insert("grpc-retry-pushback-ms", pushback);
     call.fail(status).await;
-    call = server.call().await;
+    call = server.next_call().await;
     assert!(start.elapsed() >= 30 * second && start.elapsed() < 31 * second);
     assert_eq!(server.dials(), 1, "there is no other server");
 
-    call.send(World::hello()).await;
-    call.send(world.progress()).await;
+    call.send(EtcdModel::hello()).await;
+    call.send(etcd.progress()).await;
     let start = Instant::now();
     call.send(goodbye(v1::goodbye::Reason::Drain, 0)).await;
-    let _call = server.call().await;
+    let _call = server.next_call().await;
     assert!(start.elapsed() < 6 * second);
     assert_eq!(server.dials(), 2, "a draining server is left");
 }
@@ -186,20 +186,20 @@ async fn server_can_ask_for_a_pause() {
 #[tokio::test(start_paused = true)]
 async fn draining_server_is_left_despite_other_users() {
     let mut server = Server::start();
-    let mut world = World::of(&[("/a", "1")]);
+    let mut etcd = EtcdModel::with(&[("/a", "1")]);
     let client = server.client();
-    let (_watcher, call) = watching(&client, &mut server, &world).await;
+    let (_watcher, call) = watching(&client, &mut server, &etcd).await;
     let (other, other_call) =
         tokio::join!(client.watch::<Option<u32>>("/b").into_future(), async {
-            let call = server.call().await;
-            call.serve(&World::of(&[])).await;
+            let call = server.next_call().await;
+            call.send_state(&EtcdModel::with(&[])).await;
             call
         });
     let other = other.unwrap();
     call.send(goodbye(v1::goodbye::Reason::Drain, 0)).await;
-    let call = server.call().await;
-    call.send(World::hello()).await;
-    call.send(world.progress()).await;
+    let call = server.next_call().await;
+    call.send(EtcdModel::hello()).await;
+    call.send(etcd.progress()).await;
     assert_eq!(server.dials(), 2);
     assert!(!other_call.is_ended(), "calls in progress go on");
     assert_eq!(other.status().state, WatchState::Live);
@@ -208,16 +208,16 @@ async fn draining_server_is_left_despite_other_users() {
 #[tokio::test(start_paused = true)]
 async fn silence_ends_a_stream_and_leaves_the_connection() {
     let mut server = Server::start();
-    let mut world = World::of(&[("/a", "1")]);
+    let mut etcd = EtcdModel::with(&[("/a", "1")]);
     let client = server.client();
-    let (watcher, call) = watching(&client, &mut server, &world).await;
+    let (watcher, call) = watching(&client, &mut server, &etcd).await;
     // Frames in time keep it alive.
     for _ in 0..5 {
         tokio::time::sleep(Duration::from_secs(25)).await;
-        call.send(world.progress()).await;
+        call.send(etcd.progress()).await;
     }
     let start = Instant::now();
-    let next = server.call().await;
+    let next = server.next_call().await;
     let waited = start.elapsed();
     assert!(waited >= Duration::from_secs(30) && waited < Duration::from_secs(31));
     assert!(call.is_ended());
@@ -232,7 +232,7 @@ async fn silence_ends_a_stream_and_leaves_the_connection() {
 
     // No answer: ten seconds for the first frame.
     let start = Instant::now();
-    let _third = server.call().await;
+    let _third = server.next_call().await;
     assert!(
         start.elapsed() >= Duration::from_secs(10) && start.elapsed() < Duration::from_secs(11)
     );
@@ -242,20 +242,20 @@ async fn silence_ends_a_stream_and_leaves_the_connection() {
 #[tokio::test]
 async fn protocol_violation_is_refused() {
     for frames in [
-        vec![World::of(&[]).snapshot()],
-        vec![World::hello(), World::hello()],
+        vec![EtcdModel::with(&[]).snapshot()],
+        vec![EtcdModel::hello(), EtcdModel::hello()],
     ] {
         let mut server = Server::start();
         let client = server.client();
         let watch = client.watch::<Option<u32>>("/a").into_future();
         let script = async {
-            let call = server.call().await;
+            let call = server.next_call().await;
             for frame in frames {
                 call.send(frame).await;
             }
-            call.ended().await;
-            let call = server.call().await;
-            call.serve(&World::of(&[])).await;
+            call.wait_until_ended().await;
+            let call = server.next_call().await;
+            call.send_state(&EtcdModel::with(&[])).await;
             call
         };
         let (watcher, _call) = soon(async { tokio::join!(watch, script) }).await;
@@ -267,11 +267,11 @@ async fn protocol_violation_is_refused() {
 #[tokio::test(start_paused = true)]
 async fn unknown_frame_is_ignored() {
     let mut server = Server::start();
-    let mut world = World::of(&[("/a", "1")]);
+    let mut etcd = EtcdModel::with(&[("/a", "1")]);
     let client = server.client();
-    let (mut watcher, call) = watching(&client, &mut server, &world).await;
+    let (mut watcher, call) = watching(&client, &mut server, &etcd).await;
     call.send_unknown().await;
-    call.send(world.put("/a", "2")).await;
+    call.send(etcd.put("/a", "2")).await;
     soon(watcher.changed()).await.unwrap();
     assert_eq!(watcher.status().reconnects, 0);
 }
@@ -279,11 +279,11 @@ async fn unknown_frame_is_ignored() {
 #[tokio::test(start_paused = true)]
 async fn too_large_range_is_refused() {
     let mut server = Server::start();
-    let world = World::of(&[("/a", &"x".repeat(2000))]);
+    let etcd = EtcdModel::with(&[("/a", &"x".repeat(2000))]);
     let client = server.builder().range_limit(1000).build().unwrap();
     let (watcher, _call) = tokio::join!(client.watch::<String>("/a").into_future(), async {
-        let call = server.call().await;
-        call.serve(&world).await;
+        let call = server.next_call().await;
+        call.send_state(&etcd).await;
         call
     });
     let Err(WatchError::Refused(refused)) = watcher else {
@@ -299,10 +299,10 @@ async fn too_large_range_is_refused() {
 #[tokio::test(start_paused = true)]
 async fn other_endpoint_is_tried() {
     let mut server = Server::start();
-    let world = World::of(&[("/a", "1")]);
+    let etcd = EtcdModel::with(&[("/a", "1")]);
     for _ in 0..10 {
         let client = server.builder_with_dead_endpoint().build().unwrap();
-        let (watcher, _call) = watching(&client, &mut server, &world).await;
+        let (watcher, _call) = watching(&client, &mut server, &etcd).await;
         let endpoint = watcher.status().endpoint;
         assert_eq!(endpoint.as_deref(), Some("http://scripted:7400"));
     }
@@ -311,19 +311,19 @@ async fn other_endpoint_is_tried() {
 #[tokio::test(start_paused = true)]
 async fn server_that_is_behind_does_not_move_the_state_back() {
     let mut server = Server::start();
-    let mut world = World::of(&[("/a", "1")]);
-    let behind = world.clone();
-    let _ = world.put("/a", "2");
+    let mut etcd = EtcdModel::with(&[("/a", "1")]);
+    let behind = etcd.clone();
+    let _ = etcd.put("/a", "2");
     let client = server.builder().endpoint("http://other:7400");
     let client = client.build().unwrap();
-    let (mut watcher, call) = watching(&client, &mut server, &world).await;
+    let (mut watcher, call) = watching(&client, &mut server, &etcd).await;
     let first = watcher.status().endpoint;
     call.send(goodbye(v1::goodbye::Reason::Drain, 0)).await;
     // The other server sends what it has, and again when the client starts over.
     for _ in 0..2 {
-        let call = server.call().await;
-        call.serve(&behind).await;
-        call.ended().await;
+        let call = server.next_call().await;
+        call.send_state(&behind).await;
+        call.wait_until_ended().await;
         let status = watcher.status();
         assert_ne!(status.endpoint, first);
         assert_eq!((*watcher.load(), status.revision.get()), (2, 12));
@@ -332,9 +332,9 @@ async fn server_that_is_behind_does_not_move_the_state_back() {
     }
     assert_eq!(server.dials(), 2);
     // Until it has caught up.
-    let _ = world.put("/a", "3");
-    let call = server.call().await;
-    call.serve(&world).await;
+    let _ = etcd.put("/a", "3");
+    let call = server.next_call().await;
+    call.send_state(&etcd).await;
     soon(watcher.changed()).await.unwrap();
     assert_eq!(*watcher.load(), 3);
 }
@@ -363,17 +363,17 @@ async fn failed_dial_is_shared_by_all_waiters() {
 #[tokio::test(start_paused = true)]
 async fn age_is_the_time_since_the_last_proof() {
     let mut server = Server::start();
-    let world = World::of(&[("/a", "1")]);
+    let etcd = EtcdModel::with(&[("/a", "1")]);
     let client = server.client();
     let (watcher, _call) = tokio::join!(client.watch::<u32>("/a").into_future(), async {
-        let call = server.call().await;
-        let Frame::Hello(mut hello) = World::hello() else {
+        let call = server.next_call().await;
+        let Frame::Hello(mut hello) = EtcdModel::hello() else {
             unreachable!()
         };
         hello.clock_ms = 5_000_000;
         hello.contact_ms = 5_000_000 - 7000;
         call.send(Frame::Hello(hello)).await;
-        call.send(world.snapshot()).await;
+        call.send(etcd.snapshot()).await;
         call
     });
     let age = watcher.unwrap().status().age().unwrap();

@@ -7,18 +7,18 @@ use driftless_client::Client;
 use driftless_proto::v1::watch_response::Frame;
 use tokio::time::Instant;
 
+use crate::etcd_model::EtcdModel;
 use crate::server::{Call, Server};
-use crate::world::World;
 
 async fn watching(
     client: &Client,
     server: &mut Server,
-    world: &World,
+    etcd: &EtcdModel,
     range: &str,
 ) -> (driftless_client::Watcher<u32>, Call) {
     let (watcher, call) = tokio::join!(client.watch::<u32>(range).into_future(), async {
-        let call = server.call().await;
-        call.serve(world).await;
+        let call = server.next_call().await;
+        call.send_state(etcd).await;
         call
     });
     (watcher.unwrap(), call)
@@ -27,10 +27,10 @@ async fn watching(
 #[tokio::test(start_paused = true)]
 async fn only_changed_outcomes_are_reported_once_per_interval() {
     let mut server = Server::start();
-    let mut world = World::of(&[("/a", "1")]);
+    let mut etcd = EtcdModel::with(&[("/a", "1")]);
     let client = server.builder().label("service", "shop").build().unwrap();
-    let (_watcher, call) = watching(&client, &mut server, &world, "/a").await;
-    let other = World::of(&[("/b", "1")]);
+    let (_watcher, call) = watching(&client, &mut server, &etcd, "/a").await;
+    let other = EtcdModel::with(&[("/b", "1")]);
     let (_other, _other_call) = watching(&client, &mut server, &other, "/b").await;
     let start = Instant::now();
     let report = server.reports.recv().await.unwrap();
@@ -45,24 +45,24 @@ async fn only_changed_outcomes_are_reported_once_per_interval() {
 
     // Idle, but alive: a bookmark is not reported.
     for _ in 0..4 {
-        call.send(world.progress()).await;
+        call.send(etcd.progress()).await;
         tokio::time::sleep(Duration::from_secs(5)).await;
     }
     assert!(server.reports.try_recv().is_err());
 
-    call.send(world.put("/a", "2")).await;
-    call.send(world.put("/a", "CANARY")).await;
+    call.send(etcd.put("/a", "2")).await;
+    call.send(etcd.put("/a", "CANARY")).await;
     let mut report = server.reports.recv().await.unwrap();
     assert!(!format!("{report:?}").contains("CANARY"));
     assert_eq!(report.watches.len(), 1);
     let watch = report.watches.remove(0);
     assert!(watch.sequence > 1);
     let outcome = watch.outcome.unwrap();
-    assert_eq!(outcome.applied_revision, world.revision - 1);
+    assert_eq!(outcome.applied_revision, etcd.revision - 1);
     let rejection = outcome.rejection.unwrap();
     assert_eq!(
         (rejection.revision, &*rejection.kind),
-        (world.revision, "type")
+        (etcd.revision, "type")
     );
     assert_eq!(rejection.key, &b"/a"[..]);
 }
@@ -70,18 +70,18 @@ async fn only_changed_outcomes_are_reported_once_per_interval() {
 #[tokio::test(start_paused = true)]
 async fn idle_entries_watcher_reports_once() {
     let mut server = Server::start();
-    let mut world = World::of(&[("/a", "1")]);
+    let mut etcd = EtcdModel::with(&[("/a", "1")]);
     let client = server.client();
     let (_watcher, call) = tokio::join!(client.entries("/a").into_future(), async {
-        let call = server.call().await;
-        call.serve(&world).await;
+        let call = server.next_call().await;
+        call.send_state(&etcd).await;
         call
     });
     let report = server.reports.recv().await.unwrap();
     let outcome = report.watches[0].outcome.clone().unwrap();
     assert_eq!(outcome.applied_revision, 11);
     for _ in 0..4 {
-        call.send(world.progress()).await;
+        call.send(etcd.progress()).await;
         tokio::time::sleep(Duration::from_secs(5)).await;
     }
     assert!(server.reports.try_recv().is_err());
@@ -90,14 +90,14 @@ async fn idle_entries_watcher_reports_once() {
 #[tokio::test(start_paused = true)]
 async fn rejection_is_sent_with_the_next_request() {
     let mut server = Server::start();
-    let mut world = World::of(&[("/a", "1")]);
+    let mut etcd = EtcdModel::with(&[("/a", "1")]);
     let client = server.client();
-    let (_watcher, call) = watching(&client, &mut server, &world, "/a").await;
-    call.send(world.put("/a", "x")).await;
+    let (_watcher, call) = watching(&client, &mut server, &etcd, "/a").await;
+    call.send(etcd.put("/a", "x")).await;
     drop(call);
-    let call = server.call().await;
+    let call = server.next_call().await;
     assert_eq!(
-        call.have(),
+        call.resume_revision(),
         Some(12),
         "the range is held, whoever refuses it"
     );
@@ -109,25 +109,25 @@ async fn rejection_is_sent_with_the_next_request() {
 #[tokio::test(start_paused = true)]
 async fn divergence_is_reported_after_its_repair() {
     let mut server = Server::start();
-    let mut world = World::of(&[("/a", "1")]);
+    let mut etcd = EtcdModel::with(&[("/a", "1")]);
     let client = server.client();
-    let (_watcher, mut call) = watching(&client, &mut server, &world, "/a").await;
+    let (_watcher, mut call) = watching(&client, &mut server, &etcd, "/a").await;
     for times in 1..3 {
         // The server's digest differs from the client's.
-        let mut progress = world.progress();
+        let mut progress = etcd.progress();
         if let Frame::Progress(progress) = &mut progress {
-            progress.digest = World::default().digest();
+            progress.digest = EtcdModel::default().digest();
         }
         call.send(progress).await;
-        call.ended().await;
-        call = server.call().await;
-        assert_eq!(call.have(), None, "it starts over");
-        world.put("/a", &times.to_string());
-        call.serve(&world).await;
+        call.wait_until_ended().await;
+        call = server.next_call().await;
+        assert_eq!(call.resume_revision(), None, "it starts over");
+        etcd.put("/a", &times.to_string());
+        call.send_state(&etcd).await;
         let outcome = loop {
             let report = server.reports.recv().await.unwrap();
             let outcome = report.watches[0].outcome.clone().unwrap();
-            if outcome.applied_revision == world.revision {
+            if outcome.applied_revision == etcd.revision {
                 break outcome;
             }
         };
@@ -139,18 +139,18 @@ async fn divergence_is_reported_after_its_repair() {
 #[tokio::test(start_paused = true)]
 async fn key_that_is_too_long_is_left_out_of_a_report() {
     let mut server = Server::start();
-    let mut world = World::of(&[("/p/a", "1")]);
+    let mut etcd = EtcdModel::with(&[("/p/a", "1")]);
     let client = server.client();
     let range = driftless_client::KeyRange::prefix("/p/").unwrap();
     let watching = client.watch::<BTreeMap<String, u32>>(range).into_future();
     let (watcher, call) = tokio::join!(watching, async {
-        let call = server.call().await;
-        call.serve(&world).await;
+        let call = server.next_call().await;
+        call.send_state(&etcd).await;
         call
     });
     let _watcher = watcher.unwrap();
     let long = "\u{fc}".repeat(4096);
-    call.send(world.put(&format!("/p/{long}"), "x")).await;
+    call.send(etcd.put(&format!("/p/{long}"), "x")).await;
     let report = server.reports.recv().await.unwrap();
     let outcome = report.watches[0].outcome.clone().unwrap();
     let rejection = outcome.rejection.unwrap();

@@ -1,4 +1,4 @@
-//! A server over proto's stubs that hands every call to the test.
+//! A server that hands every call to the test, which answers it.
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -18,66 +18,67 @@ use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream, UnboundedReceive
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{Request, Response, Status};
 
-use crate::world::World;
+use crate::etcd_model::EtcdModel;
 
-/// The longest that a test waits for something that should come at once.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// The longest that a test waits for something that should happen at once.
+const SOON: Duration = Duration::from_secs(5);
 
-/// What the pipes hold, in bytes: less than a burst of changes, so that flow control is at work.
-const PIPE: usize = 16 * 1024;
+/// The capacity of a pipe, in bytes: less than a burst of changes, so that tests exercise flow control.
+const PIPE_CAPACITY: usize = 16 * 1024;
 
-/// A host where nobody listens.
-const DEAD: &str = "dead";
+/// A host whose connections are refused.
+const DEAD_HOST: &str = "dead";
 
-type Answers<M> = mpsc::Sender<Result<M, Status>>;
-type Answer<M> = Pin<Box<dyn tokio_stream::Stream<Item = Result<M, Status>> + Send>>;
+type Responses<M> = mpsc::Sender<Result<M, Status>>;
+type ResponseStream<M> = Pin<Box<dyn tokio_stream::Stream<Item = Result<M, Status>> + Send>>;
 
 /// A `Watch` call that the test answers.
 pub(crate) struct Call {
     pub(crate) request: v1::WatchRequest,
-    /// Who says that it is calling.
+    /// The request's `authorization` header.
     pub(crate) authorization: Option<String>,
-    answers: Answers<v1::WatchResponse>,
+    responses: Responses<v1::WatchResponse>,
 }
 
 impl Call {
     pub(crate) async fn send(&self, frame: Frame) {
-        assert!(self.try_send(frame).await, "the client has left");
+        assert!(self.try_send(frame).await, "the client has ended the call");
     }
 
-    /// Whether the client is still there.
+    /// Sends a frame. Returns whether the client still receives.
     pub(crate) async fn try_send(&self, frame: Frame) -> bool {
         let response = v1::WatchResponse { frame: Some(frame) };
-        self.answers.send(Ok(response)).await.is_ok()
+        self.responses.send(Ok(response)).await.is_ok()
     }
 
-    /// A frame that is newer than the client.
+    /// Sends a frame of a kind that the client does not know.
     pub(crate) async fn send_unknown(&self) {
         let response = v1::WatchResponse { frame: None };
-        self.answers.send(Ok(response)).await.expect("a client");
+        self.responses.send(Ok(response)).await.expect("a client");
     }
 
-    /// Answers with the whole state, as a server does at first.
-    pub(crate) async fn serve(&self, world: &World) {
-        self.send(World::hello()).await;
-        self.send(world.snapshot()).await;
+    /// Sends a hello and the whole state, as a server does for a new client.
+    pub(crate) async fn send_state(&self, etcd: &EtcdModel) {
+        self.send(EtcdModel::hello()).await;
+        self.send(etcd.snapshot()).await;
     }
 
     pub(crate) async fn fail(self, status: Status) {
-        // A client that has left needs no telling.
-        let _ = self.answers.send(Err(status)).await;
+        // A client that has ended the call needs no error.
+        let _ = self.responses.send(Err(status)).await;
     }
 
     /// Waits until the client has ended the call.
-    pub(crate) async fn ended(&self) {
-        soon(self.answers.closed()).await;
+    pub(crate) async fn wait_until_ended(&self) {
+        soon(self.responses.closed()).await;
     }
 
     pub(crate) fn is_ended(&self) -> bool {
-        self.answers.is_closed()
+        self.responses.is_closed()
     }
 
-    pub(crate) fn have(&self) -> Option<i64> {
+    /// The revision that the client resumes from.
+    pub(crate) fn resume_revision(&self) -> Option<i64> {
         self.request.have.as_ref().map(|have| have.revision)
     }
 }
@@ -85,17 +86,17 @@ impl Call {
 /// A `Get` call that the test answers.
 pub(crate) struct GetCall {
     pub(crate) authorization: Option<String>,
-    pub(crate) answers: Answers<v1::GetResponse>,
+    pub(crate) responses: Responses<v1::GetResponse>,
 }
 
 struct Service {
     watches: mpsc::UnboundedSender<Call>,
     gets: mpsc::UnboundedSender<GetCall>,
     reports: mpsc::UnboundedSender<v1::ReportRequest>,
-    signed_reports: mpsc::UnboundedSender<String>,
+    report_authorizations: mpsc::UnboundedSender<String>,
 }
 
-/// The header of a request that says who is calling.
+/// The `authorization` header of a request.
 fn authorization<M>(request: &Request<M>) -> Option<String> {
     let value = request.metadata().get("authorization")?;
     Some(value.to_str().unwrap().to_owned())
@@ -103,18 +104,18 @@ fn authorization<M>(request: &Request<M>) -> Option<String> {
 
 #[tonic::async_trait]
 impl Config for Service {
-    type WatchStream = Answer<v1::WatchResponse>;
-    type GetStream = Answer<v1::GetResponse>;
+    type WatchStream = ResponseStream<v1::WatchResponse>;
+    type GetStream = ResponseStream<v1::GetResponse>;
 
     async fn watch(
         &self,
         request: Request<v1::WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let (answers, stream) = mpsc::channel(1);
+        let (responses, stream) = mpsc::channel(1);
         let call = Call {
             authorization: authorization(&request),
             request: request.into_inner(),
-            answers,
+            responses,
         };
         self.watches.send(call).unwrap();
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
@@ -124,10 +125,10 @@ impl Config for Service {
         &self,
         request: Request<v1::GetRequest>,
     ) -> Result<Response<Self::GetStream>, Status> {
-        let (answers, stream) = mpsc::channel(1);
+        let (responses, stream) = mpsc::channel(1);
         let call = GetCall {
             authorization: authorization(&request),
-            answers,
+            responses,
         };
         self.gets.send(call).unwrap();
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
@@ -138,20 +139,20 @@ impl Config for Service {
         request: Request<v1::ReportRequest>,
     ) -> Result<Response<v1::ReportResponse>, Status> {
         if let Some(authorization) = authorization(&request) {
-            self.signed_reports.send(authorization).unwrap();
+            self.report_authorizations.send(authorization).unwrap();
         }
         self.reports.send(request.into_inner()).unwrap();
         Ok(Response::new(v1::ReportResponse::default()))
     }
 }
 
-/// The server, as a test sees it.
+/// The test's side of the server.
 pub(crate) struct Server {
     watches: mpsc::UnboundedReceiver<Call>,
     gets: mpsc::UnboundedReceiver<GetCall>,
     pub(crate) reports: mpsc::UnboundedReceiver<v1::ReportRequest>,
-    /// Who said that they send the reports that say so.
-    pub(crate) signed_reports: mpsc::UnboundedReceiver<String>,
+    /// The `authorization` headers of reports that have one.
+    pub(crate) report_authorizations: mpsc::UnboundedReceiver<String>,
     connections: mpsc::UnboundedSender<Result<DuplexStream, std::io::Error>>,
     dials: Arc<AtomicUsize>,
     /// Tasks of the runtime before any connection.
@@ -169,15 +170,15 @@ impl Drop for Server {
 }
 
 impl Server {
-    /// Over in-memory pipes.
+    /// Starts a server that clients reach over in-memory pipes.
     pub(crate) fn start() -> Self {
         let (connections, incoming) = mpsc::unbounded_channel();
         let incoming = UnboundedReceiverStream::new(incoming);
         Self::over(connections, incoming)
     }
 
-    /// On a loopback socket, in a runtime of its own: when it is dropped its sockets are closed, as
-    /// those of a process are that is killed.
+    /// Starts a server on a loopback socket, in a runtime of its own: dropping it closes its sockets, as if
+    /// a process was killed.
     pub(crate) fn listen(address: SocketAddr) -> (Self, SocketAddr) {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -210,15 +211,15 @@ impl Server {
             + Send
             + 'static,
     {
-        let (watches, seen_watches) = mpsc::unbounded_channel();
-        let (gets, seen_gets) = mpsc::unbounded_channel();
-        let (reports, seen_reports) = mpsc::unbounded_channel();
-        let (signed_reports, seen_signed_reports) = mpsc::unbounded_channel();
+        let (watches, received_watches) = mpsc::unbounded_channel();
+        let (gets, received_gets) = mpsc::unbounded_channel();
+        let (reports, received_reports) = mpsc::unbounded_channel();
+        let (report_authorizations, received_authorizations) = mpsc::unbounded_channel();
         let service = Service {
             watches,
             gets,
             reports,
-            signed_reports,
+            report_authorizations,
         };
         let accept = tokio::runtime::Handle::current().spawn(async move {
             tonic::transport::Server::builder()
@@ -228,10 +229,10 @@ impl Server {
                 .unwrap();
         });
         Self {
-            watches: seen_watches,
-            gets: seen_gets,
-            reports: seen_reports,
-            signed_reports: seen_signed_reports,
+            watches: received_watches,
+            gets: received_gets,
+            reports: received_reports,
+            report_authorizations: received_authorizations,
             connections,
             dials: Arc::default(),
             idle_tasks: tasks(),
@@ -240,16 +241,17 @@ impl Server {
         }
     }
 
-    /// A client of this server.
+    /// A client that connects to this server.
     pub(crate) fn client(&self) -> Client {
         self.builder().build().unwrap()
     }
 
+    /// A builder of such a client.
     pub(crate) fn builder(&self) -> ClientBuilder {
         builder(self.connector())
     }
 
-    /// The same, at a host to which a token may be sent in clear text.
+    /// The same, with a host to which a client may send a token in clear text.
     pub(crate) fn builder_at_localhost(&self) -> ClientBuilder {
         Client::builder()
             .endpoint("http://localhost:7400")
@@ -260,11 +262,11 @@ impl Server {
         let connections = self.connections.clone();
         let dials = Arc::clone(&self.dials);
         move |endpoint| {
-            if endpoint.host() == DEAD {
+            if endpoint.host() == DEAD_HOST {
                 return Box::pin(async { Err(std::io::ErrorKind::ConnectionRefused.into()) });
             }
             dials.fetch_add(1, Ordering::Relaxed);
-            let (client, server) = tokio::io::duplex(PIPE);
+            let (client, server) = tokio::io::duplex(PIPE_CAPACITY);
             let accepted = connections.send(Ok(server));
             Box::pin(async move {
                 accepted.map_err(|_| std::io::ErrorKind::ConnectionRefused)?;
@@ -273,66 +275,67 @@ impl Server {
         }
     }
 
-    /// A client's options, with a second endpoint where nobody listens.
+    /// The same, with a second endpoint that refuses connections.
     pub(crate) fn builder_with_dead_endpoint(&self) -> ClientBuilder {
-        self.builder().endpoint(format!("http://{DEAD}:7400"))
+        self.builder().endpoint(format!("http://{DEAD_HOST}:7400"))
     }
 
-    /// How often it was connected to.
+    /// How many times clients connected.
     pub(crate) fn dials(&self) -> usize {
         self.dials.load(Ordering::Relaxed)
     }
 
     /// The next `Watch` call.
-    pub(crate) async fn call(&mut self) -> Call {
-        // Under a paused clock this is also as long as the longest backoff and a little.
+    pub(crate) async fn next_call(&mut self) -> Call {
+        // Longer than the longest backoff, which counts under a paused clock.
         let call = tokio::time::timeout(Duration::from_secs(60), self.watches.recv());
-        call.await.expect("a watch").expect("a server")
+        call.await.expect("a call in time").expect("a server")
     }
 
     /// The next `Get` call.
-    pub(crate) async fn get_call(&mut self) -> GetCall {
+    pub(crate) async fn next_get_call(&mut self) -> GetCall {
         soon(self.gets.recv()).await.expect("a server")
     }
 
-    /// Answers every call with the whole state, for ever.
-    pub(crate) async fn answer_all(&mut self, world: &World) {
+    /// Answers every call with the whole state, until it is dropped.
+    pub(crate) async fn serve_all(&mut self, etcd: &EtcdModel) {
         let mut calls = Vec::new();
         loop {
             tokio::select! {
                 call = self.watches.recv() => {
                     let call = call.expect("a server");
-                    call.serve(world).await;
+                    call.send_state(etcd).await;
                     calls.push(call);
                 }
                 call = self.gets.recv() => {
-                    let Frame::Snapshot(snapshot) = world.snapshot() else {
+                    let Frame::Snapshot(snapshot) = etcd.snapshot() else {
                         unreachable!()
                     };
                     let snapshot = Some(snapshot);
-                    let answer = Ok(v1::GetResponse { snapshot });
-                    call.expect("a server").answers.send(answer).await.expect("a client");
+                    let response = Ok(v1::GetResponse { snapshot });
+                    call.expect("a server").responses.send(response).await.expect("a client");
                 }
             }
         }
     }
 
+    /// Takes a waiting `Watch` call, if there is one. Returns whether there was none.
     pub(crate) fn no_call(&mut self) -> bool {
         self.watches.try_recv().is_err()
     }
 
-    /// Waits until the runtime has no more tasks than before the first connection, while no time
-    /// passes under a paused clock: the loop is never idle.
-    pub(crate) async fn idle(&self) {
+    /// Waits until the runtime has no more tasks than before the first connection. The loop is never idle, so
+    /// a paused clock does not advance.
+    pub(crate) async fn wait_until_idle(&self) {
         let start = std::time::Instant::now();
         while tasks() > self.idle_tasks {
-            assert!(start.elapsed() < PATIENCE, "{} tasks remain", tasks());
+            assert!(start.elapsed() < SOON, "{} tasks remain", tasks());
             tokio::task::yield_now().await;
         }
     }
 }
 
-/// A client with a connector of the test's.
+/// A builder of a client with this connector.
 pub(crate) fn builder(
     connect: impl Fn(&Endpoint) -> Connecting + Send + Sync + 'static,
 ) -> ClientBuilder {
@@ -341,20 +344,21 @@ pub(crate) fn builder(
         .connector(connect)
 }
 
-/// Waits for what should come at once.
+/// Runs something that must end within [`SOON`].
 pub(crate) async fn soon<F: Future>(work: F) -> F::Output {
-    tokio::time::timeout(PATIENCE, work)
+    tokio::time::timeout(SOON, work)
         .await
         .expect("within five seconds")
 }
 
+/// The number of the runtime's tasks.
 fn tasks() -> usize {
     tokio::runtime::Handle::current()
         .metrics()
         .num_alive_tasks()
 }
 
-/// Polls it this often, and drops it.
+/// Polls a future this many times, and drops it. Returns its output if it resolved.
 pub(crate) async fn poll_times<F: Future>(work: F, times: usize) -> Option<F::Output> {
     let mut work = std::pin::pin!(work);
     for _ in 0..times {
@@ -362,7 +366,7 @@ pub(crate) async fn poll_times<F: Future>(work: F, times: usize) -> Option<F::Ou
         if let Poll::Ready(output) = polled {
             return Some(output);
         }
-        // Lets everybody else go on, whether or not they have something for it.
+        // Lets other tasks run, whether or not they wake this one.
         tokio::task::yield_now().await;
     }
     None

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use driftless_client::{GetError, Resource, Resources, WatchState};
 
+use crate::etcd_model::EtcdModel;
 use crate::server::{Server, soon};
-use crate::world::World;
 
 /// A file that is removed with the test.
 struct TokenFile(PathBuf);
@@ -39,29 +39,30 @@ impl Drop for TokenFile {
 async fn token_is_sent_with_every_call_and_rotates() {
     let file = TokenFile::holding("one\n");
     let mut server = Server::start();
-    let world = World::of(&[("/a", "1")]);
+    let etcd = EtcdModel::with(&[("/a", "1")]);
     let client = server.builder_at_localhost().token_file(&file.0);
     let client = client.build().unwrap();
     let (watcher, call) = tokio::join!(client.watch::<u32>("/a").into_future(), async {
-        let call = server.call().await;
+        let call = server.next_call().await;
         // A short report interval.
-        let driftless_proto::v1::watch_response::Frame::Hello(mut hello) = World::hello() else {
+        let driftless_proto::v1::watch_response::Frame::Hello(mut hello) = EtcdModel::hello()
+        else {
             unreachable!()
         };
         hello.report_interval_ms = 100;
         call.send(driftless_proto::v1::watch_response::Frame::Hello(hello))
             .await;
-        call.send(world.snapshot()).await;
+        call.send(etcd.snapshot()).await;
         call
     });
     let watcher = watcher.unwrap();
     assert_eq!(call.authorization.as_deref(), Some("Bearer one"));
-    let signed = soon(server.signed_reports.recv()).await;
-    assert_eq!(signed.as_deref(), Some("Bearer one"));
+    let authorization = soon(server.report_authorizations.recv()).await;
+    assert_eq!(authorization.as_deref(), Some("Bearer one"));
 
     file.write("two");
     let (answer, ()) = tokio::join!(client.get("/a").into_future(), async {
-        let call = server.get_call().await;
+        let call = server.next_get_call().await;
         assert_eq!(call.authorization.as_deref(), Some("Bearer two"));
         drop(call);
     });
@@ -69,7 +70,7 @@ async fn token_is_sent_with_every_call_and_rotates() {
 
     file.write("three");
     drop(call);
-    let call = server.call().await;
+    let call = server.next_call().await;
     assert_eq!(call.authorization.as_deref(), Some("Bearer three"));
     assert_eq!(server.dials(), 1, "the connection is kept");
     assert_eq!(*watcher.load(), 1);
@@ -79,7 +80,7 @@ async fn token_is_sent_with_every_call_and_rotates() {
 async fn bad_token_file_is_named_until_it_is_fixed() {
     let file = TokenFile::holding(" ");
     let mut server = Server::start();
-    let world = World::of(&[("/a", "1")]);
+    let etcd = EtcdModel::with(&[("/a", "1")]);
     // The same server twice: the error is local, so the other endpoint is not tried.
     let client = server
         .builder_at_localhost()
@@ -100,8 +101,8 @@ async fn bad_token_file_is_named_until_it_is_fixed() {
         assert!(error.contains("it must hold one token"), "{error}");
         assert!(!error.contains("CANARY"), "{error}");
         file.write("mended");
-        let call = server.call().await;
-        call.serve(&world).await;
+        let call = server.next_call().await;
+        call.send_state(&etcd).await;
         call
     });
     assert_eq!(call.authorization.as_deref(), Some("Bearer mended"));
@@ -142,13 +143,13 @@ impl TokenFile {
 async fn hanging_token_file_is_named_and_the_server_kept() {
     let file = TokenFile::holding("one");
     let mut server = Server::start();
-    let world = World::of(&[("/a", "1")]);
+    let etcd = EtcdModel::with(&[("/a", "1")]);
     let client = server.builder_at_localhost().token_file(&file.0);
     let client = client.build().unwrap();
     let resources = client.resources();
     let (watcher, call) = tokio::join!(client.watch::<u32>("/a").into_future(), async {
-        let call = server.call().await;
-        call.serve(&world).await;
+        let call = server.next_call().await;
+        call.send_state(&etcd).await;
         call
     });
     let mut watcher = watcher.unwrap();
@@ -181,7 +182,7 @@ async fn hanging_token_file_is_named_and_the_server_kept() {
     std::fs::write(&file.0, "two").unwrap();
     std::fs::remove_file(&file.0).unwrap();
     file.write("three");
-    let call = server.call().await;
+    let call = server.next_call().await;
     let authorization = call.authorization.as_deref();
     assert!(matches!(authorization, Some("Bearer two" | "Bearer three")));
     assert_eq!(server.dials(), 1, "the connection is kept");

@@ -10,8 +10,8 @@ use driftless_proto::v1::{self, watch_response::Frame};
 use serde::Deserialize;
 use tonic::Status;
 
+use crate::etcd_model::EtcdModel;
 use crate::server::{Call, Server, soon};
-use crate::world::World;
 
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 struct Limits {
@@ -19,13 +19,13 @@ struct Limits {
 }
 
 /// A watcher of `/a`, and the server's side of it.
-async fn watching<T>(client: &Client, server: &mut Server, world: &World) -> (Watcher<T>, Call)
+async fn watching<T>(client: &Client, server: &mut Server, etcd: &EtcdModel) -> (Watcher<T>, Call)
 where
     T: serde::de::DeserializeOwned + Send + Sync + 'static,
 {
     let (watcher, call) = tokio::join!(client.watch::<T>("/a").into_future(), async {
-        let call = server.call().await;
-        call.serve(world).await;
+        let call = server.next_call().await;
+        call.send_state(etcd).await;
         call
     });
     (watcher.unwrap(), call)
@@ -34,9 +34,9 @@ where
 #[tokio::test]
 async fn value_and_its_changes_are_read() {
     let mut server = Server::start();
-    let mut world = World::of(&[("/a", r#"{"rps": 1}"#)]);
+    let mut etcd = EtcdModel::with(&[("/a", r#"{"rps": 1}"#)]);
     let client = server.client();
-    let (mut watcher, call) = watching::<Limits>(&client, &mut server, &world).await;
+    let (mut watcher, call) = watching::<Limits>(&client, &mut server, &etcd).await;
     assert_eq!(
         call.request.range,
         Some((&KeyRange::key("/a").unwrap()).into())
@@ -51,7 +51,7 @@ async fn value_and_its_changes_are_read() {
         (watcher.load().rps, watcher.load().revision()),
         (1, Revision::new(11))
     );
-    call.send(world.put("/a", r#"{"rps": 2}"#)).await;
+    call.send(etcd.put("/a", r#"{"rps": 2}"#)).await;
     let ValueChange { revision, .. } = soon(watcher.changed()).await.unwrap();
     assert_eq!(revision, Revision::new(12));
     assert_eq!(*watcher.load(), Limits { rps: 2 });
@@ -70,22 +70,22 @@ async fn prefix_becomes_one_value() {
         limits: Limits,
     }
     let mut server = Server::start();
-    let mut world = World::of(&[("/shop/name", "x"), ("/shop/limits/rps", "7")]);
+    let mut etcd = EtcdModel::with(&[("/shop/name", "x"), ("/shop/limits/rps", "7")]);
     let client = server.client();
     let (watcher, call) = tokio::join!(
         client
             .watch::<Shop>(KeyRange::prefix("/shop/"))
             .into_future(),
         async {
-            let call = server.call().await;
-            call.serve(&world).await;
+            let call = server.next_call().await;
+            call.send_state(&etcd).await;
             call
         }
     );
     let mut watcher = watcher.unwrap();
     assert_eq!(watcher.load().limits.rps, 7);
     let both = [("/shop/name", Some("y")), ("/shop/limits/rps", Some("8"))];
-    call.send(world.edit(&both)).await;
+    call.send(etcd.edit(&both)).await;
     soon(watcher.changed()).await.unwrap();
     let expected = Shop {
         name: "y".to_owned(),
@@ -98,12 +98,12 @@ async fn prefix_becomes_one_value() {
 async fn change_lists_its_keys() {
     type Values = std::collections::BTreeMap<String, u32>;
     let mut server = Server::start();
-    let mut world = World::of(&[("/p/a", "1"), ("/p/b", "1"), ("/p/c", "1")]);
+    let mut etcd = EtcdModel::with(&[("/p/a", "1"), ("/p/b", "1"), ("/p/c", "1")]);
     let client = server.client();
     let range = || KeyRange::prefix("/p/");
     let (watcher, call) = tokio::join!(client.watch::<Values>(range()).into_future(), async {
-        let call = server.call().await;
-        call.serve(&world).await;
+        let call = server.next_call().await;
+        call.send_state(&etcd).await;
         call
     });
     let mut watcher = watcher.unwrap();
@@ -111,7 +111,7 @@ async fn change_lists_its_keys() {
         |changed: &ValueChange| -> Vec<String> { changed.keys().map(Key::to_string).collect() };
 
     let edit = [("/p/a", Some("2")), ("/p/b", None), ("/p/d", Some("1"))];
-    call.send(world.edit(&edit)).await;
+    call.send(etcd.edit(&edit)).await;
     let changed = soon(watcher.changed()).await.unwrap();
     assert_eq!(keys(&changed), ["/p/a", "/p/b", "/p/d"]);
     assert_eq!(
@@ -121,10 +121,10 @@ async fn change_lists_its_keys() {
 
     // The keys of a refused state are reported with those of the next good one, and so are several changes that
     // nobody waited for.
-    call.send(world.put("/p/a", "x")).await;
-    call.send(world.put("/p/c", "2")).await;
-    call.send(world.put("/p/a", "3")).await;
-    call.send(world.put("/p/d", "2")).await;
+    call.send(etcd.put("/p/a", "x")).await;
+    call.send(etcd.put("/p/c", "2")).await;
+    call.send(etcd.put("/p/a", "3")).await;
+    call.send(etcd.put("/p/d", "2")).await;
     soon(async {
         while watcher.load().get("d") != Some(&2) {
             tokio::task::yield_now().await;
@@ -133,11 +133,11 @@ async fn change_lists_its_keys() {
     .await;
     let changed = soon(watcher.changed()).await.unwrap();
     assert_eq!(keys(&changed), ["/p/a", "/p/c", "/p/d"]);
-    assert_eq!(changed.revision.get(), world.revision);
+    assert_eq!(changed.revision.get(), etcd.revision);
 
     // Each watcher compares with what it saw itself.
     let mut late = client.watch::<Values>(range()).await.unwrap();
-    call.send(world.put("/p/c", "4")).await;
+    call.send(etcd.put("/p/c", "4")).await;
     for watcher in [&mut watcher, &mut late] {
         let changed = soon(watcher.changed()).await.unwrap();
         assert_eq!(keys(&changed), ["/p/c"]);
@@ -147,13 +147,13 @@ async fn change_lists_its_keys() {
 #[tokio::test]
 async fn first_state_after_a_default_changes_all_keys() {
     let mut server = Server::start();
-    let world = World::of(&[("/a", "1")]);
+    let etcd = EtcdModel::with(&[("/a", "1")]);
     let client = server.client();
     let watch = client.watch::<u32>("/a").default_value(0);
     let watch = watch.first_value_within(Duration::from_millis(1));
     let mut watcher = watch.await.unwrap();
-    let call = server.call().await;
-    call.serve(&world).await;
+    let call = server.next_call().await;
+    call.send_state(&etcd).await;
     let changed = soon(watcher.changed()).await.unwrap();
     assert_eq!(changed.keys().count(), 1);
 }
@@ -161,10 +161,10 @@ async fn first_state_after_a_default_changes_all_keys() {
 #[tokio::test]
 async fn last_good_value_wins() {
     let mut server = Server::start();
-    let mut world = World::of(&[("/a", r#"{"rps": 1}"#)]);
+    let mut etcd = EtcdModel::with(&[("/a", r#"{"rps": 1}"#)]);
     let client = server.client();
-    let (mut watcher, call) = watching::<Limits>(&client, &mut server, &world).await;
-    call.send(world.put("/a", r#"{"rps": "CANARY"}"#)).await;
+    let (mut watcher, call) = watching::<Limits>(&client, &mut server, &etcd).await;
+    call.send(etcd.put("/a", r#"{"rps": "CANARY"}"#)).await;
     soon(async {
         while watcher.status().last_rejection.is_none() {
             tokio::task::yield_now().await;
@@ -182,7 +182,7 @@ async fn last_good_value_wins() {
         (1, Revision::new(11))
     );
 
-    call.send(world.put("/a", r#"{"rps": 3}"#)).await;
+    call.send(etcd.put("/a", r#"{"rps": 3}"#)).await;
     let changed = soon(watcher.changed()).await.unwrap();
     assert_eq!(
         changed.revision,
@@ -196,7 +196,7 @@ async fn last_good_value_wins() {
 #[tokio::test]
 async fn validators_refuse_and_may_panic() {
     let mut server = Server::start();
-    let mut world = World::of(&[("/a", "1")]);
+    let mut etcd = EtcdModel::with(&[("/a", "1")]);
     let client = server.client();
     let watch = client.watch::<u32>("/a").validate(|value| match value {
         0 => panic!("the validator's bug"),
@@ -204,17 +204,17 @@ async fn validators_refuse_and_may_panic() {
         _ => Err(format!("CANARY {value}")),
     });
     let (watcher, call) = tokio::join!(watch.into_future(), async {
-        let call = server.call().await;
-        call.serve(&world).await;
+        let call = server.next_call().await;
+        call.send_state(&etcd).await;
         call
     });
     let mut watcher = watcher.unwrap();
     for (value, kind) in [("10", RejectionKind::Invalid), ("0", RejectionKind::Panic)] {
-        call.send(world.put("/a", value)).await;
+        call.send(etcd.put("/a", value)).await;
         let found = soon(async {
             loop {
                 match watcher.status().last_rejection {
-                    Some(found) if found.revision.get() == world.revision => break found,
+                    Some(found) if found.revision.get() == etcd.revision => break found,
                     _ => tokio::task::yield_now().await,
                 }
             }
@@ -223,7 +223,7 @@ async fn validators_refuse_and_may_panic() {
         assert_eq!(found.rejection.kind(), kind);
         assert!(!format!("{found:?}").contains("CANARY"));
     }
-    call.send(world.put("/a", "2")).await;
+    call.send(etcd.put("/a", "2")).await;
     soon(watcher.changed()).await.unwrap();
     assert_eq!(*watcher.load(), 2);
 }
@@ -231,7 +231,7 @@ async fn validators_refuse_and_may_panic() {
 #[tokio::test]
 async fn static_reason_of_a_validator_is_kept() {
     let mut server = Server::start();
-    let mut world = World::of(&[("/a", "1")]);
+    let mut etcd = EtcdModel::with(&[("/a", "1")]);
     let client = server.client();
     let reason = "it must be below 10";
     let watch = client.watch::<u32>("/a").validate(move |value| {
@@ -239,12 +239,12 @@ async fn static_reason_of_a_validator_is_kept() {
         small.then_some(()).ok_or(reason)
     });
     let (watcher, call) = tokio::join!(watch.into_future(), async {
-        let call = server.call().await;
-        call.serve(&world).await;
+        let call = server.next_call().await;
+        call.send_state(&etcd).await;
         call
     });
     let mut watcher = watcher.unwrap();
-    call.send(world.put("/a", "10")).await;
+    call.send(etcd.put("/a", "10")).await;
     let refused = refusal(&mut watcher).await;
     assert_eq!(
         refused.to_string(),
@@ -267,11 +267,11 @@ async fn refusal<T>(watcher: &mut Watcher<T>) -> Rejection {
 #[tokio::test]
 async fn refusal_and_its_end_change_the_status() {
     let mut server = Server::start();
-    let mut world = World::of(&[("/a", "1")]);
+    let mut etcd = EtcdModel::with(&[("/a", "1")]);
     let client = server.client();
-    let (mut watcher, call) = watching::<u32>(&client, &mut server, &world).await;
+    let (mut watcher, call) = watching::<u32>(&client, &mut server, &etcd).await;
     let mut statuses = watcher.watch_status();
-    call.send(world.put("/a", "x")).await;
+    call.send(etcd.put("/a", "x")).await;
     assert_eq!(refusal(&mut watcher).await.kind(), RejectionKind::Type);
     let mut told = soon(statuses.changed()).await;
     while told.last_rejection.is_none() {
@@ -283,15 +283,15 @@ async fn refusal_and_its_end_change_the_status() {
         "live StatusWatcher(Live)"
     );
     // Good states wake nobody.
-    call.send(world.put("/a", "2")).await;
+    call.send(etcd.put("/a", "2")).await;
     soon(watcher.changed()).await.unwrap();
     assert!(soon(statuses.changed()).await.last_rejection.is_none());
-    call.send(world.put("/a", "3")).await;
+    call.send(etcd.put("/a", "3")).await;
     soon(watcher.changed()).await.unwrap();
     let more = crate::server::poll_times(statuses.changed(), 3).await;
     assert!(more.is_none(), "{more:?}");
     // A key that is deleted, and one that closes.
-    call.send(world.delete("/a")).await;
+    call.send(etcd.delete("/a")).await;
     assert!(soon(statuses.changed()).await.missing);
     call.send(Frame::Goodbye(v1::Goodbye {
         purge: true,
@@ -311,14 +311,14 @@ async fn refusal_and_its_end_change_the_status() {
 #[tokio::test]
 async fn refusal_of_the_first_state_changes_the_status() {
     let mut server = Server::start();
-    let mut world = World::of(&[("/a", "x")]);
+    let mut etcd = EtcdModel::with(&[("/a", "x")]);
     let client = server.client();
     let watch = client.watch::<u32>("/a");
     let (watcher, _call) = tokio::join!(watch.into_future(), async {
-        let call = server.call().await;
-        call.serve(&world).await;
-        call.send(world.put("/a", "1")).await;
-        call.send(world.put("/a", "y")).await;
+        let call = server.next_call().await;
+        call.send_state(&etcd).await;
+        call.send(etcd.put("/a", "1")).await;
+        call.send(etcd.put("/a", "y")).await;
         call
     });
     let refused = refusal(&mut watcher.unwrap()).await;
@@ -329,20 +329,20 @@ async fn refusal_of_the_first_state_changes_the_status() {
 async fn deleted_key_keeps_or_loses_its_value() {
     for (default, expected) in [(None, 1), (Some(9), 9)] {
         let mut server = Server::start();
-        let mut world = World::of(&[("/a", "1")]);
+        let mut etcd = EtcdModel::with(&[("/a", "1")]);
         let client = server.client();
         let mut watch = client.watch::<u32>("/a");
         if let Some(default) = default {
             watch = watch.default_value(default);
         }
         let (watcher, call) = tokio::join!(watch.into_future(), async {
-            let call = server.call().await;
-            call.serve(&world).await;
+            let call = server.next_call().await;
+            call.send_state(&etcd).await;
             call
         });
         let mut watcher = watcher.unwrap();
         assert!(!watcher.status().missing);
-        call.send(world.delete("/a")).await;
+        call.send(etcd.delete("/a")).await;
         soon(async {
             while !watcher.status().missing {
                 tokio::task::yield_now().await;
@@ -350,7 +350,7 @@ async fn deleted_key_keeps_or_loses_its_value() {
         })
         .await;
         assert_eq!(*watcher.load(), expected);
-        call.send(world.put("/a", "2")).await;
+        call.send(etcd.put("/a", "2")).await;
         soon(async {
             while *watcher.load() != 2 {
                 watcher.changed().await.unwrap();
@@ -364,11 +364,11 @@ async fn deleted_key_keeps_or_loses_its_value() {
 #[tokio::test]
 async fn option_follows_the_key_s_existence() {
     let mut server = Server::start();
-    let mut world = World::of(&[]);
+    let mut etcd = EtcdModel::with(&[]);
     let client = server.client();
-    let (mut watcher, call) = watching::<Option<u32>>(&client, &mut server, &world).await;
+    let (mut watcher, call) = watching::<Option<u32>>(&client, &mut server, &etcd).await;
     assert_eq!(*watcher.load(), None);
-    for (frame, expected) in [(world.put("/a", "1"), Some(1)), (world.delete("/a"), None)] {
+    for (frame, expected) in [(etcd.put("/a", "1"), Some(1)), (etcd.delete("/a"), None)] {
         call.send(frame).await;
         soon(watcher.changed()).await.unwrap();
         assert_eq!(*watcher.load(), expected);
@@ -378,12 +378,12 @@ async fn option_follows_the_key_s_existence() {
 #[tokio::test]
 async fn watch_waits_for_a_missing_key() {
     let mut server = Server::start();
-    let mut world = World::of(&[]);
+    let mut etcd = EtcdModel::with(&[]);
     let client = server.client();
     let (watcher, _call) = tokio::join!(client.watch::<u32>("/a").into_future(), async {
-        let call = server.call().await;
-        call.serve(&world).await;
-        call.send(world.put("/a", "5")).await;
+        let call = server.next_call().await;
+        call.send_state(&etcd).await;
+        call.send(etcd.put("/a", "5")).await;
         call
     });
     assert_eq!(*watcher.unwrap().load(), 5);
@@ -399,12 +399,12 @@ async fn error_says_why_there_is_no_first_value() {
         (Some("x"), |why| matches!(why, NoValue::Rejected(_))),
     ] {
         let mut server = Server::start();
-        let world = World::of(value.map(|value| ("/a", value)).as_slice());
+        let etcd = EtcdModel::with(value.map(|value| ("/a", value)).as_slice());
         let client = server.client();
         let start = tokio::time::Instant::now();
         let (watcher, _call) = tokio::join!(client.watch::<u32>("/a").into_future(), async {
-            let call = server.call().await;
-            call.serve(&world).await;
+            let call = server.next_call().await;
+            call.send_state(&etcd).await;
             call
         });
         let error = watcher.unwrap_err();
@@ -469,7 +469,7 @@ async fn refusal_fails_the_first_watch() {
         let mut server = Server::start();
         let client = server.client();
         let (watcher, ()) = tokio::join!(client.watch::<u32>("/a").into_future(), async {
-            server.call().await.fail(status).await;
+            server.next_call().await.fail(status).await;
         });
         let error = watcher.unwrap_err();
         assert!(!error.is_retryable());
@@ -479,16 +479,16 @@ async fn refusal_fails_the_first_watch() {
         assert_eq!((refused.reason, &*refused.message), (reason, "not here"));
         assert_eq!(refused.endpoint, "http://scripted:7400");
         assert!(refused.to_string().contains("not here"), "{refused}");
-        server.idle().await;
+        server.wait_until_idle().await;
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn refusal_of_a_live_watch_is_status_and_is_retried() {
     let mut server = Server::start();
-    let mut world = World::of(&[("/a", "1")]);
+    let mut etcd = EtcdModel::with(&[("/a", "1")]);
     let client = server.client();
-    let (mut watcher, call) = watching::<u32>(&client, &mut server, &world).await;
+    let (mut watcher, call) = watching::<u32>(&client, &mut server, &etcd).await;
     call.fail(Status::permission_denied("no more")).await;
     soon(async {
         while watcher.status().state != WatchState::Refused {
@@ -506,9 +506,9 @@ async fn refusal_of_a_live_watch_is_status_and_is_retried() {
         "there is a value, so there is something to begin with"
     );
 
-    let call = server.call().await;
-    call.send(World::hello()).await;
-    let change = world.put("/a", "2");
+    let call = server.next_call().await;
+    call.send(EtcdModel::hello()).await;
+    let change = etcd.put("/a", "2");
     call.send(change).await;
     soon(watcher.changed()).await.unwrap();
     assert!(watcher.status().refused.is_none());
@@ -517,9 +517,9 @@ async fn refusal_of_a_live_watch_is_status_and_is_retried() {
 #[tokio::test]
 async fn revoked_right_closes_the_watcher() {
     let mut server = Server::start();
-    let world = World::of(&[("/a", "1")]);
+    let etcd = EtcdModel::with(&[("/a", "1")]);
     let client = server.client();
-    let (mut watcher, call) = watching::<u32>(&client, &mut server, &world).await;
+    let (mut watcher, call) = watching::<u32>(&client, &mut server, &etcd).await;
     let mut entries = client.entries("/a").await.unwrap();
     call.send(Frame::Goodbye(v1::Goodbye {
         reason: v1::goodbye::Reason::Revoked.into(),
@@ -539,7 +539,7 @@ async fn revoked_right_closes_the_watcher() {
     );
     assert_eq!(*watcher.load(), 1, "the service keeps its value");
 
-    let (again, _call) = watching::<u32>(&client, &mut server, &world).await;
+    let (again, _call) = watching::<u32>(&client, &mut server, &etcd).await;
     assert_eq!(
         again.status().state,
         WatchState::Live,
@@ -550,9 +550,9 @@ async fn revoked_right_closes_the_watcher() {
 #[tokio::test]
 async fn changed_can_be_dropped_at_any_point() {
     let mut server = Server::start();
-    let mut world = World::of(&[("/a", "0")]);
+    let mut etcd = EtcdModel::with(&[("/a", "0")]);
     let client = server.client();
-    let (mut watcher, call) = watching::<u32>(&client, &mut server, &world).await;
+    let (mut watcher, call) = watching::<u32>(&client, &mut server, &etcd).await;
     for round in 1..=20 {
         let polls = round % 3;
         assert!(
@@ -560,7 +560,7 @@ async fn changed_can_be_dropped_at_any_point() {
                 .await
                 .is_none()
         );
-        call.send(world.put("/a", &round.to_string())).await;
+        call.send(etcd.put("/a", &round.to_string())).await;
         soon(async {
             while *watcher.load() != round as u32 {
                 tokio::task::yield_now().await;
@@ -570,19 +570,19 @@ async fn changed_can_be_dropped_at_any_point() {
         // The change is there; a future that is dropped before its first poll takes nothing away.
         drop(watcher.changed());
         let changed = soon(watcher.changed()).await.unwrap();
-        assert_eq!(changed.revision.get(), world.revision);
+        assert_eq!(changed.revision.get(), etcd.revision);
     }
 }
 
 #[tokio::test]
 async fn unread_changes_are_merged() {
     let mut server = Server::start();
-    let mut world = World::of(&[("/a", "0")]);
+    let mut etcd = EtcdModel::with(&[("/a", "0")]);
     let client = server.client();
-    let (mut watcher, call) = watching::<u32>(&client, &mut server, &world).await;
+    let (mut watcher, call) = watching::<u32>(&client, &mut server, &etcd).await;
     let mut entries = client.entries("/a").await.unwrap();
     for n in 1..=10_000 {
-        call.send(world.put("/a", &n.to_string())).await;
+        call.send(etcd.put("/a", &n.to_string())).await;
     }
     soon(async {
         while *watcher.load() != 10_000 {
@@ -590,7 +590,7 @@ async fn unread_changes_are_merged() {
         }
     })
     .await;
-    let revision = Revision::new(world.revision);
+    let revision = Revision::new(etcd.revision);
     assert_eq!(soon(watcher.changed()).await.unwrap().revision, revision);
     assert!(
         crate::server::poll_times(watcher.changed(), 3)

@@ -1,4 +1,4 @@
-//! A pretended etcd: makes the frames that tell of its changes.
+//! A model of etcd: holds keys and values, and makes the frames that a server sends for its changes.
 
 use std::collections::BTreeMap;
 
@@ -7,28 +7,30 @@ use driftless_client::{Entry, Key, Revision};
 use driftless_proto::digest::Digest;
 use driftless_proto::v1::{self, watch_response::Frame};
 
-/// Keys, values and revisions.
+/// Keys, values and revisions, as etcd has them.
 #[derive(Clone, Default)]
-pub(crate) struct World {
+pub(crate) struct EtcdModel {
     entries: BTreeMap<Key, Entry>,
     pub(crate) revision: i64,
-    changed: i64,
+    /// The revision of the last change to these keys.
+    last_change: i64,
 }
 
-impl World {
-    /// A history that has these keys.
-    pub(crate) fn of(pairs: &[(&str, &str)]) -> Self {
-        let mut world = Self {
+impl EtcdModel {
+    /// A model with these keys. The first is put at revision 11.
+    pub(crate) fn with(pairs: &[(&str, &str)]) -> Self {
+        let mut model = Self {
             revision: 10,
-            changed: 10,
+            last_change: 10,
             ..Self::default()
         };
         for (key, value) in pairs {
-            let _ = world.put(key, value);
+            let _ = model.put(key, value);
         }
-        world
+        model
     }
 
+    /// The first frame of a stream.
     pub(crate) fn hello() -> Frame {
         Frame::Hello(v1::Hello {
             epoch: Bytes::from_static(b"epoch"),
@@ -40,6 +42,7 @@ impl World {
         })
     }
 
+    /// The whole state.
     pub(crate) fn snapshot(&self) -> Frame {
         Frame::Snapshot(v1::Snapshot {
             revision: self.revision,
@@ -49,19 +52,21 @@ impl World {
         })
     }
 
+    /// Puts a key, and returns the frame for it.
     pub(crate) fn put(&mut self, key: &str, value: &str) -> Frame {
         self.edit(&[(key, Some(value))])
     }
 
+    /// Deletes a key, and returns the frame for it.
     pub(crate) fn delete(&mut self, key: &str) -> Frame {
         self.edit(&[(key, None)])
     }
 
-    /// One transaction.
+    /// Changes several keys in one transaction; `None` deletes. Returns the frame for it.
     pub(crate) fn edit(&mut self, edits: &[(&str, Option<&str>)]) -> Frame {
-        let from = self.changed;
+        let from = self.last_change;
         self.revision += 1;
-        self.changed = self.revision;
+        self.last_change = self.revision;
         let changes = edits.iter().map(|(key, value)| self.change(key, *value));
         let changes = changes.collect::<Vec<_>>();
         Frame::Diff(v1::Diff {
@@ -103,6 +108,7 @@ impl World {
         }
     }
 
+    /// The frame for a client that already has the whole state.
     pub(crate) fn current(&self) -> Frame {
         Frame::Current(v1::Current {
             revision: self.revision,
@@ -111,7 +117,7 @@ impl World {
         })
     }
 
-    /// Something else in etcd changed.
+    /// A progress frame after a change to another key of etcd.
     pub(crate) fn progress(&mut self) -> Frame {
         self.revision += 1;
         Frame::Progress(v1::Progress {
