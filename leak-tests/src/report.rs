@@ -7,7 +7,8 @@ use std::{fs, io};
 use serde::{Deserialize, Serialize};
 
 use crate::curve::Curve;
-use crate::rounds::{FEWEST_FOR_GROWTH, Outcome};
+use crate::outcome::Outcome;
+use crate::rounds::MIN_ROUNDS_FOR_GROWTH;
 use crate::witness::Rule;
 
 /// The page's name in its folder.
@@ -135,8 +136,8 @@ impl Record {
     }
 
     /// Whether there were enough rounds, a hundred, for a verdict on growth.
-    pub const fn tells_growth(&self) -> bool {
-        self.rounds >= FEWEST_FOR_GROWTH
+    pub const fn can_judge_growth(&self) -> bool {
+        self.rounds >= MIN_ROUNDS_FOR_GROWTH
     }
 
     /// Nothing leaked; or, in a control, every witness that must notice the fault did.
@@ -153,7 +154,7 @@ impl Record {
     pub fn verdict(&self) -> String {
         let noticed = self.noticed_by.join(", ");
         match (self.fault_for.is_empty(), self.passed()) {
-            (true, true) if !self.tells_growth() => {
+            (true, true) if !self.can_judge_growth() => {
                 "nothing is kept; too few rounds to tell of growth".to_owned()
             }
             (true, true) => "nothing leaks".to_owned(),

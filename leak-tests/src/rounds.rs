@@ -1,50 +1,50 @@
-//! Runs one thing many times, and finds what it keeps and what grows.
+//! Runs something many times, and finds what is kept after a round and what grows with the rounds.
 
-use std::fmt;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
-use crate::baseline::{Baseline, Leaked, RETURN_WITHIN};
+use crate::baseline::{Baseline, RETURN_WITHIN};
 use crate::curve::Curve;
 use crate::heap::Heap;
-use crate::witness::{Rule, Unreadable, Witnesses};
+use crate::outcome::{Leak, Outcome};
+use crate::witness::{Rule, Witnesses};
 use crate::{Allocated, Threads};
 
-/// Rounds before anything is counted: allocators, runtimes and tables set themselves up in the first
-/// ones.
+/// How many rounds run before anything is counted: in these, allocators, runtimes and tables reach their
+/// size.
 const WARM_UP: u64 = 50;
 
-/// Of a budget, the warm-up takes this part at most.
-const WARM_UP_PART: u32 = 4;
+/// The warm-up takes at most this fraction of the budget: a quarter.
+const WARM_UP_FRACTION: u32 = 4;
 
-/// The fewest rounds that have fifths.
-const FEWEST: u64 = 5;
+/// The fewest rounds: with fewer there are no fifths to compare.
+const MIN_ROUNDS: u64 = 5;
 
 /// The fewest rounds for a verdict on growth: in fewer, bounded buffers are still filling up, such as a
 /// connection's table of headers.
-pub(crate) const FEWEST_FOR_GROWTH: u64 = 100;
+pub(crate) const MIN_ROUNDS_FOR_GROWTH: u64 = 100;
 
-/// How many times as many rounds follow when something grew: a table that doubled once does so outside
-/// of the compared fifths then, but a leak keeps growing.
-const AGAIN: u64 = 4;
+/// How many times as many rounds follow when something grew. A table that doubled once does not double again
+/// between the compared fifths of these rounds, but a leak keeps growing.
+const REPEAT_FACTOR: u64 = 4;
 
-/// How long that may take, where there is a budget: as long as the budget, or so long where that is
-/// shorter, since a table that doubles soon after the start of few rounds may do so again in as few.
-const AGAIN_WITHIN: Duration = Duration::from_secs(60);
+/// A repeat with a budget may take as long as the budget, and at least this long: in few rounds, a table that
+/// doubled once could double again.
+const REPEAT_WITHIN: Duration = Duration::from_secs(60);
 
-/// How many more threads are no leak: a runtime's blocking pool starts and ends threads by itself.
-const POOL: i64 = 8;
+/// How many more threads are not a leak: a runtime's blocking pool starts and ends threads by itself.
+const POOL_SLACK: i64 = 8;
 
-/// How many rounds' times are kept at least, spread over all of them, and half of those that are kept
-/// at most.
-const TIMES: usize = 200;
+/// How many times are kept at least, spread over all rounds. Twice as many are kept at most.
+const MIN_TIMES: usize = 200;
 
-/// How long a round may take, so that a round that hangs fails with its number. Generous on purpose.
-const ROUND_WITHIN: Duration = Duration::from_secs(60);
+/// How long a round may take. A round that hangs fails with its number. The limit is generous, so that no
+/// slow machine reaches it.
+pub(crate) const ROUND_WITHIN: Duration = Duration::from_secs(60);
 
-/// This many rounds of something that should leave nothing behind; [`Rounds::run`] takes what to do.
+/// This many rounds of something that should leave nothing behind; [`Rounds::run`] runs them.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -62,10 +62,10 @@ const ROUND_WITHIN: Duration = Duration::from_secs(60);
 pub fn rounds(count: u64) -> Rounds {
     Rounds {
         name: "rounds".to_owned(),
-        count: count.max(FEWEST),
+        count: count.max(MIN_ROUNDS),
         warm_up: WARM_UP,
         budget: None,
-        patience: RETURN_WITHIN,
+        return_within: RETURN_WITHIN,
         only: None,
         without_bytes: false,
         more: Witnesses::new(),
@@ -82,7 +82,7 @@ pub struct Rounds {
     count: u64,
     warm_up: u64,
     budget: Option<Duration>,
-    patience: Duration,
+    return_within: Duration,
     only: Option<Witnesses>,
     without_bytes: bool,
     more: Witnesses,
@@ -104,9 +104,9 @@ impl Rounds {
         self
     }
 
-    /// Does no more rounds than this, and at least five.
+    /// Runs no more rounds than this, and at least five.
     pub fn at_most(mut self, rounds: u64) -> Self {
-        self.count = self.count.min(rounds).max(FEWEST);
+        self.count = self.count.min(rounds).max(MIN_ROUNDS);
         self
     }
 
@@ -119,8 +119,8 @@ impl Rounds {
     }
 
     /// How long a count may take to return. Default: [`RETURN_WITHIN`].
-    pub const fn patience(mut self, limit: Duration) -> Self {
-        self.patience = limit;
+    pub const fn return_within(mut self, limit: Duration) -> Self {
+        self.return_within = limit;
         self
     }
 
@@ -144,15 +144,15 @@ impl Rounds {
         self
     }
 
-    /// Reads these witnesses before the first round and after the last one: those that are too slow for
-    /// each. Replaces those that were given before.
+    /// Reads these witnesses only before the first round and after the last one, because they are too slow
+    /// for each round. Replaces those that were given before.
     pub fn at_the_end(mut self, witnesses: Witnesses) -> Self {
         self.at_the_end = witnesses;
         self
     }
 
-    /// How soon after a round the counts should return, by promise. It is reported beside the measured
-    /// median and fails nothing: times depend on the machine.
+    /// How soon after a round the code under test promises that the counts return. The report shows it
+    /// beside the measured median. It never fails a test, because times depend on the machine.
     pub const fn promised(mut self, within: Duration) -> Self {
         self.promised = Some(within);
         self
@@ -161,37 +161,37 @@ impl Rounds {
     /// Runs the rounds: calls `round` with 0, 1, 2, …, and waits after each for the counts to return.
     ///
     /// A count that [returns](Rule::Returns) must do so after each round in
-    /// [time](Self::patience); the first round after which it does not ends the run.
+    /// [time](Self::return_within); the first round after which it does not ends the run.
     /// From a hundred rounds on, a count that [may not grow](Rule::MayNotGrow) is judged by its minima in
     /// the second and in the last fifth of the rounds. If it grew, four times as many rounds follow, or as
-    /// many as there is [time](Self::within) for, and count instead.
+    /// many as there is [time](Self::within) for, and the verdict is about those.
     ///
     /// # Panics
     /// Outside a tokio runtime.
     ///
     /// # Cancel safety
-    /// Dropping it ends the round at hand.
+    /// Dropping it drops the current round's future.
     pub async fn run(self, mut round: impl AsyncFnMut(u64)) -> Outcome {
         let Self {
             name,
             count,
             warm_up,
             budget,
-            patience,
+            return_within,
             only,
             without_bytes,
             more,
             at_the_end,
             promised,
         } = self;
-        let mut blind = None;
+        let mut unreadable = None;
         let witnesses = only.unwrap_or_else(|| {
             let witnesses = all_but_bytes();
             match Allocated::by_jemalloc() {
                 _ if without_bytes => witnesses,
                 Ok(allocated) => witnesses.and(allocated),
-                Err(unreadable) => {
-                    blind = Some(unreadable);
+                Err(error) => {
+                    unreadable = Some(error);
                     witnesses
                 }
             }
@@ -205,88 +205,88 @@ impl Rounds {
             ends: Vec::new(),
             median: None,
             promised,
-            leaks: blind.map(Leak::Unreadable).into_iter().collect(),
+            leaks: unreadable.map(Leak::Unreadable).into_iter().collect(),
             stacks: Vec::new(),
         };
-        let mut steps = 0;
-        let mut next = async || {
-            let step = steps;
-            steps += 1;
-            let done = timeout(ROUND_WITHIN, round(step)).await;
-            done.map_err(|_| Leak::Hangs { round: step })
+        let mut started = 0;
+        let mut run_next = async || {
+            let number = started;
+            started += 1;
+            let done = timeout(ROUND_WITHIN, round(number)).await;
+            done.map_err(|_| Leak::Hangs { round: number })
         };
         let plan = Plan {
             witnesses,
             at_the_end,
             warm_up,
             budget,
-            patience,
+            return_within,
         };
-        if let Err(leak) = plan.measure(count, &mut outcome, &mut next).await {
+        if let Err(leak) = plan.measure(count, &mut outcome, &mut run_next).await {
             outcome.leaks.push(leak);
         }
         outcome
     }
 }
 
-/// The default witnesses, and those that come with them.
+/// The default witnesses, without allocated bytes.
 fn all_but_bytes() -> Witnesses {
     Witnesses::of_the_process()
         .and(Threads::but_the_runtimes())
-        .and(Threads::all().with_slack(POOL))
+        .and(Threads::all().with_slack(POOL_SLACK))
 }
 
-/// The witnesses, and what comes before the rounds.
+/// What to read, and for how long to run.
 struct Plan {
     witnesses: Witnesses,
     at_the_end: Witnesses,
     warm_up: u64,
     budget: Option<Duration>,
-    patience: Duration,
+    return_within: Duration,
 }
 
 impl Plan {
-    /// Warms up, and runs the rounds once or twice.
+    /// Runs the warm-up, then the rounds, and the rounds again if something grew.
     async fn measure(
         &self,
-        asked: u64,
+        count: u64,
         outcome: &mut Outcome,
-        next: &mut impl AsyncFnMut() -> Result<(), Leak>,
+        run_next: &mut impl AsyncFnMut() -> Result<(), Leak>,
     ) -> Result<(), Leak> {
         let start = Instant::now();
         for _ in 0..self.warm_up {
-            next().await?;
-            let takes_long = |budget| start.elapsed() >= budget / WARM_UP_PART;
-            if self.budget.is_some_and(takes_long) {
+            run_next().await?;
+            let took_its_part = |budget| start.elapsed() >= budget / WARM_UP_FRACTION;
+            if self.budget.is_some_and(took_its_part) {
                 break;
             }
         }
-        let end = self.at_the_end.baseline().await?;
+        let slow_before = self.at_the_end.baseline().await?;
         let returning = self.witnesses.that(|rule| rule == Rule::Returns);
         let before = returning.baseline().await?;
         let deadline = self.budget.map(|budget| start + budget);
         let mut heap = Heap::now();
-        let rounds = FEWEST..=asked;
-        self.series(outcome, rounds, deadline, &before, next)
+        let rounds = MIN_ROUNDS..=count;
+        self.run_rounds(outcome, rounds, deadline, &before, run_next)
             .await?;
         if !outcome.growth().is_empty() {
             outcome.repeated = true;
-            // In fewer, what grew would pass for what cannot be told.
-            let rounds = FEWEST_FOR_GROWTH..=outcome.rounds.saturating_mul(AGAIN);
+            // With fewer there would be no verdict on growth, and a leak would pass.
+            let rounds = MIN_ROUNDS_FOR_GROWTH..=outcome.rounds.saturating_mul(REPEAT_FACTOR);
             let now = Instant::now();
-            let deadline = self.budget.map(|budget| now + budget.max(AGAIN_WITHIN));
+            let deadline = self.budget.map(|budget| now + budget.max(REPEAT_WITHIN));
             heap = Heap::now();
-            self.series(outcome, rounds, deadline, &before, next)
+            self.run_rounds(outcome, rounds, deadline, &before, run_next)
                 .await?;
         }
-        // Also where there were too few rounds for a verdict: somebody asked.
+        // Also if there were too few rounds for a verdict: the profile was asked for.
         if let Some((before, after)) = heap.zip(Heap::now()) {
             outcome.stacks = after.grown_since(&before);
         }
         let growth = outcome.growth();
         outcome.leaks.extend(growth);
-        let back = end.returned_within(self.patience).await;
-        for (witness, before) in self.at_the_end.iter().zip(end.counts()) {
+        let back = slow_before.returned_within(self.return_within).await;
+        for (witness, before) in self.at_the_end.iter().zip(slow_before.counts()) {
             let ends = (witness.name().to_owned(), before, witness.read().await?);
             outcome.ends.push(ends);
         }
@@ -297,15 +297,15 @@ impl Plan {
         Ok(())
     }
 
-    /// Runs at most the greatest of these numbers of rounds, or as many as there is time for, and at least
-    /// the smallest. What it keeps is allocated before the first of them.
-    async fn series(
+    /// Runs rounds: at most the upper of these numbers, fewer if the deadline passes, and at least the lower.
+    /// It allocates what it keeps before the first round, so that its own memory does not count as growth.
+    async fn run_rounds(
         &self,
         outcome: &mut Outcome,
         rounds: RangeInclusive<u64>,
         deadline: Option<Instant>,
         before: &Baseline,
-        next: &mut impl AsyncFnMut() -> Result<(), Leak>,
+        run_next: &mut impl AsyncFnMut() -> Result<(), Leak>,
     ) -> Result<(), Leak> {
         let witnesses = &self.witnesses;
         let curves = witnesses
@@ -320,8 +320,8 @@ impl Plan {
             if is_over && round >= *rounds.start() {
                 break;
             }
-            next().await?;
-            let back = before.returned_within(self.patience).await;
+            run_next().await?;
+            let back = before.returned_within(self.return_within).await;
             for (witness, curve) in witnesses.iter().zip(&mut outcome.curves) {
                 curve.add(round, witness.read().await?);
             }
@@ -336,7 +336,7 @@ impl Plan {
     }
 }
 
-/// How long the counts of some rounds took to return, in bounded memory.
+/// How long the counts took to return after some of the rounds, in bounded memory.
 struct Times {
     kept: Vec<Duration>,
     /// Every n-th time is kept; this is n.
@@ -346,7 +346,7 @@ struct Times {
 impl Times {
     fn new() -> Self {
         Self {
-            kept: Vec::with_capacity(2 * TIMES),
+            kept: Vec::with_capacity(2 * MIN_TIMES),
             every: 1,
         }
     }
@@ -355,7 +355,7 @@ impl Times {
         if !round.is_multiple_of(self.every) {
             return;
         }
-        if self.kept.len() == 2 * TIMES {
+        if self.kept.len() == 2 * MIN_TIMES {
             let mut index = 0;
             self.kept.retain(|_| {
                 index += 1;
@@ -369,176 +369,5 @@ impl Times {
     fn median(mut self) -> Option<Duration> {
         self.kept.sort_unstable();
         self.kept.get(self.kept.len() / 2).copied()
-    }
-}
-
-/// The result of the rounds.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-#[must_use = "a verdict that nobody looks at finds nothing: `assert_no_leak`"]
-pub struct Outcome {
-    /// The name of the scenario.
-    pub name: String,
-    /// How many rounds the verdict is about.
-    pub rounds: u64,
-    /// Whether something had grown, so that the rounds ran again, up to four times as many.
-    pub repeated: bool,
-    /// The counts of each witness after the rounds, for plots.
-    pub curves: Vec<Curve>,
-    /// The counts read only before the first round and after the last: the witness, and both counts.
-    pub ends: Vec<(String, i64, i64)>,
-    /// How long the counts took to return after a round: the median of at least 200 rounds, spread over
-    /// all of them, or of all if there are fewer. `None` when the rounds did not end.
-    pub median: Option<Duration>,
-    /// How long that may take by promise.
-    pub promised: Option<Duration>,
-    /// What leaked.
-    pub leaks: Vec<Leak>,
-    /// Where the memory was allocated that the rounds added, the largest part first; empty unless the
-    /// program was started with [`HEAP_PROFILE`](crate::HEAP_PROFILE).
-    pub stacks: Vec<String>,
-}
-
-impl Outcome {
-    /// Asserts that nothing leaked.
-    ///
-    /// # Panics
-    /// When something leaked; the message says what, and where it was allocated if that was
-    /// [recorded](crate::HEAP_PROFILE).
-    #[track_caller]
-    pub fn assert_no_leak(&self) {
-        let stacks: String = self.stacks.iter().map(|it| format!("\n{it}")).collect();
-        assert!(self.leaks.is_empty(), "{self}{stacks}");
-    }
-
-    /// The names of the witnesses that noticed a leak.
-    pub fn noticed_by(&self) -> Vec<&str> {
-        let mut names = Vec::new();
-        for leak in &self.leaks {
-            match leak {
-                Leak::Grew { witness, .. } => names.push(witness.as_str()),
-                Leak::Kept {
-                    leaked: leaked @ Leaked::Kept { .. },
-                    ..
-                } => names.extend(leaked.witnesses()),
-                // Who cannot count notices nothing.
-                Leak::Kept { .. } | Leak::Unreadable(_) | Leak::Hangs { .. } => {}
-            }
-        }
-        names
-    }
-
-    /// Whether there were enough rounds, a hundred, for a verdict on growth. With fewer, only what is kept
-    /// after a round is found.
-    pub const fn tells_growth(&self) -> bool {
-        self.rounds >= FEWEST_FOR_GROWTH
-    }
-
-    /// What grew in the last series.
-    fn growth(&self) -> Vec<Leak> {
-        if !self.tells_growth() {
-            return Vec::new();
-        }
-        let grown = self.curves.iter().filter_map(|curve| {
-            let Rule::MayNotGrow { slack } = curve.rule else {
-                return None;
-            };
-            let (from, to) = curve.compared?;
-            (to > from.saturating_add(slack)).then(|| Leak::Grew {
-                witness: curve.witness.clone(),
-                from,
-                to,
-                rounds: self.rounds,
-            })
-        });
-        grown.collect()
-    }
-}
-
-impl fmt::Display for Outcome {
-    /// One line: the name, the number of rounds, and the verdict.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}, {} rounds: ", self.name, self.rounds)?;
-        if self.leaks.is_empty() {
-            f.write_str("nothing leaks")?;
-            if !self.tells_growth() {
-                f.write_str(", as far as so few rounds can tell")?;
-            }
-        }
-        for (index, leak) in self.leaks.iter().enumerate() {
-            let between = if index == 0 { "" } else { "; " };
-            write!(f, "{between}{leak}")?;
-        }
-        if let Some(median) = self.median {
-            write!(f, "; back after {median:.1?}")?;
-        }
-        if let Some(promised) = self.promised {
-            write!(f, " of {promised:?}")?;
-        }
-        Ok(())
-    }
-}
-
-/// What the rounds left behind.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Leak {
-    /// A count did not return after this round.
-    Kept {
-        /// Which round; how many there were, for what is asked at the end.
-        round: u64,
-        /// What was kept.
-        leaked: Leaked,
-    },
-    /// A count grows with the rounds.
-    Grew {
-        /// The name of the witness.
-        witness: String,
-        /// Its lowest value in the second fifth of the rounds.
-        from: i64,
-        /// Its lowest value in the last fifth of the rounds.
-        to: i64,
-        /// How many rounds there were.
-        rounds: u64,
-    },
-    /// A round did not end within a minute.
-    Hangs {
-        /// Which, the warm-up counted.
-        round: u64,
-    },
-    /// A count cannot be read any more, so nothing is known.
-    Unreadable(Unreadable),
-}
-
-impl From<Unreadable> for Leak {
-    fn from(unreadable: Unreadable) -> Self {
-        Self::Unreadable(unreadable)
-    }
-}
-
-impl fmt::Display for Leak {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Kept { round, leaked } => write!(f, "after round {round}, {leaked}"),
-            Self::Grew {
-                witness,
-                from,
-                to,
-                rounds,
-            } => {
-                // From the one fifth to the other.
-                let between = (rounds - rounds / 5 - rounds / 5).max(1);
-                #[expect(clippy::cast_precision_loss, reason = "for people")]
-                let each = (to - from) as f64 / between as f64;
-                write!(
-                    f,
-                    "{witness} grew from {from} to {to} over {rounds} rounds, about {each:.2} a round"
-                )
-            }
-            Self::Hangs { round } => {
-                write!(f, "round {round} is not over within {ROUND_WITHIN:?}")
-            }
-            Self::Unreadable(unreadable) => unreadable.fmt(f),
-        }
     }
 }

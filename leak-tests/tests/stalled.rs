@@ -58,7 +58,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("a connection is lost", |server, client| {
         Box::pin(async {
             let mut watcher = client.watch::<u32>("/c/a").await.unwrap();
-            server.lose_connections();
+            server.break_connections();
             server.etcd.put("/c/a", "10");
             watcher.changed().await.unwrap();
         })

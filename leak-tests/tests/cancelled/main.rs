@@ -151,7 +151,7 @@ const CASES: &[Case] = &[
                     watcher
                 },
                 async |watcher| watcher.status_changed().await,
-                |server, _| server.lose_connections(),
+                |server, _| server.break_connections(),
                 |status, ()| status.last_error.is_some(),
             ))
         },

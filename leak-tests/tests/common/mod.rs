@@ -1,4 +1,5 @@
-//! Both ends in one process, over real sockets, so that the tasks and descriptors of both are counted.
+//! A server in the test's process, on a real socket, so that the tasks and descriptors of both ends are
+//! counted.
 #![allow(dead_code, reason = "each test uses what it needs")]
 
 use std::io;
@@ -20,17 +21,18 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-/// How often an impatient server pings and sends progress: the least that a server takes.
-const IMPATIENT_PING: Duration = Duration::from_millis(100);
+/// How often a server with short client timeouts pings and sends progress: the shortest interval that a
+/// server accepts.
+const SHORT_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How long it waits for a client. A client that is too slow, on a busy machine, reconnects.
-const IMPATIENT_PATIENCE: Duration = Duration::from_millis(100);
+/// How long such a server waits for a client. On a busy machine a client may be too slow, and reconnects.
+const SHORT_CLIENT_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// How much the size of the change log may vary, in bytes: how many changes fit depends on their sizes,
-/// and one of 64 KiB counts twice.
+/// How much the size of the change log may vary, in bytes: it depends on the sizes of the changes that fit,
+/// and a change of 64 KiB counts twice.
 const LOG_SLACK: i64 = 256 * 1024;
 
-/// Runs a test in a runtime of its own while no other runs: descriptors are counted for the whole
+/// Runs a test in a runtime of its own while no other test runs: descriptors are counted for the whole
 /// process.
 pub(crate) fn alone(test: impl Future<Output = ()>) {
     static ALONE: Mutex<()> = Mutex::new(());
@@ -41,38 +43,39 @@ pub(crate) fn alone(test: impl Future<Output = ()>) {
 }
 
 /// A server in this process, on a socket.
-pub(crate) struct Serving {
+pub(crate) struct InProcessServer {
     pub(crate) metrics: Metrics,
     pub(crate) address: SocketAddr,
-    /// Cancelled to lose all connections there are.
+    /// Cancelled to break all open connections.
     connections: Arc<Mutex<CancellationToken>>,
     engine: Arc<Engine>,
     _accepting: JoinSet<()>,
 }
 
-impl Serving {
-    /// Serves, once it is in sync.
-    pub(crate) async fn of(engine: Engine) -> Self {
+impl InProcessServer {
+    /// Waits until the engine is in sync, and then accepts connections for it.
+    pub(crate) async fn start(engine: Engine) -> Self {
         in_time("the server is in sync", engine.ready()).await;
-        Self::as_it_is(engine).await
+        Self::start_without_sync(engine).await
     }
 
-    async fn as_it_is(engine: Engine) -> Self {
+    /// Accepts connections for the engine.
+    async fn start_without_sync(engine: Engine) -> Self {
         let metrics = engine.metrics().clone();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let engine = Arc::new(engine);
-        let accepted = Arc::clone(&engine);
+        let accepting_engine = Arc::clone(&engine);
         let connections = Arc::new(Mutex::new(CancellationToken::new()));
-        let lost = Arc::clone(&connections);
+        let current = Arc::clone(&connections);
         let mut accepting = JoinSet::new();
         accepting.spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                // As the server itself does.
+                // As the whole server does.
                 let _ = stream.set_nodelay(true);
-                let lost = lock(&lost).clone().cancelled_owned();
-                let lost = Box::pin(lost);
-                accepted.serve(Losable { stream, lost });
+                let broken = lock(&current).clone().cancelled_owned();
+                let broken = Box::pin(broken);
+                accepting_engine.serve(BreakableStream { stream, broken });
             }
         });
         Self {
@@ -84,7 +87,7 @@ impl Serving {
         }
     }
 
-    /// Serves a connection that is no socket.
+    /// Serves a connection that is not a socket.
     pub(crate) fn serve(&self, io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
         self.engine.serve(io);
     }
@@ -97,96 +100,100 @@ impl Serving {
         Client::connect(self.url()).unwrap()
     }
 
-    /// A client whose network stalls.
+    /// A client whose network stalls when `stall` begins.
     pub(crate) fn stalling_client(&self, stall: &Stall) -> Client {
         let builder = Client::builder().endpoint(self.url());
         builder.connector(stall.over_tcp()).build().unwrap()
     }
 
-    /// Breaks all connections, as if a machine between the two ends had failed.
-    pub(crate) fn lose_connections(&self) {
+    /// Breaks all open connections, as if a machine between the two ends had failed.
+    pub(crate) fn break_connections(&self) {
         std::mem::take(&mut *lock(&self.connections)).cancel();
     }
 
-    /// What the server holds for its clients, and its work in progress for them.
+    /// The server's gauges of what it holds for its clients, and of its work in progress for them.
     pub(crate) fn gauges(&self) -> Witnesses {
         let metrics = self.metrics.clone();
         let log = bounded_gauge("bytes of the log", LOG_SLACK, move || {
             metrics.log_bytes.get()
         });
-        self.held_for_clients()
-            .and(self.reads("answers", |metrics| metrics.syncs_in_progress.get()))
-            .and(self.reads("delta jobs", |metrics| metrics.delta_jobs.get()))
+        self.client_gauges()
+            .and(self.metric("answers", |metrics| metrics.syncs_in_progress.get()))
+            .and(self.metric("delta jobs", |metrics| metrics.delta_jobs.get()))
             .and(log)
     }
 
-    /// What the server holds for its clients.
-    fn held_for_clients(&self) -> Witnesses {
+    /// The server's gauges of what it holds for its clients.
+    fn client_gauges(&self) -> Witnesses {
         Witnesses::new()
-            .and(self.reads("streams", |metrics| metrics.streams.get()))
-            .and(self.reads("scopes", |metrics| metrics.scopes.get()))
-            .and(self.reads("connections", |metrics| metrics.connections.get()))
+            .and(self.metric("streams", |metrics| metrics.streams.get()))
+            .and(self.metric("scopes", |metrics| metrics.scopes.get()))
+            .and(self.metric("connections", |metrics| metrics.connections.get()))
     }
 
-    fn reads(&self, name: &'static str, read: fn(&Metrics) -> i64) -> impl Witness + use<> {
+    fn metric(&self, name: &'static str, read: fn(&Metrics) -> i64) -> impl Witness + use<> {
         let metrics = self.metrics.clone();
         gauge(name, move || read(&metrics))
     }
 
-    /// What must return at both ends.
+    /// All counts that must return: those of the process, and the server's gauges.
     pub(crate) fn witnesses(&self) -> Witnesses {
-        Witnesses::of_the_process().and_those_of(&self.held_for_clients())
+        Witnesses::of_the_process().and_those_of(&self.client_gauges())
     }
 
-    /// The counts while nobody watches.
+    /// The counts before a client connects.
     pub(crate) async fn baseline(&self) -> Baseline {
         self.witnesses().baseline().await.unwrap()
     }
 }
 
-/// A server of `/c/` over a model of etcd; `/c/a` is 1 and `/c/b` is 2.
+/// A server of `/c/` on a scripted etcd. `/c/a` is 1 and `/c/b` is 2.
 pub(crate) struct Server {
     pub(crate) etcd: ScriptedEtcd,
-    serving: Serving,
+    server: InProcessServer,
 }
 
 impl Server {
     pub(crate) async fn start() -> Self {
-        Self::of(scripted(), |settings| settings).await
+        Self::with(scripted(), |settings| settings).await
     }
 
-    /// One that has this value as well from the start.
-    pub(crate) async fn holding(key: &str, value: impl AsRef<[u8]>) -> Self {
+    /// Starts a server whose etcd has this value as well.
+    pub(crate) async fn with_value(key: &str, value: impl AsRef<[u8]>) -> Self {
         let etcd = scripted();
         etcd.put(key, value);
-        Self::of(etcd, |settings| settings).await
+        Self::with(etcd, |settings| settings).await
     }
 
-    /// One that soon disconnects clients that do nothing.
-    pub(crate) async fn impatient() -> Self {
-        Self::of(scripted(), |settings| {
-            let settings = settings.progress_interval(IMPATIENT_PING);
-            let settings = settings.ping_interval(IMPATIENT_PING);
-            settings.client_timeouts(IMPATIENT_PATIENCE)
+    /// Starts a server that soon disconnects silent clients.
+    pub(crate) async fn with_short_client_timeouts() -> Self {
+        Self::with(scripted(), |settings| {
+            let settings = settings.progress_interval(SHORT_INTERVAL);
+            let settings = settings.ping_interval(SHORT_INTERVAL);
+            settings.client_timeouts(SHORT_CLIENT_TIMEOUT)
         })
         .await
     }
 
-    /// One whose etcd is never there.
+    /// Starts a server that never reaches etcd.
     pub(crate) async fn without_etcd() -> Self {
         let etcd = ScriptedEtcd::default();
         etcd.disconnect();
-        let serving = Serving::as_it_is(engine(&etcd, |settings| settings)).await;
-        Self { etcd, serving }
+        let engine = engine(&etcd, |settings| settings);
+        let server = InProcessServer::start_without_sync(engine).await;
+        Self { etcd, server }
     }
 
-    async fn of(etcd: ScriptedEtcd, set: impl FnOnce(SettingsBuilder) -> SettingsBuilder) -> Self {
-        let serving = Serving::of(engine(&etcd, set)).await;
-        Self { etcd, serving }
+    async fn with(
+        etcd: ScriptedEtcd,
+        set: impl FnOnce(SettingsBuilder) -> SettingsBuilder,
+    ) -> Self {
+        let server = InProcessServer::start(engine(&etcd, set)).await;
+        Self { etcd, server }
     }
 }
 
-/// A model of etcd with the keys that each server has.
+/// A scripted etcd with the keys that each server has.
 fn scripted() -> ScriptedEtcd {
     let etcd = ScriptedEtcd::default();
     etcd.put("/c/a", "1");
@@ -206,10 +213,10 @@ fn engine(etcd: &ScriptedEtcd, set: impl FnOnce(SettingsBuilder) -> SettingsBuil
 }
 
 impl std::ops::Deref for Server {
-    type Target = Serving;
+    type Target = InProcessServer;
 
-    fn deref(&self) -> &Serving {
-        &self.serving
+    fn deref(&self) -> &InProcessServer {
+        &self.server
     }
 }
 
@@ -217,26 +224,26 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A stream that ends when its connection is lost.
-struct Losable {
+/// A stream that fails once its connection is broken.
+struct BreakableStream {
     stream: TcpStream,
-    lost: Pin<Box<WaitForCancellationFutureOwned>>,
+    broken: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
-impl AsyncRead for Losable {
+impl AsyncRead for BreakableStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.lost.as_mut().poll(context).is_ready() {
+        if self.broken.as_mut().poll(context).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }
 
-impl AsyncWrite for Losable {
+impl AsyncWrite for BreakableStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

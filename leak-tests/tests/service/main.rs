@@ -97,7 +97,7 @@ fn watcher_in_a_static_is_a_leak_and_a_dropped_one_is_not() {
         let outcome = rounds(200)
             .named("a tenant is served, and its limit is kept")
             .warm_up(0)
-            .patience(A_MOMENT)
+            .return_within(A_MOMENT)
             .run(async |_| assert_eq!(serve_and_keep(&client, "/c/a").await, 1))
             .await;
         assert_eq!(outcome.noticed_by(), ["tasks", "descriptors"], "{outcome}");

@@ -1,4 +1,4 @@
-//! Keeps a runtime's workers busy: nothing else runs in it meanwhile, as on an overloaded machine.
+//! Blocks a runtime's workers, so that nothing else runs in it, as on an overloaded machine.
 
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Barrier};
@@ -7,53 +7,54 @@ use driftless_test_support::in_time;
 use tokio::runtime::{Builder, Handle};
 use tokio::task::JoinSet;
 
-/// The workers that are busy. Each is until it is let go, or this is dropped.
-pub(crate) struct Busy {
-    held: Vec<Sender<()>>,
+/// The blocked workers. Each stays blocked until it is released, or this is dropped.
+pub(crate) struct BlockedWorkers {
+    /// Dropping one releases its worker.
+    releases: Vec<Sender<()>>,
     _tasks: JoinSet<()>,
 }
 
-impl Busy {
-    /// All of them, of this multi-threaded runtime. It is called by who is none of them.
-    pub(crate) fn workers() -> Self {
+impl BlockedWorkers {
+    /// Blocks all workers of this multi-threaded runtime. The caller must not run on one of them.
+    pub(crate) fn all() -> Self {
         let workers = Handle::current().metrics().num_workers();
-        let begin = Arc::new(Barrier::new(workers + 1));
+        let all_blocked = Arc::new(Barrier::new(workers + 1));
         let mut tasks = JoinSet::new();
-        let hold = |_| {
-            let (held, end) = channel();
-            let begin = Arc::clone(&begin);
-            // Ends with the sender.
+        let block = |_| {
+            let (release, released) = channel();
+            let all_blocked = Arc::clone(&all_blocked);
+            // Ends when the sender is dropped.
             tasks.spawn(async move {
-                begin.wait();
-                let _ = end.recv();
+                all_blocked.wait();
+                let _ = released.recv();
             });
-            held
+            release
         };
-        let held = (0..workers).map(hold).collect();
-        begin.wait();
+        let releases = (0..workers).map(block).collect();
+        all_blocked.wait();
         Self {
-            held,
+            releases,
             _tasks: tasks,
         }
     }
 
-    /// Does something all the same, in a thread and a runtime of its own, and panics where that takes
-    /// too long: nobody here could.
-    pub(crate) fn meanwhile<T: Send + 'static>(
+    /// Runs a future in a thread and a runtime of its own, since this runtime is blocked, and returns its
+    /// output. Panics if it takes too long: no timeout can fire in this runtime.
+    pub(crate) fn run_elsewhere<T: Send + 'static>(
         &self,
         what: &'static str,
-        doing: impl Future<Output = T> + Send + 'static,
+        work: impl Future<Output = T> + Send + 'static,
     ) -> T {
-        let doing = std::thread::spawn(move || {
+        let thread = std::thread::spawn(move || {
             let mut runtime = Builder::new_current_thread();
             let runtime = runtime.enable_all().build().unwrap();
-            runtime.block_on(in_time(what, doing))
+            runtime.block_on(in_time(what, work))
         });
-        doing.join().unwrap()
+        thread.join().unwrap()
     }
 
-    /// One goes on: what is there for it is done one after the other.
-    pub(crate) fn let_one_go(&mut self) {
-        self.held.pop();
+    /// Releases one worker, which then runs all ready tasks one after the other.
+    pub(crate) fn release_one(&mut self) {
+        self.releases.pop();
     }
 }

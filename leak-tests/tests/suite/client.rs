@@ -1,4 +1,4 @@
-//! The client's ways out, against a server over a model of etcd: nothing here writes much.
+//! Clients and watchers that end in each state, against a server on a scripted etcd.
 
 use std::time::Duration;
 
@@ -13,19 +13,19 @@ use tokio::time::timeout;
 use crate::common::Server;
 use crate::scenario::{CLIENT, Pace, Scenario, WATCHER, prefix};
 
-/// How many polls a first value takes, with some to spare.
-const POLLS: u64 = 12;
+/// How many polls of a watch's future give its first value, with some to spare.
+const POLLS_TO_FIRST_VALUE: u64 = 12;
 
-/// How many operations on the network it takes, with some to spare.
-const OPERATIONS: u64 = 64;
+/// How many network operations two first values take, with some to spare.
+const OPERATIONS_TO_FIRST_VALUES: u64 = 64;
 
-/// How many clients are a crowd here.
+/// How many clients are in a crowd.
 const CROWD: usize = 8;
 
-/// Long enough to be on the way, and short beside what it waits for.
-const A_MOMENT: Duration = Duration::from_millis(3);
+/// Long enough for a watch to begin its work, and much shorter than the timeout that would end it.
+const SHORT_WAIT: Duration = Duration::from_millis(3);
 
-/// How an HTTP/2 connection begins.
+/// The first bytes of an HTTP/2 connection.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
@@ -35,7 +35,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
-        run: |rounds| Box::pin(watcher(rounds)),
+        run: |rounds| Box::pin(watcher_dropped(rounds)),
     },
     Scenario {
         name: "a client is dropped",
@@ -43,7 +43,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
-        run: |rounds| Box::pin(client(rounds)),
+        run: |rounds| Box::pin(client_dropped(rounds)),
     },
     Scenario {
         name: "a range is read once",
@@ -51,7 +51,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
-        run: |rounds| Box::pin(get(rounds)),
+        run: |rounds| Box::pin(read_once(rounds)),
     },
     Scenario {
         name: "a watch is dropped at each poll",
@@ -59,7 +59,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
-        run: |rounds| Box::pin(polls(rounds)),
+        run: |rounds| Box::pin(dropped_at_each_poll(rounds)),
     },
     Scenario {
         name: "a client is dropped at each operation",
@@ -69,7 +69,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
-        run: |rounds| Box::pin(operations(rounds)),
+        run: |rounds| Box::pin(dropped_at_each_operation(rounds)),
     },
     Scenario {
         name: "a watch is dropped after a while",
@@ -77,7 +77,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
-        run: |rounds| Box::pin(milliseconds(rounds)),
+        run: |rounds| Box::pin(dropped_after_a_while(rounds)),
     },
     Scenario {
         name: "a watch is dropped in its backoff",
@@ -86,7 +86,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
-        run: |rounds| Box::pin(backoff(rounds)),
+        run: |rounds| Box::pin(dropped_in_backoff(rounds)),
     },
     Scenario {
         name: "a watch is dropped in its handshake",
@@ -94,7 +94,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
-        run: |rounds| Box::pin(silence(rounds)),
+        run: |rounds| Box::pin(dropped_in_handshake(rounds)),
     },
     Scenario {
         name: "ranges come and go",
@@ -102,7 +102,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
-        run: |rounds| Box::pin(ranges(rounds)),
+        run: |rounds| Box::pin(new_ranges(rounds)),
     },
     Scenario {
         name: "a subscription is refused",
@@ -110,7 +110,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
-        run: |rounds| Box::pin(refused(rounds)),
+        run: |rounds| Box::pin(range_refused(rounds)),
     },
     Scenario {
         name: "a crowd comes and goes",
@@ -119,7 +119,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
-        run: |rounds| Box::pin(crowd(rounds)),
+        run: |rounds| Box::pin(crowd_dropped(rounds)),
     },
     Scenario {
         name: "a crowd loses its server",
@@ -127,7 +127,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: false,
         pace: Pace::Waits,
         fault_for: &[],
-        run: |rounds| Box::pin(storm(rounds)),
+        run: |rounds| Box::pin(crowd_reconnects(rounds)),
     },
     Scenario {
         name: "strangers connect",
@@ -136,7 +136,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
-        run: |rounds| Box::pin(strangers(rounds)),
+        run: |rounds| Box::pin(stray_peers(rounds)),
     },
     Scenario {
         name: "a watcher is dropped on another thread",
@@ -144,18 +144,18 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
-        run: |rounds| Box::pin(another_thread(rounds)),
+        run: |rounds| Box::pin(dropped_on_another_thread(rounds)),
     },
 ];
 
-async fn watcher(rounds: Rounds) -> Outcome {
+async fn watcher_dropped(rounds: Rounds) -> Outcome {
     let server = Server::start().await;
     let client = server.client();
     let watch = async || {
         let watcher = client.watch::<u32>("/c/a").await.unwrap();
         assert_eq!(*watcher.load(), 1);
     };
-    // What the first one leaves behind the others would find.
+    // If the first watch left something behind, later rounds would count it as their baseline.
     let before = server.baseline().await;
     watch().await;
     before.returned().await.unwrap();
@@ -163,7 +163,7 @@ async fn watcher(rounds: Rounds) -> Outcome {
     rounds.run(async |_| watch().await).await
 }
 
-async fn client(rounds: Rounds) -> Outcome {
+async fn client_dropped(rounds: Rounds) -> Outcome {
     let server = Server::start().await;
     let rounds = rounds.and(&server.gauges()).promised(CLIENT);
     rounds
@@ -177,7 +177,7 @@ async fn client(rounds: Rounds) -> Outcome {
         .await
 }
 
-async fn get(rounds: Rounds) -> Outcome {
+async fn read_once(rounds: Rounds) -> Outcome {
     let server = Server::start().await;
     let client = server.client();
     let rounds = rounds.and(&server.gauges()).promised(WATCHER);
@@ -186,13 +186,13 @@ async fn get(rounds: Rounds) -> Outcome {
         .await
 }
 
-async fn polls(rounds: Rounds) -> Outcome {
+async fn dropped_at_each_poll(rounds: Rounds) -> Outcome {
     let server = Server::start().await;
     let client = server.client();
     let rounds = rounds.and(&server.gauges()).promised(WATCHER);
     rounds
         .run(async |round| {
-            let polls = usize::try_from(round % POLLS).unwrap();
+            let polls = usize::try_from(round % POLLS_TO_FIRST_VALUE).unwrap();
             let watch = client.watch::<u32>("/c/a").into_future();
             let watcher = poll_times(polls, watch).await;
             assert!(watcher.is_none_or(|watcher| *watcher.unwrap().load() == 1));
@@ -200,12 +200,12 @@ async fn polls(rounds: Rounds) -> Outcome {
         .await
 }
 
-async fn operations(rounds: Rounds) -> Outcome {
+async fn dropped_at_each_operation(rounds: Rounds) -> Outcome {
     let server = Server::start().await;
     let rounds = rounds.and(&server.gauges()).promised(CLIENT);
     rounds
         .run(async |round| {
-            let stall = Stall::after(round % OPERATIONS);
+            let stall = Stall::after(round % OPERATIONS_TO_FIRST_VALUES);
             let client = server.stalling_client(&stall);
             let watch = async {
                 let one = client.watch::<u32>("/c/a").into_future();
@@ -221,13 +221,13 @@ async fn operations(rounds: Rounds) -> Outcome {
         .await
 }
 
-async fn milliseconds(rounds: Rounds) -> Outcome {
+async fn dropped_after_a_while(rounds: Rounds) -> Outcome {
     let server = Server::start().await;
     let client = server.client();
     let rounds = rounds.and(&server.gauges()).promised(WATCHER);
     rounds
         .run(async |round| {
-            // A key that is not there is waited for.
+            // The watch of a missing key waits for it.
             let key = if round % 2 == 0 { "/c/a" } else { "/c/none" };
             let watch = client.watch::<u32>(key).into_future();
             let _ = timeout(Duration::from_millis(round % 13), watch).await;
@@ -235,49 +235,49 @@ async fn milliseconds(rounds: Rounds) -> Outcome {
         .await
 }
 
-async fn backoff(rounds: Rounds) -> Outcome {
-    // Nobody may listen on port 1.
+async fn dropped_in_backoff(rounds: Rounds) -> Outcome {
+    // Nothing listens on port 1.
     let client = Client::connect("http://127.0.0.1:1").unwrap();
     rounds
         .promised(WATCHER)
         .run(async |_| {
             let watch = client.watch::<u32>("/c/a").into_future();
-            assert!(timeout(A_MOMENT, watch).await.is_err());
+            assert!(timeout(SHORT_WAIT, watch).await.is_err());
         })
         .await
 }
 
-/// Somebody who takes connections and never says a word: where, and the task that does.
-pub(crate) async fn silent(scheme: &str) -> (String, JoinSet<()>) {
+/// A server that accepts connections and never sends anything: its URL, and its task.
+pub(crate) async fn silent_server(scheme: &str) -> (String, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("{scheme}://{}", listener.local_addr().unwrap());
-    let mut silent = JoinSet::new();
-    silent.spawn(async move {
+    let mut serving = JoinSet::new();
+    serving.spawn(async move {
         let mut connections = JoinSet::new();
         while let Ok((mut stream, _)) = listener.accept().await {
             while connections.try_join_next().is_some() {}
             connections.spawn(async move {
-                let mut nothing = [0; 1024];
-                while stream.read(&mut nothing).await.is_ok_and(|read| read > 0) {}
+                let mut ignored = [0; 1024];
+                while stream.read(&mut ignored).await.is_ok_and(|read| read > 0) {}
             });
         }
     });
-    (url, silent)
+    (url, serving)
 }
 
-async fn silence(rounds: Rounds) -> Outcome {
-    let (url, _silent) = silent("http").await;
+async fn dropped_in_handshake(rounds: Rounds) -> Outcome {
+    let (url, _serving) = silent_server("http").await;
     let client = Client::connect(url).unwrap();
     rounds
         .promised(WATCHER)
         .run(async |_| {
             let watch = client.watch::<u32>("/c/a").into_future();
-            assert!(timeout(A_MOMENT, watch).await.is_err());
+            assert!(timeout(SHORT_WAIT, watch).await.is_err());
         })
         .await
 }
 
-async fn ranges(rounds: Rounds) -> Outcome {
+async fn new_ranges(rounds: Rounds) -> Outcome {
     let server = Server::start().await;
     let client = server.client();
     let rounds = rounds.and(&server.gauges()).promised(WATCHER);
@@ -289,7 +289,7 @@ async fn ranges(rounds: Rounds) -> Outcome {
         .await
 }
 
-async fn refused(rounds: Rounds) -> Outcome {
+async fn range_refused(rounds: Rounds) -> Outcome {
     let server = Server::start().await;
     let client = server.client();
     let rounds = rounds.and(&server.gauges()).promised(WATCHER);
@@ -311,20 +311,21 @@ async fn refused(rounds: Rounds) -> Outcome {
         .await
 }
 
+/// A watcher of each client of a crowd.
 async fn watchers(server: &Server) -> Vec<driftless_client::EntriesWatcher> {
-    let mut joining = JoinSet::new();
+    let mut starting = JoinSet::new();
     for number in 0..CROWD {
         let client = server.client();
         let range = match number % 2 {
             0 => prefix(),
             _ => KeyRange::prefix(format!("/c/{number}/")).unwrap(),
         };
-        joining.spawn(async move { client.entries(range).await.unwrap() });
+        starting.spawn(async move { client.entries(range).await.unwrap() });
     }
-    in_time("a crowd", joining.join_all()).await
+    in_time("a crowd", starting.join_all()).await
 }
 
-async fn crowd(rounds: Rounds) -> Outcome {
+async fn crowd_dropped(rounds: Rounds) -> Outcome {
     let server = Server::start().await;
     let rounds = rounds.and(&server.gauges()).promised(CLIENT);
     rounds
@@ -332,15 +333,15 @@ async fn crowd(rounds: Rounds) -> Outcome {
         .await
 }
 
-async fn storm(rounds: Rounds) -> Outcome {
+async fn crowd_reconnects(rounds: Rounds) -> Outcome {
     let server = Server::start().await;
     let rounds = rounds.and(&server.gauges()).promised(CLIENT);
     rounds
         .run(async |_| {
             let mut crowd = watchers(&server).await;
-            server.lose_connections();
+            server.break_connections();
             for watcher in &mut crowd {
-                let back = async {
+                let reconnected = async {
                     loop {
                         let status = watcher.status();
                         if status.reconnects > 0 && status.state == WatchState::Live {
@@ -349,37 +350,37 @@ async fn storm(rounds: Rounds) -> Outcome {
                         watcher.status_changed().await;
                     }
                 };
-                in_time("a watcher is back", back).await;
+                in_time("a watcher reconnects", reconnected).await;
             }
         })
         .await
 }
 
-async fn strangers(rounds: Rounds) -> Outcome {
+async fn stray_peers(rounds: Rounds) -> Outcome {
     let server = Server::start().await;
     let rounds = rounds.and(&server.gauges()).promised(WATCHER);
     rounds
         .run(async |round| {
-            let mut stranger = TcpStream::connect(server.address).await.unwrap();
+            let mut peer = TcpStream::connect(server.address).await.unwrap();
             let parts = PREFACE.len() as u64 + 1;
             let part = usize::try_from(round % parts).unwrap();
-            stranger.write_all(&PREFACE[..part]).await.unwrap();
+            peer.write_all(&PREFACE[..part]).await.unwrap();
             if round % 3 == 0 {
-                stranger.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
-                // The server ends it, in whatever way.
-                let mut answer = Vec::new();
-                let ended = stranger.read_to_end(&mut answer);
-                let _ = in_time("the server hangs up", ended).await;
+                peer.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+                // The server closes the connection, with or without a response.
+                let mut response = Vec::new();
+                let ended = peer.read_to_end(&mut response);
+                let _ = in_time("the server closes the connection", ended).await;
             }
         })
         .await
 }
 
-async fn another_thread(rounds: Rounds) -> Outcome {
+async fn dropped_on_another_thread(rounds: Rounds) -> Outcome {
     let server = Server::start().await;
     let client = server.client();
-    let (send, dropping) = std::sync::mpsc::sync_channel::<driftless_client::Watcher<u32>>(1);
-    let thread = std::thread::spawn(move || dropping.into_iter().for_each(drop));
+    let (send, received) = std::sync::mpsc::sync_channel::<driftless_client::Watcher<u32>>(1);
+    let thread = std::thread::spawn(move || received.into_iter().for_each(drop));
     let outcome = rounds
         .and(&server.gauges())
         .promised(WATCHER)

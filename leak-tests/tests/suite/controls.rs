@@ -17,15 +17,15 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 use crate::common::Server;
+use crate::on_etcd::etcd_watch_counts;
 use crate::scenario::{Pace, Scenario};
-use crate::world::etcds_watches;
 
 /// How long a control may take: it says what it has to say early, and what grows is done again four
 /// times over.
 const BRIEFLY: Duration = Duration::from_secs(2);
 
-/// How long a count is waited for that does not return.
-const A_MOMENT: Duration = Duration::from_millis(500);
+/// How long to wait for a count that will not return.
+const SHORT_RETURN: Duration = Duration::from_millis(500);
 
 /// A leak that shows in a few dozen rounds, in bytes a round.
 const A_FEW: usize = 256;
@@ -118,7 +118,7 @@ async fn watcher(rounds: Rounds) -> Outcome {
     let kept = RefCell::new(Vec::<Watcher<u32>>::with_capacity(16));
     rounds
         .within(BRIEFLY)
-        .patience(A_MOMENT)
+        .return_within(SHORT_RETURN)
         .and(&server.gauges())
         .run(async |round| {
             let watcher = server.client().watch::<u32>("/c/a").await.unwrap();
@@ -133,7 +133,7 @@ async fn task(rounds: Rounds) -> Outcome {
     let kept = RefCell::new(JoinSet::new());
     rounds
         .within(BRIEFLY)
-        .patience(A_MOMENT)
+        .return_within(SHORT_RETURN)
         .run(async |round| {
             if round % 10 == 9 {
                 kept.borrow_mut().spawn(std::future::pending::<()>());
@@ -182,7 +182,7 @@ async fn socket(rounds: Rounds) -> Outcome {
     let kept = RefCell::new(Vec::with_capacity(16));
     rounds
         .within(BRIEFLY)
-        .patience(A_MOMENT)
+        .return_within(SHORT_RETURN)
         .run(async |round| {
             let stream = TcpStream::connect(server.address).await.unwrap();
             if round % 10 == 9 {
@@ -199,7 +199,7 @@ async fn half_closed(rounds: Rounds) -> Outcome {
     rounds
         .at_most(50)
         .only(Witnesses::new())
-        .at_the_end(etcds_watches(&etcd))
+        .at_the_end(etcd_watch_counts(&etcd))
         .run(async |_| {
             let mut client = client.clone();
             let options = WatchOptions::new().with_prefix();
@@ -215,7 +215,7 @@ async fn map(rounds: Rounds) -> Outcome {
     let map = RefCell::new(HashMap::new());
     rounds
         .within(BRIEFLY)
-        .patience(A_MOMENT)
+        .return_within(SHORT_RETURN)
         .run(async |round| {
             map.borrow_mut().insert(round, Box::new([1_u8; A_FEW]));
         })
@@ -226,7 +226,7 @@ async fn buffer(rounds: Rounds) -> Outcome {
     let buffer = RefCell::new(Vec::new());
     rounds
         .within(BRIEFLY)
-        .patience(A_MOMENT)
+        .return_within(SHORT_RETURN)
         .run(async |_| buffer.borrow_mut().extend([1_u8; A_FEW]))
         .await
 }
@@ -235,7 +235,7 @@ async fn label(rounds: Rounds) -> Outcome {
     let family = Family::<[(String, String); 1], Counter>::default();
     rounds
         .within(BRIEFLY)
-        .patience(A_MOMENT)
+        .return_within(SHORT_RETURN)
         .run(async |round| {
             let label = [("client".to_owned(), format!("{round:0128}"))];
             family.get_or_create(&label).inc();
@@ -262,7 +262,7 @@ async fn series(rounds: Rounds) -> Outcome {
     });
     rounds
         .at_most(50)
-        .patience(A_MOMENT)
+        .return_within(SHORT_RETURN)
         .only(Witnesses::new())
         .at_the_end(Witnesses::new().and(Scraped::series(address)))
         .run(async |round| {
@@ -278,7 +278,7 @@ async fn beside(rounds: Rounds) -> Outcome {
     let kept = RefCell::new(Vec::new());
     rounds
         .within(4 * BRIEFLY)
-        .patience(A_MOMENT)
+        .return_within(SHORT_RETURN)
         .and(&server.gauges())
         .run(async |_| {
             drop(client.watch::<u32>("/c/a").await.unwrap());

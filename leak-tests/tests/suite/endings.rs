@@ -1,5 +1,5 @@
-//! How a client comes to its end otherwise: shut down, refused, or in a look-up of a name. Against a
-//! server over a model of etcd.
+//! Further ways in which a client ends: shut down, refused, or during a name look-up. Against a server on a
+//! scripted etcd.
 
 use std::time::Duration;
 
@@ -15,16 +15,16 @@ use tonic::Code;
 use crate::common::Server;
 use crate::scenario::{CLIENT, Pace, Scenario, prefix};
 
-/// How many operations on the network two first states take, with some to spare.
-const OPERATIONS: u64 = 64;
+/// How many network operations two first states take, with some to spare.
+const OPERATIONS_TO_FIRST_STATES: u64 = 64;
 
 /// How many polls a shutdown takes, with some to spare.
-const POLLS: usize = 4;
+const POLLS_OF_SHUTDOWN: usize = 4;
 
-/// Long enough to be on the way, and short beside what it waits for.
-const A_MOMENT: Duration = Duration::from_millis(3);
+/// Long enough for a call to begin its work, and much shorter than the timeout that would end it.
+const SHORT_WAIT: Duration = Duration::from_millis(3);
 
-/// How many bytes a key may have.
+/// The longest key that the server accepts, in bytes.
 const LONGEST_KEY: usize = 4096;
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
@@ -35,7 +35,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
-        run: |rounds| Box::pin(shut_down(rounds)),
+        run: |rounds| Box::pin(shut_down_at_each_operation(rounds)),
     },
     Scenario {
         name: "a client is shut down in its backoff",
@@ -43,7 +43,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
-        run: |rounds| Box::pin(in_backoff(rounds)),
+        run: |rounds| Box::pin(shut_down_in_backoff(rounds)),
     },
     Scenario {
         name: "requests are no good",
@@ -52,7 +52,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
-        run: |rounds| Box::pin(no_good(rounds)),
+        run: |rounds| Box::pin(bad_requests(rounds)),
     },
     Scenario {
         name: "a server is not in sync",
@@ -60,7 +60,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
-        run: |rounds| Box::pin(not_in_sync(rounds)),
+        run: |rounds| Box::pin(server_not_in_sync(rounds)),
     },
     Scenario {
         name: "a server is named",
@@ -69,7 +69,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
-        run: |rounds| Box::pin(named(rounds)),
+        run: |rounds| Box::pin(endpoint_with_name(rounds)),
     },
     Scenario {
         name: "a watch is dropped in a look-up that hangs",
@@ -81,13 +81,13 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-async fn shut_down(rounds: Rounds) -> Outcome {
+async fn shut_down_at_each_operation(rounds: Rounds) -> Outcome {
     let server = Server::start().await;
     rounds
         .and(&server.gauges())
         .promised(CLIENT)
         .run(async |round| {
-            let stall = Stall::after(round / 2 % OPERATIONS);
+            let stall = Stall::after(round / 2 % OPERATIONS_TO_FIRST_STATES);
             let client = server.stalling_client(&stall);
             let work = async {
                 let one = client.watch::<u32>("/c/a").into_future();
@@ -101,30 +101,30 @@ async fn shut_down(rounds: Rounds) -> Outcome {
                 done = in_time("two watchers and a read", work.as_mut()) => Some(done),
             };
             if round % 2 == 0 {
-                // What is still waited for ends, and what is there is of no use any more.
-                let rest = async {
+                // The shutdown ends the pending calls and closes the watchers.
+                let pending = async {
                     if done.is_none() {
                         drop(work.await);
                     }
                 };
-                let (ended, ()) = tokio::join!(client.shutdown().into_future(), rest);
+                let (ended, ()) = tokio::join!(client.shutdown().into_future(), pending);
                 ended.unwrap();
                 assert!(client.resources().is_empty());
                 drop(done);
             } else {
-                let polls = usize::try_from(round / 2).unwrap() % POLLS;
-                // What is waited for and not polled is held, so it may never be over.
-                let ending = poll_times(polls, client.shutdown().into_future());
-                let _ = timeout(A_MOMENT, ending).await;
+                let polls = usize::try_from(round / 2).unwrap() % POLLS_OF_SHUTDOWN;
+                // Nobody polls the pending calls, and they still hold resources: the shutdown may not end.
+                let shutdown = poll_times(polls, client.shutdown().into_future());
+                let _ = timeout(SHORT_WAIT, shutdown).await;
             }
         })
         .await
 }
 
-async fn in_backoff(rounds: Rounds) -> Outcome {
+async fn shut_down_in_backoff(rounds: Rounds) -> Outcome {
     rounds
         .run(async |round| {
-            // Nobody may listen on port 1.
+            // Nothing listens on port 1.
             let client = Client::connect("http://127.0.0.1:1").unwrap();
             let mut watch = Box::pin(client.watch::<u32>("/c/a").into_future());
             let moment = Duration::from_millis(round % 5);
@@ -136,13 +136,13 @@ async fn in_backoff(rounds: Rounds) -> Outcome {
         .await
 }
 
-async fn no_good(rounds: Rounds) -> Outcome {
+async fn bad_requests(rounds: Rounds) -> Outcome {
     let server = Server::start().await;
     rounds
         .and(&server.gauges())
         .promised(CLIENT)
         .run(async |round| {
-            // A connection for each: HTTP/2 remembers for a while which streams were broken off.
+            // A new connection in each round: HTTP/2 remembers for a while which streams were reset.
             let channel = tonic::transport::Endpoint::from_shared(server.url()).unwrap();
             let channel = in_time("a connection", channel.connect()).await.unwrap();
             let mut client = ConfigClient::new(channel);
@@ -185,7 +185,7 @@ async fn no_good(rounds: Rounds) -> Outcome {
         .await
 }
 
-async fn not_in_sync(rounds: Rounds) -> Outcome {
+async fn server_not_in_sync(rounds: Rounds) -> Outcome {
     let server = Server::without_etcd().await;
     rounds
         .and(&server.gauges())
@@ -193,37 +193,37 @@ async fn not_in_sync(rounds: Rounds) -> Outcome {
         .run(async |round| {
             let client = server.client();
             let watch = client.watch::<u32>("/c/a").into_future();
-            let moment = A_MOMENT + Duration::from_millis(round % 5);
+            let moment = SHORT_WAIT + Duration::from_millis(round % 5);
             assert!(timeout(moment, watch).await.is_err());
         })
         .await
 }
 
-/// What a client holds that is a job on a thread.
+/// How many name look-ups of a client run on a thread.
 fn look_ups(client: &Client) -> Witnesses {
     let resources = client.resources();
     let count = move || {
-        let held = resources.active();
-        let look_ups = held
+        let active = resources.active();
+        let look_ups = active
             .iter()
-            .filter(|held| matches!(held, Resource::Lookup(_)));
+            .filter(|resource| matches!(resource, Resource::Lookup(_)));
         i64::try_from(look_ups.count()).unwrap()
     };
     Witnesses::new().and(gauge("look-ups", count))
 }
 
-async fn named(rounds: Rounds) -> Outcome {
+async fn endpoint_with_name(rounds: Rounds) -> Outcome {
     let server = Server::start().await;
     let url = format!("http://localhost:{}", server.address.port());
-    let regular = Client::connect(&url).unwrap();
+    let long_lived = Client::connect(&url).unwrap();
     rounds
         .and(&server.gauges())
-        .and(&look_ups(&regular))
+        .and(&look_ups(&long_lived))
         .promised(CLIENT)
         .run(async |round| {
             let polls = usize::try_from(round / 2 % 8).unwrap();
             let client = match round % 2 {
-                0 => regular.clone(),
+                0 => long_lived.clone(),
                 _ => Client::connect(&url).unwrap(),
             };
             let watching = client.watch::<u32>("/c/a").into_future();
@@ -238,14 +238,14 @@ async fn named(rounds: Rounds) -> Outcome {
 async fn look_up_hangs(rounds: Rounds) -> Outcome {
     let server = Server::start().await;
     let url = format!("http://localhost:{}", server.address.port());
-    // The system's resolver does not hang when told; its thread may be busy with something else, though.
+    // A test cannot make the system's resolver hang. It can occupy the only thread that runs look-ups.
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.worker_threads(1).max_blocking_threads(1);
     let runtime = runtime.enable_all().build().unwrap();
-    let there = runtime.handle().clone();
+    let handle = runtime.handle().clone();
     let client = Client::connect(&url).unwrap();
-    let tasks = there.metrics();
-    let tasks = gauge("tasks there", move || {
+    let tasks = handle.metrics();
+    let tasks = gauge("tasks of the client's runtime", move || {
         i64::try_from(tasks.num_alive_tasks()).unwrap()
     });
     let outcome = rounds
@@ -254,24 +254,24 @@ async fn look_up_hangs(rounds: Rounds) -> Outcome {
         .and(&Witnesses::new().and(tasks))
         .run(async |_| {
             let mut jobs = JoinSet::new();
-            let (release, busy) = std::sync::mpsc::channel::<()>();
-            jobs.spawn_blocking_on(move || busy.recv().unwrap_err(), &there);
+            let (release, released) = std::sync::mpsc::channel::<()>();
+            jobs.spawn_blocking_on(move || released.recv().unwrap_err(), &handle);
             let watcher = client.clone();
             let mut watching = JoinSet::new();
             let watch = async move {
                 let watching = watcher.watch::<u32>("/c/a").into_future();
-                assert!(timeout(A_MOMENT, watching).await.is_err());
+                assert!(timeout(SHORT_WAIT, watching).await.is_err());
             };
-            watching.spawn_on(watch, &there);
+            watching.spawn_on(watch, &handle);
             in_time("a watch is dropped", watching.join_all()).await;
-            let looking = [Resource::Lookup("localhost".to_owned())];
+            let look_up = [Resource::Lookup("localhost".to_owned())];
             let resources = client.resources();
-            let only_that = async {
-                while resources.active() != looking {
+            let only_look_up = async {
+                while resources.active() != look_up {
                     tokio::task::yield_now().await;
                 }
             };
-            in_time("only the look-up is left", only_that).await;
+            in_time("only the look-up is left", only_look_up).await;
             drop(release);
             resources.released_within(CLIENT).await.unwrap();
             in_time("the thread is free", jobs.join_all()).await;

@@ -1,4 +1,4 @@
-//! The client's handles beside others that stay, and ends that leave them in somebody's hands.
+//! The client's handles: dropped beside others that stay, and kept after their client or runtime has ended.
 
 use std::cell::RefCell;
 use std::time::Duration;
@@ -10,23 +10,24 @@ use driftless_test_support::in_time;
 use leak_tests::{Outcome, Rounds, Stall};
 use tokio::task::JoinSet;
 
-use crate::client::silent;
+use crate::client::silent_server;
 use crate::common::Server;
 use crate::scenario::{CLIENT, Pace, Scenario, WATCHER};
 
-/// How long a shutdown may take on a slow machine: less than an attempt to connect, which ends by itself.
-const ENDED_WITHIN: Duration = Duration::from_secs(4);
+/// How long a shutdown may take on a slow machine: less than an attempt to connect, which times out by
+/// itself.
+const SHUTDOWN_WITHIN: Duration = Duration::from_secs(4);
 
-/// Long enough to be on the way, and short beside what it waits for.
-const A_MOMENT: Duration = Duration::from_millis(3);
+/// Long enough for a read to begin, and much shorter than the timeout that would end it.
+const SHORT_WAIT: Duration = Duration::from_millis(3);
 
-/// How long a long name is, in bytes: nearly as long as one may be.
-const LONG: usize = 4_000;
+/// The length of a long key, in bytes: nearly the longest that the server accepts.
+const LONG_KEY_BYTES: usize = 4_000;
 
-/// So many streams at a time are more than a round has, and HTTP/2 remembers.
-const ROOM: usize = 200;
+/// More streams at a time than a round opens and HTTP/2 still remembers.
+const MANY_STREAMS: usize = 200;
 
-/// How many are read at a time.
+/// How many long keys a round reads at the same time.
 const LONG_READS: usize = 6;
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
@@ -38,7 +39,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
-        run: |rounds| Box::pin(beside(rounds)),
+        run: |rounds| Box::pin(beside_others(rounds)),
     },
     Scenario {
         name: "a client is shut down",
@@ -47,7 +48,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
-        run: |rounds| Box::pin(shut_down(rounds)),
+        run: |rounds| Box::pin(client_shut_down(rounds)),
     },
     Scenario {
         name: "a read takes too long",
@@ -56,7 +57,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
-        run: |rounds| Box::pin(too_long(rounds)),
+        run: |rounds| Box::pin(read_times_out(rounds)),
     },
     Scenario {
         name: "a watcher outlives its runtime",
@@ -64,15 +65,15 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
-        run: |rounds| Box::pin(outlives(rounds)),
+        run: |rounds| Box::pin(outlives_runtime(rounds)),
     },
 ];
 
-/// Opens more streams on a client's connection than a round does: HTTP/2 remembers for a while those that
-/// were broken off, so the tables at both ends would double at some time later.
-pub(crate) async fn make_room(client: &Client) {
+/// Opens more streams on a client's connection than a round does. HTTP/2 remembers reset streams for a
+/// while, so without this its tables at both ends would double in some later round.
+async fn grow_stream_tables(client: &Client) {
     let mut many = JoinSet::new();
-    for number in 0..ROOM {
+    for number in 0..MANY_STREAMS {
         let key = format!("/c/room/{number}");
         many.spawn(client.entries(key.as_str()).into_future());
     }
@@ -80,11 +81,11 @@ pub(crate) async fn make_room(client: &Client) {
     assert!(many.iter().all(Result::is_ok));
 }
 
-async fn beside(rounds: Rounds) -> Outcome {
+async fn beside_others(rounds: Rounds) -> Outcome {
     let server = Server::start().await;
     let client = server.client();
     let stays = client.watch::<u32>("/c/a").await.unwrap();
-    make_room(&client).await;
+    grow_stream_tables(&client).await;
     let rounds = rounds.and(&server.gauges()).promised(WATCHER);
     rounds
         .run(async |_| {
@@ -96,30 +97,30 @@ async fn beside(rounds: Rounds) -> Outcome {
             let other = client.watch::<u32>("/c/b").await.unwrap();
             let read = client.get("/c/b").await.unwrap();
             assert_eq!((*reader.load(), *part.load(), *other.load()), (1, 1, 2));
-            // Those of a server's other clients, of the same range.
-            let others = server.client().watch::<u32>("/c/a").await.unwrap();
+            // A watcher of another client, on the same range.
+            let foreign = server.client().watch::<u32>("/c/a").await.unwrap();
             let mut reading = JoinSet::new();
             for number in 0..LONG_READS {
-                reading.spawn(client.get(long_name(number)).into_future());
+                reading.spawn(client.get(long_key(number)).into_future());
             }
             let reads = reading.join_all().await.into_iter();
             assert!(reads.map(Result::unwrap).all(|read| read.is_empty()));
-            drop((reader, part, calls, updates, other, others, read));
+            drop((reader, part, calls, updates, other, foreign, read));
             assert_eq!(*stays.load(), 1);
         })
         .await
 }
 
-/// As long as a key may be, so that a few hundred requests are more than what one connection may ask
-/// for at a time.
-fn long_name(number: usize) -> String {
-    format!("/c/long/{number}/{}", "x".repeat(LONG))
+/// A key so long that a few hundred requests exceed what a connection may hold at a time. A leak of requests
+/// would block the connection.
+fn long_key(number: usize) -> String {
+    format!("/c/long/{number}/{}", "x".repeat(LONG_KEY_BYTES))
 }
 
-async fn shut_down(rounds: Rounds) -> Outcome {
+async fn client_shut_down(rounds: Rounds) -> Outcome {
     let server = Server::start().await;
-    let (silent, _silent) = silent("http").await;
-    // In somebody's hands until the next round: all else is gone.
+    let (silent, _serving) = silent_server("http").await;
+    // A watcher that outlives its client until the next round. Everything else is dropped.
     let kept = RefCell::new(None::<Watcher<u32>>);
     let rounds = rounds.and(&server.gauges());
     rounds
@@ -128,26 +129,26 @@ async fn shut_down(rounds: Rounds) -> Outcome {
             let client = match round % 4 {
                 0 => server.client(),
                 1 => Client::connect(&silent).unwrap(),
-                2 => unconnected(),
+                2 => never_connecting(),
                 _ => server.stalling_client(&stall),
             };
             match round % 4 {
                 0 => {
                     let watcher = client.watch::<u32>("/c/a").await.unwrap();
                     *kept.borrow_mut() = Some(watcher);
-                    ended(&client).await;
+                    shut_down(&client).await;
                 }
                 state => {
                     if state == 3 {
-                        // A connection there is, and nothing comes through it any more.
+                        // There is a connection, and nothing comes through it any more.
                         let watcher = client.watch::<u32>("/c/a").await.unwrap();
                         stall.begin();
                         *kept.borrow_mut() = Some(watcher);
                     }
                     let read = client.get("/c/a").into_future();
                     let (read, ()) = tokio::join!(in_time("a read ends", read), async {
-                        tokio::time::sleep(A_MOMENT).await;
-                        ended(&client).await;
+                        tokio::time::sleep(SHORT_WAIT).await;
+                        shut_down(&client).await;
                     });
                     let closed = matches!(read, Err(GetError::Closed(Closed::Shutdown)));
                     assert!(closed, "{read:?}");
@@ -159,9 +160,9 @@ async fn shut_down(rounds: Rounds) -> Outcome {
         .await
 }
 
-async fn too_long(rounds: Rounds) -> Outcome {
+async fn read_times_out(rounds: Rounds) -> Outcome {
     let server = Server::start().await;
-    let (silent, _silent) = silent("http").await;
+    let (silent, _serving) = silent_server("http").await;
     let rounds = rounds.and(&server.gauges()).promised(CLIENT);
     rounds
         .run(async |round| {
@@ -175,28 +176,28 @@ async fn too_long(rounds: Rounds) -> Outcome {
                     (client, Some(watcher))
                 }
             };
-            let read = client.get("/c/a").timeout(A_MOMENT).into_future();
-            let read = in_time("a read is given up", read).await;
+            let read = client.get("/c/a").timeout(SHORT_WAIT).into_future();
+            let read = in_time("a read times out", read).await;
             assert!(matches!(read, Err(GetError::TimedOut { .. })), "{read:?}");
         })
         .await
 }
 
-/// Shuts it down; nothing is left that could not be ended at once.
-async fn ended(client: &Client) {
-    let done = client.shutdown().within(ENDED_WITHIN).await;
+/// Shuts a client down, and checks that it holds nothing any more.
+async fn shut_down(client: &Client) {
+    let done = client.shutdown().within(SHUTDOWN_WITHIN).await;
     assert_eq!(done, Ok(()));
     assert!(client.resources().is_empty());
 }
 
-/// A client whose attempts to connect come to nothing, and do not fail.
-fn unconnected() -> Client {
+/// A client whose attempts to connect neither succeed nor fail.
+fn never_connecting() -> Client {
     let builder = Client::builder().endpoint("http://127.0.0.1:1");
     let connector = |_: &Endpoint| -> Connecting { Box::pin(std::future::pending()) };
     builder.connector(connector).build().unwrap()
 }
 
-async fn outlives(rounds: Rounds) -> Outcome {
+async fn outlives_runtime(rounds: Rounds) -> Outcome {
     let server = Server::start().await;
     let rounds = rounds.and(&server.gauges()).promised(CLIENT);
     rounds
@@ -213,9 +214,9 @@ async fn outlives(rounds: Rounds) -> Outcome {
                 })
             });
             let (mut value, mut all) = elsewhere.join().unwrap();
-            let end = in_time("a watcher is told", value.changed()).await;
+            let end = in_time("a watcher ends", value.changed()).await;
             assert_eq!(end.unwrap_err(), Closed::Ended);
-            let end = in_time("a watcher is told", all.changed()).await;
+            let end = in_time("a watcher ends", all.changed()).await;
             assert_eq!(end.unwrap_err(), Closed::Ended);
             assert_eq!(
                 (*value.load(), all.load().len()),

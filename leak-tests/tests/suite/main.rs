@@ -14,15 +14,18 @@
 #[path = "../common/mod.rs"]
 mod common;
 
-mod busy;
+mod blocked_workers;
+mod changes;
 mod client;
 mod controls;
 mod endings;
 mod handles;
 mod metrics;
 mod mixed;
+mod on_etcd;
 mod one_way;
 mod options;
+mod outages;
 mod peers;
 mod readers;
 mod returning;
@@ -31,10 +34,10 @@ mod scenario;
 mod scripted;
 mod server;
 mod shutdowns;
-mod slow;
+mod slow_network;
 mod tls;
-mod upstream;
-mod world;
+mod whole_server;
+mod writer;
 
 use std::process::ExitCode;
 
@@ -56,7 +59,8 @@ fn scenarios() -> impl Iterator<Item = &'static Scenario> {
         endings::SCENARIOS,
         peers::SCENARIOS,
         readers::SCENARIOS,
-        upstream::SCENARIOS,
+        changes::SCENARIOS,
+        outages::SCENARIOS,
         metrics::SCENARIOS,
         tls::SCENARIOS,
         mixed::SCENARIOS,

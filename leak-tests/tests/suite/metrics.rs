@@ -1,4 +1,4 @@
-//! A whole server, as it is deployed, and what it shows of itself.
+//! A whole server as it is deployed, and its metrics.
 
 use std::time::Duration;
 
@@ -9,12 +9,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::on_etcd::settings;
 use crate::scenario::{CLIENT, Pace, Scenario};
-use crate::server::call;
-use crate::world::{Running, settings};
+use crate::server::watch_call;
+use crate::whole_server::WholeServer;
 
-/// Long enough to be on the way, and short beside what it waits for.
-const A_MOMENT: Duration = Duration::from_millis(3);
+/// Long enough for a client to connect if the server accepted it.
+const SHORT_WAIT: Duration = Duration::from_millis(3);
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -24,7 +25,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
-        run: |rounds| Box::pin(no_labels(rounds)),
+        run: |rounds| Box::pin(no_metrics_left(rounds)),
     },
     Scenario {
         name: "a server has no place",
@@ -33,7 +34,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
-        run: |rounds| Box::pin(no_place(rounds)),
+        run: |rounds| Box::pin(server_full(rounds)),
     },
     Scenario {
         name: "probes come and go",
@@ -45,12 +46,12 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-async fn no_labels(rounds: Rounds) -> Outcome {
+async fn no_metrics_left(rounds: Rounds) -> Outcome {
     let etcd = Etcd::started().await;
     etcd.client().await.put("/c/a", "1", None).await.unwrap();
-    let server = Running::start(settings(&etcd.url())).await;
+    let server = WholeServer::start(settings(&etcd.url())).await;
     let outcome = rounds
-        .at_the_end(server.shows())
+        .at_the_end(server.scraped())
         .promised(CLIENT)
         .run(async |round| {
             let client = Client::builder()
@@ -68,31 +69,35 @@ async fn no_labels(rounds: Rounds) -> Outcome {
             let (one, none, refused) = tokio::join!(one, none, refused);
             assert_eq!((*one.unwrap().load(), none.unwrap().load().len()), (1, 0));
             refused.unwrap_err();
-            let mut stranger = TcpStream::connect(server.address).await.unwrap();
-            stranger.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+            let mut peer = TcpStream::connect(server.address).await.unwrap();
+            peer.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
         })
         .await;
     server.stop().await;
     outcome
 }
 
-async fn no_place(rounds: Rounds) -> Outcome {
+async fn server_full(rounds: Rounds) -> Outcome {
     let etcd = Etcd::started().await;
     etcd.client().await.put("/c/a", "1", None).await.unwrap();
-    let server = Running::start(settings(&etcd.url()).max_connections(1)).await;
+    let server = WholeServer::start(settings(&etcd.url()).max_connections(1)).await;
     let outcome = rounds
-        .at_the_end(server.shows())
+        .at_the_end(server.scraped())
         .promised(CLIENT)
         .run(async |_| {
-            let guest = Client::connect(server.url()).unwrap();
-            let watching = guest.watch::<u32>("/c/a").into_future();
-            let guest = in_time("a place", watching).await.unwrap();
-            let waits = Client::connect(server.url()).unwrap();
-            let waiting = waits.watch::<u32>("/c/a").into_future();
+            let admitted = Client::connect(server.url()).unwrap();
+            let watching = admitted.watch::<u32>("/c/a").into_future();
+            let admitted = in_time("the first client is accepted", watching)
+                .await
+                .unwrap();
+            let other = Client::connect(server.url()).unwrap();
+            let waiting = other.watch::<u32>("/c/a").into_future();
             let mut waiting = std::pin::pin!(waiting);
-            assert!(timeout(A_MOMENT, waiting.as_mut()).await.is_err());
-            drop(guest);
-            in_time("the place of the other", waiting).await.unwrap();
+            assert!(timeout(SHORT_WAIT, waiting.as_mut()).await.is_err());
+            drop(admitted);
+            in_time("the other client is accepted", waiting)
+                .await
+                .unwrap();
         })
         .await;
     server.stop().await;
@@ -101,17 +106,17 @@ async fn no_place(rounds: Rounds) -> Outcome {
 
 async fn probes(rounds: Rounds) -> Outcome {
     let etcd = Etcd::started().await;
-    let server = Running::start(settings(&etcd.url())).await;
+    let server = WholeServer::start(settings(&etcd.url())).await;
     let outcome = rounds
         .promised(CLIENT)
         .run(async |round| {
             if round % 2 == 0 {
-                assert!(in_time("an answer", server.is_ready()).await);
+                assert!(in_time("a response", server.is_ready()).await);
             } else {
-                // A client that took the address for the other one is told so.
-                let mut lost = TcpStream::connect(server.admin).await.unwrap();
-                lost.write_all(&call()).await.unwrap();
-                in_time("an answer", has_headers(&mut lost)).await;
+                // A client that calls the admin endpoint by mistake gets an error.
+                let mut client = TcpStream::connect(server.admin).await.unwrap();
+                client.write_all(&watch_call()).await.unwrap();
+                in_time("a response", receive_headers(&mut client)).await;
             }
         })
         .await;
@@ -119,9 +124,9 @@ async fn probes(rounds: Rounds) -> Outcome {
     outcome
 }
 
-/// Waits for the first answer to a call. What comes before it is the beginning of the connection, which
-/// is said to everybody.
-async fn has_headers(stream: &mut TcpStream) {
+/// Waits for the headers of a response. The frames before it begin the connection, and every client gets
+/// them.
+async fn receive_headers(stream: &mut TcpStream) {
     const FRAME_HEADER: usize = 9;
     const HEADERS: u8 = 1;
     loop {

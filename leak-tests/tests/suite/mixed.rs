@@ -1,7 +1,7 @@
-//! Clients, writes, strangers and failures, several at a time, by chance: what no scenario of one
-//! thing alone comes upon.
+//! Clients, writes, stray peers and faults at random and at the same time: finds what no scenario of one
+//! thing alone does.
 //!
-//! What is done in a round is decided by its number, so that runs can be compared.
+//! The number of a round decides what happens in it, so that runs can be compared.
 
 use std::time::Duration;
 
@@ -13,10 +13,11 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use crate::common::Serving;
+use crate::common::InProcessServer;
+use crate::on_etcd::{ServerOnEtcd, etcd_loss_detected, wait_for_entries};
 use crate::scenario::{Pace, Scenario, prefix};
-use crate::slow::Slow;
-use crate::world::{FILL_GRAVES, Keys, Padded, Real, etcd_is_missed, padded};
+use crate::slow_network::SlowNetwork;
+use crate::writer::{EtcdWriter, Padded, ROUNDS_TO_FILL_TOMBSTONES, padded};
 
 pub(crate) const SCENARIOS: &[Scenario] = &[Scenario {
     name: "everything at once",
@@ -30,130 +31,131 @@ pub(crate) const SCENARIOS: &[Scenario] = &[Scenario {
     run: |rounds| Box::pin(everything(rounds)),
 }];
 
-/// How many clients do something at a time, at most.
+/// How many clients act at the same time, at most.
 const CLIENTS: u64 = 4;
 
-/// After so many rounds what the server remembers of changes is as little as ever: what it may hold in
-/// between depends on chance, and this is what can be compared.
-const TIDY_EVERY: u64 = 8;
+/// After this many rounds, writes bring the server's memory of changes to a known state. In between its
+/// size is random; only the known states can be compared.
+const RESET_EVERY: u64 = 8;
 
-/// More than the change log takes, so that nothing is in it afterwards, in bytes.
-const SWEEP: usize = 600 * 1024;
+/// The size of a value that pushes everything else out of the change log, in bytes.
+const SWEEP_BYTES: usize = 600 * 1024;
 
-/// Where that is.
+/// The key of that value.
 const SWEEP_KEY: &str = "/c/sweep";
 
-/// A value that travels in parts, in bytes.
+/// The size of a value that travels in parts, in bytes.
 const LARGE: usize = 64 * 1024;
 
-/// How many keys have values of their own.
-const KEYS: u64 = 6;
+/// How many keys have small values.
+const VALUE_KEYS: u64 = 6;
 
-/// One of those. Its name is as long as those of keys that come and go: a deleted key takes as much
-/// memory as another then.
+/// One of those keys. Its name is as long as those of the keys that come and go, so that every deleted key
+/// takes the same memory.
 fn value_key(number: u64) -> String {
     format!("/c/value/{number:026}")
 }
 
-/// The keys that come and go are the same each time, so that nothing depends on how many others were
-/// deleted of late.
-const SAME: u64 = 0;
+/// The number of the keys that come and go: always the same, so that memory does not depend on how many
+/// different keys were deleted recently.
+const PASSING_KEYS: u64 = 0;
 
-/// How much more may be allocated, in bytes, than was once: how many frames wait in a connection to etcd
-/// that was lost and is new, and so how much room its tables have, is a matter of chance. A leak of eight
-/// bytes a round is more after thirty thousand.
-const BY_CHANCE: i64 = 128 * 1024;
+/// How much the allocated bytes may grow by chance: it is random how many frames wait in a new connection to
+/// etcd, and so how large its tables become. A leak of eight bytes a round is larger after thirty thousand
+/// rounds.
+const RANDOM_SLACK: i64 = 128 * 1024;
 
-/// The longest that something waits for what may never come.
-const A_MOMENT: u64 = 8;
+/// The longest of the short random waits, in milliseconds.
+const SHORT_WAIT_MS: u64 = 8;
 
-/// A network that brings what is written in a round in about as long as that takes.
-const SLOW: Slow = Slow {
-    at_a_time: 1024,
-    rest: Duration::from_millis(1),
-    most: usize::MAX,
+/// A network that delivers what a round writes in about the time that a round takes.
+const SLOW: SlowNetwork = SlowNetwork {
+    chunk: 1024,
+    pause: Duration::from_millis(1),
+    limit: usize::MAX,
 };
 
-/// How an HTTP/2 connection begins, and a first frame of it.
+/// The first bytes of an HTTP/2 connection: the preface, and a SETTINGS frame.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
-/// Numbers by chance, the same ones for the same seed.
-struct Dice(u64);
+/// Random numbers, the same ones for the same seed.
+struct Random(u64);
 
-impl Dice {
-    /// Of a round, for one of those who do something in it.
-    fn of(round: u64, who: u64) -> Self {
-        let mut dice = Self(round.wrapping_mul(64).wrapping_add(who));
-        dice.roll(1);
-        dice
+impl Random {
+    /// The numbers for one actor in a round.
+    fn new(round: u64, actor: u64) -> Self {
+        let mut random = Self(round.wrapping_mul(64).wrapping_add(actor));
+        random.below(1);
+        random
     }
 
-    /// One of so many, from 0 (splitmix64).
-    fn roll(&mut self, sides: u64) -> u64 {
+    /// A number from 0 on and below this one (splitmix64).
+    fn below(&mut self, end: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % sides
+        (mixed ^ (mixed >> 31)) % end
     }
 
-    fn in_one_of(&mut self, many: u64) -> bool {
-        self.roll(many) == 0
+    /// True once in this many calls, on average.
+    fn one_in(&mut self, many: u64) -> bool {
+        self.below(many) == 0
     }
 
-    async fn moment(&mut self) {
-        sleep(Duration::from_millis(self.roll(A_MOMENT))).await;
+    async fn short_wait(&mut self) {
+        sleep(Duration::from_millis(self.below(SHORT_WAIT_MS))).await;
     }
 }
 
-/// What a round's clients need to know.
+/// What the actors of a round use.
 struct Round<'a> {
     number: u64,
-    serving: &'a Serving,
-    /// One that stays, and has watched before.
-    regular: &'a Client,
+    server: &'a InProcessServer,
+    /// A client that exists in all rounds.
+    long_lived: &'a Client,
     to_server: &'a Proxy,
-    /// True when all has been written, and all is well again.
+    /// True when all has been written, and no fault is left.
     over: watch::Receiver<bool>,
 }
 
 async fn everything(rounds: Rounds) -> Outcome {
     let etcd = Etcd::started().await;
     let to_etcd = Proxy::to(etcd.port()).await;
-    let mut world = Real::watchful_over(etcd, &to_etcd.url()).await;
-    for _ in 0..FILL_GRAVES {
-        world.keys.pass(SAME).await;
+    let mut setup = ServerOnEtcd::with_short_etcd_timeouts_at(etcd, &to_etcd.url()).await;
+    for _ in 0..ROUNDS_TO_FILL_TOMBSTONES {
+        setup.writer.put_and_delete(PASSING_KEYS).await;
     }
-    let to_server = Proxy::to(world.address.port()).await;
-    let regular = Client::connect(to_server.url()).unwrap();
-    let (gauges, watches) = (world.gauges(), world.etcds_watches());
-    let mut attempts = world.metrics.etcd_attempts.get();
-    let allocated = Allocated::by_jemalloc().unwrap().with_slack(BY_CHANCE);
+    let to_server = Proxy::to(setup.address.port()).await;
+    let long_lived = Client::connect(to_server.url()).unwrap();
+    let (gauges, watches) = (setup.gauges(), setup.etcd_watch_counts());
+    let mut attempts = setup.metrics.etcd_attempts.get();
+    let allocated = Allocated::by_jemalloc().unwrap().with_slack(RANDOM_SLACK);
     rounds
         .without_bytes()
         .and(&Witnesses::new().and(allocated))
         .and(&gauges)
         .at_the_end(watches)
         .run(async |number| {
-            let Real {
+            let ServerOnEtcd {
                 etcd,
-                keys,
-                serving,
-            } = &mut world;
+                writer,
+                server,
+            } = &mut setup;
             let (end, over) = watch::channel(false);
             let round = Round {
                 number,
-                serving,
-                regular: &regular,
+                server,
+                long_lived: &long_lived,
                 to_server: &to_server,
                 over,
             };
-            let trouble = async {
-                let mut dice = Dice::of(number, CLIENTS + 1);
+            let writes_and_faults = async {
+                let mut random = Random::new(number, CLIENTS + 1);
                 tokio::join!(
-                    writes(keys, number),
-                    stranger(&round),
-                    fails(&round, &to_etcd, etcd, &mut dice)
+                    write(writer, number),
+                    stray_peer(&round),
+                    inject_fault(&round, &to_etcd, etcd, &mut random)
                 );
                 end.send_replace(true);
             };
@@ -165,124 +167,127 @@ async fn everything(rounds: Rounds) -> Outcome {
                     client(&round, 3)
                 )
             };
-            tokio::join!(trouble, clients);
-            is_well(serving, keys, number).await;
-            let mut tidy = number % TIDY_EVERY == TIDY_EVERY - 1;
-            // A connection that is new has as much room as the one before had.
-            if world.metrics.etcd_attempts.get() != attempts {
-                tidy = true;
-                world.falls_behind().await;
-                attempts = world.metrics.etcd_attempts.get();
+            tokio::join!(writes_and_faults, clients);
+            check_delivery(server, writer, number).await;
+            let mut reset = number % RESET_EVERY == RESET_EVERY - 1;
+            // Give a new connection to etcd as large a table as the one before had.
+            if setup.metrics.etcd_attempts.get() != attempts {
+                reset = true;
+                setup.grow_frame_table().await;
+                attempts = setup.metrics.etcd_attempts.get();
             }
-            if tidy {
-                let Real { keys, serving, .. } = &mut world;
-                tidies(serving, keys, number).await;
+            if reset {
+                let ServerOnEtcd { writer, server, .. } = &mut setup;
+                reset_change_memory(server, writer, number).await;
             }
         })
         .await
 }
 
-/// Some keys are put, some deleted. etcd may be away, and says so then.
-async fn writes(keys: &mut Keys, number: u64) {
-    let mut dice = Dice::of(number, CLIENTS);
-    for _ in 0..dice.roll(6) {
-        let key = value_key(dice.roll(KEYS));
-        let _ = match dice.roll(8) {
-            0 => keys.try_delete(&key).await,
-            1 => keys.try_put(&key, "{").await.map(drop),
+/// Puts some keys and deletes some. Writes fail while etcd is away.
+async fn write(writer: &mut EtcdWriter, number: u64) {
+    let mut random = Random::new(number, CLIENTS);
+    for _ in 0..random.below(6) {
+        let key = value_key(random.below(VALUE_KEYS));
+        let _ = match random.below(8) {
+            0 => writer.try_delete(&key).await,
+            1 => writer.try_put(&key, "{").await.map(drop),
             2 => {
-                let byte = u8::try_from(dice.roll(200)).unwrap();
-                keys.try_put("/c/large", vec![byte; LARGE]).await.map(drop)
+                let byte = u8::try_from(random.below(200)).unwrap();
+                writer
+                    .try_put("/c/large", vec![byte; LARGE])
+                    .await
+                    .map(drop)
             }
             _ => {
                 let value = padded(&number.to_string());
-                keys.try_put(&key, value).await.map(drop)
+                writer.try_put(&key, value).await.map(drop)
             }
         };
     }
-    if dice.in_one_of(8) {
-        let _ = keys.try_pass(SAME).await;
+    if random.one_in(8) {
+        let _ = writer.try_put_and_delete(PASSING_KEYS).await;
     }
 }
 
-/// Somebody who says the beginning of something, and leaves.
-async fn stranger(round: &Round<'_>) {
-    let mut dice = Dice::of(round.number, CLIENTS + 2);
-    if !dice.in_one_of(3) {
+/// A peer that sends the beginning of a connection, and leaves.
+async fn stray_peer(round: &Round<'_>) {
+    let mut random = Random::new(round.number, CLIENTS + 2);
+    if !random.one_in(3) {
         return;
     }
-    let mut stranger = TcpStream::connect(round.serving.address).await.unwrap();
-    let part = usize::try_from(dice.roll(PREFACE.len() as u64 + 1)).unwrap();
-    stranger.write_all(&PREFACE[..part]).await.unwrap();
-    if dice.in_one_of(2) {
-        let _ = stranger.write_all(b"GET / HTTP/1.1\r\n\r\n").await;
+    let mut peer = TcpStream::connect(round.server.address).await.unwrap();
+    let part = usize::try_from(random.below(PREFACE.len() as u64 + 1)).unwrap();
+    peer.write_all(&PREFACE[..part]).await.unwrap();
+    if random.one_in(2) {
+        let _ = peer.write_all(b"GET / HTTP/1.1\r\n\r\n").await;
     }
-    dice.moment().await;
+    random.short_wait().await;
 }
 
-/// Something fails, and is whole again in the end.
-async fn fails(round: &Round<'_>, to_etcd: &Proxy, etcd: &mut Etcd, dice: &mut Dice) {
-    dice.moment().await;
-    match dice.roll(800) {
-        0..40 => round.serving.lose_connections(),
+/// Injects a fault in some rounds, and ends it.
+async fn inject_fault(round: &Round<'_>, to_etcd: &Proxy, etcd: &mut Etcd, random: &mut Random) {
+    random.short_wait().await;
+    match random.below(800) {
+        0..40 => round.server.break_connections(),
         40..120 => {
             round.to_server.stall();
-            dice.moment().await;
+            random.short_wait().await;
             round.to_server.heal();
         }
         120..200 => {
             round.to_server.cut();
-            dice.moment().await;
+            random.short_wait().await;
             round.to_server.heal();
         }
-        // These take long, and come seldom.
+        // The faults from here on take long, so they are rare.
         200 => {
             to_etcd.cut();
-            dice.moment().await;
+            random.short_wait().await;
             to_etcd.heal();
         }
         201 => {
-            let missed = etcd_is_missed(round.serving);
+            let detected = etcd_loss_detected(round.server);
             to_etcd.stall();
-            missed.await;
+            detected.await;
             to_etcd.heal();
         }
         202 => {
-            let missed = etcd_is_missed(round.serving);
+            let detected = etcd_loss_detected(round.server);
             etcd.pause();
-            missed.await;
+            detected.await;
             etcd.resume();
         }
         203 => {
             etcd.kill();
-            dice.moment().await;
+            random.short_wait().await;
             etcd.start().await;
         }
         _ => {}
     }
 }
 
-/// One client does one thing, and is gone.
-async fn client(round: &Round<'_>, who: u64) {
-    let mut dice = Dice::of(round.number, who);
-    if dice.in_one_of(3) {
+/// A client does one thing, and is dropped.
+async fn client(round: &Round<'_>, actor: u64) {
+    let mut random = Random::new(round.number, actor);
+    if random.one_in(3) {
         return;
     }
-    let url = if dice.in_one_of(2) {
+    let url = if random.one_in(2) {
         round.to_server.url()
     } else {
-        round.serving.url()
+        round.server.url()
     };
-    let client = match dice.roll(4) {
-        0 => round.regular.clone(),
+    let client = match random.below(4) {
+        0 => round.long_lived.clone(),
         _ => Client::connect(&url).unwrap(),
     };
-    let limit = Duration::from_millis(1 + dice.roll(4 * A_MOMENT));
+    let limit = Duration::from_millis(1 + random.below(4 * SHORT_WAIT_MS));
     let mut over = round.over.clone();
     let over = over.wait_for(|over| *over);
-    match dice.roll(10) {
+    match random.below(10) {
         0 => {
-            let polls = usize::try_from(dice.roll(16)).unwrap();
+            let polls = usize::try_from(random.below(16)).unwrap();
             let watching = client.watch::<Padded>(value_key(0)).into_future();
             let _ = timeout(limit, poll_times(polls, watching)).await;
         }
@@ -293,8 +298,8 @@ async fn client(round: &Round<'_>, who: u64) {
             let _ = timeout(limit, both).await;
         }
         2 => {
-            // Nobody ever watched these.
-            let number = round.number * CLIENTS + who;
+            // A range that nobody watched before.
+            let number = round.number * CLIENTS + actor;
             let range = KeyRange::prefix(format!("/c/{number:020}/")).unwrap();
             let _ = timeout(limit, client.entries(range).into_future()).await;
         }
@@ -309,13 +314,13 @@ async fn client(round: &Round<'_>, who: u64) {
             let _ = timeout(limit, client.get(prefix()).into_future()).await;
         }
         5 => {
-            let stall = Stall::after(dice.roll(64));
-            let client = round.serving.stalling_client(&stall);
+            let stall = Stall::after(random.below(64));
+            let client = round.server.stalling_client(&stall);
             let watching = client.entries(prefix()).into_future();
-            let following = async { follows(watching.await).await };
+            let reading = async { read_changes(watching.await).await };
             tokio::select! {
                 () = stall.happened() => {}
-                () = following => {}
+                () = reading => {}
                 _ = over => {}
             }
         }
@@ -323,19 +328,19 @@ async fn client(round: &Round<'_>, who: u64) {
             let slow = SLOW.client(&url);
             let watching = slow.entries(prefix()).into_future();
             tokio::select! {
-                () = async { follows(watching.await).await } => {}
+                () = async { read_changes(watching.await).await } => {}
                 _ = over => {}
             }
         }
         7 => {
             let watching = client.entries(prefix()).into_future();
             tokio::select! {
-                () = async { follows(watching.await).await } => {}
+                () = async { read_changes(watching.await).await } => {}
                 _ = over => {}
             }
         }
         8 => {
-            // Ends in whatever state it is.
+            // Shut down, in whatever state it is.
             let client = Client::connect(&url).unwrap();
             let watching = client.watch::<Padded>(value_key(1)).into_future();
             let watched = timeout(limit, watching).await;
@@ -345,9 +350,9 @@ async fn client(round: &Round<'_>, who: u64) {
             drop(watched);
         }
         _ => {
-            // Holds its state, and reads no more.
+            // Keeps its state, and reads no more.
             let stall = Stall::never();
-            let client = round.serving.stalling_client(&stall);
+            let client = round.server.stalling_client(&stall);
             let watching = client.entries(prefix()).into_future();
             let watched = timeout(limit, watching).await;
             stall.begin();
@@ -357,46 +362,57 @@ async fn client(round: &Round<'_>, who: u64) {
     }
 }
 
-/// Sees whatever changes, until somebody ends it.
-async fn follows(watched: Result<EntriesWatcher, WatchError>) {
+/// Reads changes until it is dropped, or the watch ends.
+async fn read_changes(watched: Result<EntriesWatcher, WatchError>) {
     if let Ok(mut watcher) = watched {
         while watcher.changed().await.is_ok() {}
     }
 }
 
-/// A value reaches a new client, whatever there was.
-async fn is_well(serving: &Serving, keys: &mut Keys, number: u64) {
-    reaches(serving, keys, "/c/well", vec![nth(number)]).await;
+/// Checks that a new client receives a change, whatever happened before.
+async fn check_delivery(server: &InProcessServer, writer: &mut EtcdWriter, number: u64) {
+    put_and_receive(server, writer, "/c/well", vec![round_byte(number)]).await;
 }
 
-/// What the server remembers is as little as ever.
-async fn tidies(serving: &Serving, keys: &mut Keys, number: u64) {
-    for key in 0..KEYS {
-        puts(keys, &value_key(key), padded("0").into_bytes()).await;
+/// Brings the server's memory of changes to a known state.
+async fn reset_change_memory(server: &InProcessServer, writer: &mut EtcdWriter, number: u64) {
+    for key in 0..VALUE_KEYS {
+        put_when_possible(writer, &value_key(key), padded("0").into_bytes()).await;
     }
-    puts(keys, "/c/large", vec![b'x'; LARGE]).await;
-    reaches(serving, keys, SWEEP_KEY, vec![nth(number); SWEEP]).await;
+    put_when_possible(writer, "/c/large", vec![b'x'; LARGE]).await;
+    put_and_receive(
+        server,
+        writer,
+        SWEEP_KEY,
+        vec![round_byte(number); SWEEP_BYTES],
+    )
+    .await;
 }
 
-/// Another byte in each round.
-fn nth(number: u64) -> u8 {
+/// A byte that is different in the next round.
+fn round_byte(number: u64) -> u8 {
     u8::try_from(number % 250).unwrap()
 }
 
-async fn reaches(serving: &Serving, keys: &mut Keys, key: &str, value: Vec<u8>) {
-    let client = serving.client();
+/// Puts a value, and waits until a new client has received it.
+async fn put_and_receive(
+    server: &InProcessServer,
+    writer: &mut EtcdWriter,
+    key: &str,
+    value: Vec<u8>,
+) {
+    let client = server.client();
     let watching = client.entries(key).into_future();
     let mut watcher = in_time("the first state", watching).await.unwrap();
-    let revision = puts(keys, key, value).await;
-    let there = async { while watcher.changed().await.unwrap().revision < revision {} };
-    in_time("a change arrives", there).await;
+    let revision = put_when_possible(writer, key, value).await;
+    wait_for_entries(&mut watcher, revision).await;
 }
 
-/// Puts as soon as etcd is there: its client, too, has to find that out.
-async fn puts(keys: &mut Keys, key: &str, value: Vec<u8>) -> Revision {
+/// Puts a value as soon as the writer has detected that etcd is back.
+async fn put_when_possible(writer: &mut EtcdWriter, key: &str, value: Vec<u8>) -> Revision {
     let put = async {
         loop {
-            match keys.try_put(key, value.clone()).await {
+            match writer.try_put(key, value.clone()).await {
                 Ok(revision) => return revision,
                 Err(_) => sleep(Duration::from_millis(5)).await,
             }

@@ -1,6 +1,6 @@
-//! Peers that do not do their part: clients that never finish a handshake, networks that lose one
-//! direction, servers that take a right back. Against a server over a model of etcd, which soon has
-//! enough of them, or against a server that says what the scenario wants.
+//! Misbehaving peers: clients that never finish a handshake, networks that lose one direction, servers that
+//! revoke a right, send invalid frames, or die. The server has a scripted etcd and short client timeouts, or
+//! is scripted itself.
 
 use std::time::Duration;
 
@@ -13,14 +13,14 @@ use tokio::net::TcpStream;
 use crate::common::Server;
 use crate::one_way::{Lost, OneWay};
 use crate::scenario::{CLIENT, Pace, Scenario, prefix};
-use crate::scripted::{Says, Scripted};
+use crate::scripted::{Reply, ScriptedServer};
 
-/// The parts of a handshake: how HTTP/2 begins, the client's settings, and a call that it begins and
-/// never ends.
-const HANDSHAKE: [&[u8]; 3] = [
+/// The parts of a handshake: the HTTP/2 preface, the client's settings, and the headers of a call, which
+/// never end.
+const HANDSHAKE_PARTS: [&[u8]; 3] = [
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     b"\0\0\0\x04\0\0\0\0\0",
-    // Headers to be continued: nothing of them yet.
+    // A HEADERS frame without END_HEADERS: more is to follow.
     b"\0\0\0\x01\0\0\0\0\x01",
 ];
 
@@ -32,7 +32,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: false,
         pace: Pace::Waits,
         fault_for: &[],
-        run: |rounds| Box::pin(never_finished(rounds)),
+        run: |rounds| Box::pin(unfinished_handshakes(rounds)),
     },
     Scenario {
         name: "the network loses one direction for ever",
@@ -41,7 +41,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: false,
         pace: Pace::Waits,
         fault_for: &[],
-        run: |rounds| Box::pin(one_way(rounds)),
+        run: |rounds| Box::pin(one_direction_lost(rounds)),
     },
     Scenario {
         name: "a client that stays hears nothing",
@@ -50,7 +50,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: false,
         pace: Pace::Waits,
         fault_for: &[],
-        run: |rounds| Box::pin(hears_nothing(rounds)),
+        run: |rounds| Box::pin(client_receives_nothing(rounds)),
     },
     Scenario {
         name: "a client is told to purge",
@@ -59,7 +59,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
-        run: |rounds| Box::pin(purged(rounds)),
+        run: |rounds| Box::pin(right_revoked(rounds)),
     },
     Scenario {
         name: "a server speaks nonsense",
@@ -68,7 +68,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
-        run: |rounds| Box::pin(nonsense(rounds)),
+        run: |rounds| Box::pin(invalid_responses(rounds)),
     },
     Scenario {
         name: "servers die",
@@ -77,11 +77,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: false,
         pace: Pace::Waits,
         fault_for: &[],
-        run: |rounds| Box::pin(die(rounds)),
+        run: |rounds| Box::pin(servers_die(rounds)),
     },
 ];
 
-async fn die(rounds: Rounds) -> Outcome {
+async fn servers_die(rounds: Rounds) -> Outcome {
     let folder = tempfile::tempdir().unwrap();
     let token = folder.path().join("token");
     std::fs::write(&token, "who-we-are").unwrap();
@@ -99,48 +99,49 @@ async fn die(rounds: Rounds) -> Outcome {
                 _ => servers,
             };
             drop(first);
-            let other = watcher_is(&mut watcher, |status| {
+            let reconnected = wait_for_status(&mut watcher, |status| {
                 status.reconnects > 0 && status.state == WatchState::Live
             });
-            in_time("the other server is reached", other).await;
+            in_time("the client reaches the other server", reconnected).await;
             drop(second);
-            let away = watcher_is(&mut watcher, |status| status.state == WatchState::Backoff);
-            in_time("nobody is there", away).await;
+            let in_backoff =
+                wait_for_status(&mut watcher, |status| status.state == WatchState::Backoff);
+            in_time("no server is left", in_backoff).await;
             assert_eq!(watcher.load().len(), 2);
         })
         .await
 }
 
-/// Waits until that is so.
-async fn watcher_is(watcher: &mut EntriesWatcher, so: impl Fn(&Status) -> bool) {
-    while !so(&watcher.status()) {
+/// Waits until the watcher's status matches.
+async fn wait_for_status(watcher: &mut EntriesWatcher, matches: impl Fn(&Status) -> bool) {
+    while !matches(&watcher.status()) {
         watcher.status_changed().await;
     }
 }
 
-async fn never_finished(rounds: Rounds) -> Outcome {
-    let server = Server::impatient().await;
+async fn unfinished_handshakes(rounds: Rounds) -> Outcome {
+    let server = Server::with_short_client_timeouts().await;
     rounds
         .and(&server.gauges())
         .run(async |_| {
-            let mut strangers = Vec::new();
-            for parts in 0..=HANDSHAKE.len() {
-                let mut stranger = TcpStream::connect(server.address).await.unwrap();
-                let said = HANDSHAKE[..parts].concat();
-                stranger.write_all(&said).await.unwrap();
-                strangers.push(stranger);
+            let mut peers = Vec::new();
+            for parts in 0..=HANDSHAKE_PARTS.len() {
+                let mut peer = TcpStream::connect(server.address).await.unwrap();
+                let sent = HANDSHAKE_PARTS[..parts].concat();
+                peer.write_all(&sent).await.unwrap();
+                peers.push(peer);
             }
-            for mut stranger in strangers {
-                let mut answer = Vec::new();
-                let ended = stranger.read_to_end(&mut answer);
-                let _ = in_time("the server hangs up", ended).await;
+            for mut peer in peers {
+                let mut response = Vec::new();
+                let ended = peer.read_to_end(&mut response);
+                let _ = in_time("the server closes the connection", ended).await;
             }
         })
         .await
 }
 
-async fn one_way(rounds: Rounds) -> Outcome {
-    let server = Server::impatient().await;
+async fn one_direction_lost(rounds: Rounds) -> Outcome {
+    let server = Server::with_short_client_timeouts().await;
     let network = OneWay::to(server.address.port()).await;
     rounds
         .and(&server.gauges())
@@ -155,7 +156,7 @@ async fn one_way(rounds: Rounds) -> Outcome {
             network.lose(lost);
             drop((client, watcher));
             let metrics = &server.metrics;
-            eventually("the server finds out", async || {
+            eventually("the server detects the loss", async || {
                 let held = [&metrics.connections, &metrics.streams, &metrics.scopes];
                 held.iter().all(|gauge| gauge.get() == 0)
             })
@@ -164,8 +165,8 @@ async fn one_way(rounds: Rounds) -> Outcome {
         .await
 }
 
-async fn hears_nothing(rounds: Rounds) -> Outcome {
-    let server = Server::impatient().await;
+async fn client_receives_nothing(rounds: Rounds) -> Outcome {
+    let server = Server::with_short_client_timeouts().await;
     let network = OneWay::to(server.address.port()).await;
     rounds
         .and(&server.gauges())
@@ -174,36 +175,40 @@ async fn hears_nothing(rounds: Rounds) -> Outcome {
             network.lose(Lost::Nothing);
             let client = Client::connect(network.endpoint()).unwrap();
             let mut watcher = client.entries(prefix()).await.unwrap();
-            let reaches = async |watcher: &mut EntriesWatcher, live: bool| {
+            let wait_until = async |watcher: &mut EntriesWatcher, live: bool| {
                 while (watcher.status().state == WatchState::Live) != live {
                     watcher.status_changed().await;
                 }
             };
-            in_time("the client is there", reaches(&mut watcher, true)).await;
+            in_time("the client is live", wait_until(&mut watcher, true)).await;
             network.lose(Lost::ToClients);
-            in_time("the client finds out", reaches(&mut watcher, false)).await;
+            in_time(
+                "the client detects the loss",
+                wait_until(&mut watcher, false),
+            )
+            .await;
             network.lose(Lost::Nothing);
-            in_time("the client is back", reaches(&mut watcher, true)).await;
+            in_time("the client is live again", wait_until(&mut watcher, true)).await;
         })
         .await
 }
 
-async fn purged(rounds: Rounds) -> Outcome {
-    let server = Scripted::start().await;
+async fn right_revoked(rounds: Rounds) -> Outcome {
+    let server = ScriptedServer::start().await;
     rounds
         .and(&server.gauges())
         .promised(CLIENT)
         .run(async |round| {
             let client = Client::connect(server.url()).unwrap();
             if round % 2 == 0 {
-                server.says(Says::Purge);
+                server.set_reply(Reply::Purge);
                 let refused = client.entries(prefix()).await.unwrap_err();
                 assert!(matches!(refused, WatchError::Closed(_)), "{refused}");
                 return;
             }
-            server.says(Says::State);
+            server.set_reply(Reply::State);
             let mut watcher = client.entries(prefix()).await.unwrap();
-            server.purges();
+            server.send_purge();
             let closed = async {
                 loop {
                     match watcher.changed().await {
@@ -212,35 +217,38 @@ async fn purged(rounds: Rounds) -> Outcome {
                     }
                 }
             };
-            assert_eq!(in_time("the right is gone", closed).await, Closed::Revoked);
+            assert_eq!(
+                in_time("the watcher is closed", closed).await,
+                Closed::Revoked
+            );
         })
         .await
 }
 
-async fn nonsense(rounds: Rounds) -> Outcome {
-    let server = Scripted::start().await;
+async fn invalid_responses(rounds: Rounds) -> Outcome {
+    let server = ScriptedServer::start().await;
     rounds
         .and(&server.gauges())
         .promised(CLIENT)
         .run(async |round| {
-            let said = [
-                Says::Error,
-                Says::DiffFirst,
-                Says::NothingButHello,
-                Says::SnapshotWithoutEnd,
-                Says::WrongDigest,
+            let replies = [
+                Reply::Error,
+                Reply::DiffFirst,
+                Reply::HelloOnly,
+                Reply::SnapshotWithoutEnd,
+                Reply::WrongDigest,
             ];
-            server.says(said[usize::try_from(round).unwrap() % said.len()]);
+            server.set_reply(replies[usize::try_from(round).unwrap() % replies.len()]);
             let client = Client::connect(server.url()).unwrap();
             let watching = client.entries(prefix()).into_future();
-            let asked = server.asked();
-            let asked = async {
-                asked.await;
+            let called = server.next_call();
+            let called = async {
+                called.await;
                 tokio::time::sleep(Duration::from_millis(round % 4)).await;
             };
             tokio::select! {
                 watched = watching => drop(watched),
-                () = in_time("the client asks", asked) => {}
+                () = in_time("the client calls", called) => {}
             }
         })
         .await

@@ -1,31 +1,36 @@
-//! Clients that take their time: in the middle of a large state, or of much that is written.
+//! Clients that read slowly: a large first state, or many changes.
 
 use std::time::Duration;
 
 use driftless_test_support::in_time;
 use leak_tests::{Outcome, Rounds};
 
+use crate::on_etcd::ServerOnEtcd;
 use crate::scenario::{CLIENT, Pace, Scenario, prefix};
-use crate::slow::Slow;
-use crate::world::{LARGE, Real};
+use crate::slow_network::SlowNetwork;
+use crate::writer::LARGE;
 
-/// How many large values are a large state: 4 MiB.
-const STATE: u64 = 64;
+/// How many large values the large state has: 4 MiB in all.
+const VALUES_IN_STATE: u64 = 64;
 
-/// How many of them are written in a round.
-const WRITTEN: u64 = 6;
+/// How many large values a round writes.
+const VALUES_WRITTEN: u64 = 6;
 
-/// In how many places a state is broken off, all of them in its first half: what arrives has to be read.
+/// In how many places the transfer of a state is broken off. All are in its first half, because reading
+/// what arrives takes time.
 const PLACES: usize = 40;
 
-/// How far they are from each other, in bytes: no whole number of values.
-const APART: usize = 31 * 1024;
+/// How far these places are apart, in bytes: not a whole number of values.
+const PLACES_APART: usize = 31 * 1024;
 
-/// How much a slow client reads at first, at a time and how often, in bytes: more than a small value
-/// takes, and in all far less than is written.
-const FIRST: usize = 16 * 1024;
-const LITTLE: usize = 4 * 1024;
-const STEPS: usize = 8;
+/// How much a slow client reads before the writes, in bytes: more than a small value takes.
+const READ_FIRST: usize = 16 * 1024;
+
+/// How much it reads in each step after that, in bytes.
+const READ_STEP: usize = 4 * 1024;
+
+/// How many steps there are. In all the client reads much less than is written.
+const READ_STEPS: usize = 8;
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -35,7 +40,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: true,
         pace: Pace::Works,
         fault_for: &[],
-        run: |rounds| Box::pin(mid_snapshot(rounds)),
+        run: |rounds| Box::pin(watch_dropped(rounds)),
     },
     Scenario {
         name: "a read is dropped mid-snapshot",
@@ -44,7 +49,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: true,
         pace: Pace::Works,
         fault_for: &[],
-        run: |rounds| Box::pin(mid_read(rounds)),
+        run: |rounds| Box::pin(read_dropped(rounds)),
     },
     Scenario {
         name: "a client that reads slowly is dropped",
@@ -52,91 +57,91 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: true,
         pace: Pace::Works,
         fault_for: &[],
-        run: |rounds| Box::pin(slowly(rounds)),
+        run: |rounds| Box::pin(slow_reader_dropped(rounds)),
     },
 ];
 
-/// A network that brings a part of the state, another one in each round: from the first of it on.
-fn a_part(round: u64) -> Slow {
+/// A network that delivers the beginning of the state, up to a place that depends on the round.
+fn partial(round: u64) -> SlowNetwork {
     let place = 1 + usize::try_from(round).unwrap() % PLACES;
-    Slow {
-        at_a_time: LARGE,
-        rest: Duration::ZERO,
-        most: place * APART,
+    SlowNetwork {
+        chunk: LARGE,
+        pause: Duration::ZERO,
+        limit: place * PLACES_APART,
     }
 }
 
-async fn large_world() -> Real {
-    let mut world = Real::start().await;
-    world.hold_much(STATE).await;
-    world
+async fn with_large_state() -> ServerOnEtcd {
+    let mut server = ServerOnEtcd::start().await;
+    server.load_large_values(VALUES_IN_STATE).await;
+    server
 }
 
-async fn mid_snapshot(rounds: Rounds) -> Outcome {
-    let world = large_world().await;
+async fn watch_dropped(rounds: Rounds) -> Outcome {
+    let server = with_large_state().await;
     rounds
-        .and(&world.gauges())
+        .and(&server.gauges())
         .promised(CLIENT)
         .run(async |round| {
-            let network = a_part(round);
-            let (client, brought) = network.counted(&world.url());
+            let network = partial(round);
+            let (client, delivered) = network.client_with_count(&server.url());
             let watching = client.entries(prefix()).into_future();
             tokio::select! {
-                _ = watching => panic!("the state is whole"),
-                () = in_time("a part", brought.reaches(network.most)) => {}
+                _ = watching => panic!("the whole state arrived"),
+                () = in_time("a part", delivered.wait_for(network.limit)) => {}
             }
         })
         .await
 }
 
-async fn mid_read(rounds: Rounds) -> Outcome {
-    let world = large_world().await;
+async fn read_dropped(rounds: Rounds) -> Outcome {
+    let server = with_large_state().await;
     rounds
-        .and(&world.gauges())
+        .and(&server.gauges())
         .promised(CLIENT)
         .run(async |round| {
-            let network = a_part(round);
-            let (client, brought) = network.counted(&world.url());
+            let network = partial(round);
+            let (client, delivered) = network.client_with_count(&server.url());
             let reading = client.get(prefix()).into_future();
             tokio::select! {
-                _ = reading => panic!("the state is whole"),
-                () = in_time("a part", brought.reaches(network.most)) => {}
+                _ = reading => panic!("the whole state arrived"),
+                () = in_time("a part", delivered.wait_for(network.limit)) => {}
             }
         })
         .await
 }
 
-async fn slowly(rounds: Rounds) -> Outcome {
-    let mut world = Real::start().await;
-    world.hold_much(WRITTEN).await;
-    let network = Slow {
-        at_a_time: LITTLE,
-        rest: Duration::ZERO,
-        most: FIRST,
+async fn slow_reader_dropped(rounds: Rounds) -> Outcome {
+    let mut server = ServerOnEtcd::start().await;
+    server.load_large_values(VALUES_WRITTEN).await;
+    let network = SlowNetwork {
+        chunk: READ_STEP,
+        pause: Duration::ZERO,
+        limit: READ_FIRST,
     };
     rounds
-        .and(&world.gauges())
+        .and(&server.gauges())
         .promised(CLIENT)
         .run(async |round| {
-            let (client, brought) = network.counted(&world.url());
-            let heard = world.heard();
-            // Nothing that is large.
+            let (client, delivered) = network.client_with_count(&server.url());
+            let received = server.changes_received();
+            // A watcher of a small value.
             let _watcher = in_time("a value", client.entries("/c/a").into_future()).await;
             let reading = client.entries(prefix()).into_future();
             let writing = async {
-                in_time("a part", brought.reaches(FIRST)).await;
-                world.keys.put_much(round, WRITTEN).await;
-                for more in 1..=STEPS {
-                    brought.allow(LITTLE);
-                    let read_on = brought.reaches(FIRST + more * LITTLE);
-                    in_time("it reads on", read_on).await;
+                in_time("a part", delivered.wait_for(READ_FIRST)).await;
+                server.writer.put_large_values(round, VALUES_WRITTEN).await;
+                for step in 1..=READ_STEPS {
+                    delivered.allow(READ_STEP);
+                    let read = delivered.wait_for(READ_FIRST + step * READ_STEP);
+                    in_time("the client reads on", read).await;
                 }
             };
             tokio::select! {
-                _ = reading => panic!("it reads all, and there is more"),
+                _ = reading => panic!("the client read everything"),
                 () = writing => {}
             }
-            world.hears(heard + WRITTEN).await;
+            server.wait_for_changes(received + VALUES_WRITTEN).await;
         })
         .await
 }

@@ -1,5 +1,5 @@
-//! Clients that come back with what they had, clients that know less than ours, and clients beside others
-//! that stay: what the server makes for them goes with them.
+//! Clients that resume with their old state, clients that support less than ours, and clients beside others
+//! that stay: the server keeps nothing that it made for them.
 
 use driftless_client::{KeyRange, Revision};
 use driftless_proto::digest::Digest;
@@ -12,12 +12,14 @@ use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::common::Server;
+use crate::on_etcd::wait_for_entries;
 use crate::scenario::{Pace, Scenario, WATCHER};
 
-/// More changes than are told one by one.
+/// More changes than the server sends one by one.
 const MANY_CHANGES: u64 = 300;
 
-/// From so many revisions clients come back: with those changes, not more than a range remembers.
+/// How many different revisions clients resume from. With the changes after them, these are no more than the
+/// server remembers of a range.
 const REVISIONS: usize = 700;
 
 /// A value that is large enough for its changes to travel as deltas, in bytes.
@@ -31,7 +33,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
-        run: |rounds| Box::pin(before_a_change(rounds)),
+        run: |rounds| Box::pin(resume_before_a_change(rounds)),
     },
     Scenario {
         name: "clients come back from revisions of their own",
@@ -40,7 +42,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
-        run: |rounds| Box::pin(own_revisions(rounds)),
+        run: |rounds| Box::pin(resume_from_own_revisions(rounds)),
     },
     Scenario {
         name: "nobody is left who takes patches",
@@ -49,7 +51,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
-        run: |rounds| Box::pin(no_patches(rounds)),
+        run: |rounds| Box::pin(no_client_takes_patches(rounds)),
     },
     Scenario {
         name: "one watcher stays and others come and go",
@@ -61,22 +63,22 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-/// A connection of a client that is not ours.
-async fn connected(server: &Server) -> ConfigClient<Channel> {
+/// A raw gRPC client that is connected to the server.
+async fn raw_client(server: &Server) -> ConfigClient<Channel> {
     let endpoint = Endpoint::from_shared(server.url()).unwrap();
     ConfigClient::new(endpoint.connect().await.unwrap())
 }
 
-/// A stream of somebody who has this, and knows nothing beyond the basic contract.
+/// Opens a stream for a client with this old state, which supports only the basic protocol.
 async fn watch(
     client: &mut ConfigClient<Channel>,
     range: &KeyRange,
-    had: Option<(&ScriptedEtcd, Had)>,
+    old: Option<(&ScriptedEtcd, OldState)>,
 ) -> Streaming<v1::WatchResponse> {
-    let have = had.map(|(etcd, had)| v1::Have {
+    let have = old.map(|(etcd, old)| v1::Have {
         epoch: etcd.epoch().as_bytes().clone(),
-        revision: had.revision.get(),
-        digest: had.digest.to_bytes(),
+        revision: old.revision.get(),
+        digest: old.digest.to_bytes(),
         ..Default::default()
     });
     let request = v1::WatchRequest {
@@ -87,24 +89,24 @@ async fn watch(
     client.watch(request).await.unwrap().into_inner()
 }
 
-/// What somebody has.
+/// The state that a client resumes with.
 #[derive(Clone, Copy)]
-struct Had {
+struct OldState {
     revision: Revision,
     digest: Digest,
 }
 
-impl Had {
-    /// Who left at this revision.
+impl OldState {
+    /// The state of a range at this revision.
     fn at(etcd: &ScriptedEtcd, range: &KeyRange, revision: Revision) -> Self {
         let digest = etcd.state_at(range, revision).unwrap().iter().collect();
         Self { revision, digest }
     }
 }
 
-/// Waits for a change to this revision.
-async fn told(stream: &mut Streaming<v1::WatchResponse>, revision: Revision) -> v1::Diff {
-    let told = async {
+/// Receives the change to this revision.
+async fn receive(stream: &mut Streaming<v1::WatchResponse>, revision: Revision) -> v1::Diff {
+    let received = async {
         loop {
             let message = stream.message().await.unwrap();
             match message.expect("the stream goes on").frame {
@@ -113,79 +115,81 @@ async fn told(stream: &mut Streaming<v1::WatchResponse>, revision: Revision) -> 
             }
         }
     };
-    in_time("a change is told", told).await
+    in_time("a change arrives", received).await
 }
 
-async fn before_a_change(rounds: Rounds) -> Outcome {
+async fn resume_before_a_change(rounds: Rounds) -> Outcome {
     let server = Server::start().await;
     let range = KeyRange::key("/c/a").unwrap();
     let before = server.etcd.revision();
     let after = server.etcd.put("/c/a", "7");
-    let had = (&server.etcd, Had::at(&server.etcd, &range, before));
-    let mut client = connected(&server).await;
+    let old = (&server.etcd, OldState::at(&server.etcd, &range, before));
+    let mut client = raw_client(&server).await;
     rounds
         .and(&server.gauges())
         .promised(WATCHER)
         .run(async |_| {
-            let mut stream = watch(&mut client, &range, Some(had)).await;
-            assert!(!told(&mut stream, after).await.conflated);
+            let mut stream = watch(&mut client, &range, Some(old)).await;
+            assert!(!receive(&mut stream, after).await.conflated);
         })
         .await
 }
 
-async fn own_revisions(rounds: Rounds) -> Outcome {
+async fn resume_from_own_revisions(rounds: Rounds) -> Outcome {
     let server = Server::start().await;
     let range = KeyRange::prefix("/c/").unwrap();
     let mut stays = server.client().entries(range.clone()).await.unwrap();
-    let mut left = Vec::new();
+    let mut old_states = Vec::new();
     for number in 0..REVISIONS {
         let revision = server.etcd.put("/c/a", number.to_string());
-        left.push(Had::at(&server.etcd, &range, revision));
+        old_states.push(OldState::at(&server.etcd, &range, revision));
     }
     for number in 0..MANY_CHANGES {
         server.etcd.put("/c/a", number.to_string());
     }
     let now = server.etcd.revision();
-    let there = async { while stays.changed().await.unwrap().revision < now {} };
-    in_time("all changes arrive", there).await;
-    let mut client = connected(&server).await;
+    wait_for_entries(&mut stays, now).await;
+    let mut client = raw_client(&server).await;
     rounds
         .and(&server.gauges())
         .promised(WATCHER)
         .run(async |round| {
             let at = usize::try_from(round).unwrap() % REVISIONS;
-            let mut stream = watch(&mut client, &range, Some((&server.etcd, left[at]))).await;
-            assert!(told(&mut stream, now).await.conflated);
+            let mut stream = watch(&mut client, &range, Some((&server.etcd, old_states[at]))).await;
+            assert!(receive(&mut stream, now).await.conflated);
         })
         .await
 }
 
-async fn no_patches(rounds: Rounds) -> Outcome {
+async fn no_client_takes_patches(rounds: Rounds) -> Outcome {
     let server = Server::start().await;
     let range = KeyRange::key("/c/large").unwrap();
     let mut value = vec![b'x'; LARGE];
     server.etcd.put("/c/large", &value);
-    let mut stays = watch(&mut connected(&server).await, &range, None).await;
+    let mut stays = watch(&mut raw_client(&server).await, &range, None).await;
     let client = server.client();
     let metrics = &server.metrics;
     rounds
-        // The model of etcd remembers every value: bytes say nothing here.
+        // The scripted etcd keeps every value, so allocated bytes grow.
         .only(server.witnesses())
         .promised(WATCHER)
         .run(async |round| {
             let takes_patches = client.entries("/c/large").await.unwrap();
             drop(takes_patches);
-            let left = async {
+            let one_left = async {
                 while metrics.streams.get() > 1 {
                     tokio::task::yield_now().await;
                 }
             };
-            in_time("a stream ends", left).await;
+            in_time("a stream ends", one_left).await;
             let at = usize::try_from(round).unwrap() * 101 % (LARGE - 32);
             value[at..at + 20].copy_from_slice(format!("{round:020}").as_bytes());
-            told(&mut stays, server.etcd.put("/c/large", &value)).await;
+            receive(&mut stays, server.etcd.put("/c/large", &value)).await;
             let deltas = metrics.deltas_computed.get() + metrics.deltas_dropped.get();
-            assert_eq!(deltas, 0, "a delta for nobody");
+            assert_eq!(
+                deltas, 0,
+                "the server computed a delta that no client supports"
+            );
         })
         .await
 }
@@ -199,7 +203,7 @@ async fn one_stays(rounds: Rounds) -> Outcome {
         .and(&server.gauges())
         .promised(WATCHER)
         .run(async |_| {
-            // Of a connection of its own, which goes with it.
+            // A client closes its connection with its last watcher.
             let watcher = client.entries(range.clone()).await.unwrap();
             assert_eq!(watcher.load().len(), 2);
         })

@@ -193,7 +193,7 @@ fn summary(records: &[Record], left_out: usize, took: Duration, for_people: bool
         let which = if names.is_empty() { "" } else { ": " };
         let names = names.join(", ");
         let passes = records.iter().filter(|record| record.passed());
-        let few = passes.filter(|record| record.fault_for.is_empty() && !record.tells_growth());
+        let few = passes.filter(|record| record.fault_for.is_empty() && !record.can_judge_growth());
         match few.count() {
             0 => {}
             few => println!("{few} of them had too few rounds to tell of growth"),

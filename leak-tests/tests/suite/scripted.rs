@@ -1,4 +1,4 @@
-//! A server that sends what a scenario wants, and counts its clients.
+//! A server that sends what a scenario sets, and counts its open streams.
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -16,29 +16,29 @@ use tokio::task::JoinSet;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
-/// The most frames on a stream here.
+/// More frames than any scenario sends on a stream.
 const MOST_FRAMES: usize = 4;
 
-/// The response to each call of `Watch`. Unless it is an error, the stream stays open.
+/// The response to a call of `Watch`. The stream stays open, except after an error.
 #[derive(Clone, Copy)]
-pub(crate) enum Says {
+pub(crate) enum Reply {
     /// An empty state.
     State,
-    /// The client has no right to it.
+    /// A goodbye that revokes the client's right and makes it purge its state.
     Purge,
-    /// An internal error.
+    /// The error "unavailable".
     Error,
-    /// A change to a state that it did not send.
+    /// A change to a state that the server did not send.
     DiffFirst,
-    /// A hello, and no more.
-    NothingButHello,
-    /// The first part of a state.
+    /// A hello, and nothing after it.
+    HelloOnly,
+    /// The first part of a state, and nothing after it.
     SnapshotWithoutEnd,
     /// A state with the digest of another.
     WrongDigest,
 }
 
-impl Says {
+impl Reply {
     fn frames(self) -> Vec<Result<Frame, Status>> {
         let hello = Frame::Hello(v1::Hello {
             epoch: "epoch".into(),
@@ -69,7 +69,7 @@ impl Says {
                     ..Default::default()
                 })),
             ],
-            Self::NothingButHello => vec![Ok(hello)],
+            Self::HelloOnly => vec![Ok(hello)],
             Self::SnapshotWithoutEnd => vec![Ok(hello), Ok(state(Digest::EMPTY, true))],
             Self::WrongDigest => vec![
                 Ok(hello),
@@ -91,34 +91,34 @@ fn purge() -> Frame {
     })
 }
 
-/// The server.
-pub(crate) struct Scripted {
+/// The server. Dropping it ends it.
+pub(crate) struct ScriptedServer {
     address: SocketAddr,
     script: Arc<Script>,
     _serving: JoinSet<()>,
 }
 
 struct Script {
-    says: Mutex<Says>,
-    listening: Arc<AtomicI64>,
-    /// How many calls there have been.
-    asked: watch::Sender<u64>,
+    reply: Mutex<Reply>,
+    open_streams: Arc<AtomicI64>,
+    /// How many calls of `Watch` there have been.
+    calls: watch::Sender<u64>,
     /// The stream of the last call.
     last: Mutex<Option<Frames>>,
 }
 
 type Frames = mpsc::Sender<Result<v1::WatchResponse, Status>>;
 
-impl Scripted {
-    /// On a port of its own.
+impl ScriptedServer {
+    /// Listens on a free port.
     pub(crate) async fn start() -> Self {
         let incoming = TcpIncoming::bind(([127, 0, 0, 1], 0).into()).unwrap();
         let incoming = incoming.with_nodelay(Some(true));
         let address = incoming.local_addr().unwrap();
         let script = Arc::new(Script {
-            says: Mutex::new(Says::NothingButHello),
-            listening: Arc::default(),
-            asked: watch::Sender::new(0),
+            reply: Mutex::new(Reply::HelloOnly),
+            open_streams: Arc::default(),
+            calls: watch::Sender::new(0),
             last: Mutex::default(),
         });
         let service = ConfigServer::from_arc(Arc::clone(&script));
@@ -138,13 +138,13 @@ impl Scripted {
         format!("http://{}", self.address)
     }
 
-    /// Sets what to send from now on.
-    pub(crate) fn says(&self, says: Says) {
-        *self.script.says.lock().unwrap() = says;
+    /// Sets the reply to all later calls.
+    pub(crate) fn set_reply(&self, reply: Reply) {
+        *self.script.reply.lock().unwrap() = reply;
     }
 
-    /// Tells the last call that the client's right was revoked.
-    pub(crate) fn purges(&self) {
+    /// Sends a goodbye that revokes the client's right, on the stream of the last call.
+    pub(crate) fn send_purge(&self) {
         let last = self.script.last.lock().unwrap();
         let purge = v1::WatchResponse {
             frame: Some(purge()),
@@ -152,36 +152,36 @@ impl Scripted {
         last.as_ref().unwrap().try_send(Ok(purge)).unwrap();
     }
 
-    /// Waits for a call, from now on.
-    pub(crate) fn asked(&self) -> impl Future<Output = ()> {
-        let mut asked = self.script.asked.subscribe();
+    /// Resolves at the next call of `Watch` after this one.
+    pub(crate) fn next_call(&self) -> impl Future<Output = ()> {
+        let mut calls = self.script.calls.subscribe();
         async move {
-            // Its sender is held here.
-            let _ = asked.changed().await;
+            // Cannot fail while the server is there, which owns the sender.
+            let _ = calls.changed().await;
         }
     }
 
-    /// How many streams are open.
+    /// The number of open streams.
     pub(crate) fn gauges(&self) -> Witnesses {
-        let listening = Arc::clone(&self.script.listening);
-        let count = move || listening.load(Ordering::Acquire);
+        let open_streams = Arc::clone(&self.script.open_streams);
+        let count = move || open_streams.load(Ordering::Acquire);
         Witnesses::new().and(gauge("streams", count))
     }
 }
 
-/// The stream of one client. It ends with the client, or when another one calls.
-pub(crate) struct Said<M> {
+/// The stream of a call. It ends when the client drops it, or at the next call.
+pub(crate) struct FrameStream<M> {
     frames: mpsc::Receiver<Result<M, Status>>,
-    listening: Arc<AtomicI64>,
+    open_streams: Arc<AtomicI64>,
 }
 
-impl<M> Drop for Said<M> {
+impl<M> Drop for FrameStream<M> {
     fn drop(&mut self) {
-        self.listening.fetch_sub(1, Ordering::AcqRel);
+        self.open_streams.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
-impl<M: Unpin> Stream for Said<M> {
+impl<M: Unpin> Stream for FrameStream<M> {
     type Item = Result<M, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -191,32 +191,35 @@ impl<M: Unpin> Stream for Said<M> {
 
 #[tonic::async_trait]
 impl Config for Script {
-    type WatchStream = Said<v1::WatchResponse>;
-    type GetStream = Said<v1::GetResponse>;
+    type WatchStream = FrameStream<v1::WatchResponse>;
+    type GetStream = FrameStream<v1::GetResponse>;
 
     async fn watch(
         &self,
         _request: Request<v1::WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let says = *self.says.lock().unwrap();
+        let reply = *self.reply.lock().unwrap();
         let (last, frames) = mpsc::channel(MOST_FRAMES);
-        for said in says.frames() {
-            let said = said.map(|frame| v1::WatchResponse { frame: Some(frame) });
-            last.try_send(said).unwrap();
+        for frame in reply.frames() {
+            let response = frame.map(|frame| v1::WatchResponse { frame: Some(frame) });
+            last.try_send(response).unwrap();
         }
         let before = self.last.lock().unwrap().replace(last);
         drop(before);
-        self.asked.send_modify(|asked| *asked += 1);
-        let listening = Arc::clone(&self.listening);
-        listening.fetch_add(1, Ordering::AcqRel);
-        Ok(Response::new(Said { frames, listening }))
+        self.calls.send_modify(|calls| *calls += 1);
+        let open_streams = Arc::clone(&self.open_streams);
+        open_streams.fetch_add(1, Ordering::AcqRel);
+        Ok(Response::new(FrameStream {
+            frames,
+            open_streams,
+        }))
     }
 
     async fn get(
         &self,
         _request: Request<v1::GetRequest>,
     ) -> Result<Response<Self::GetStream>, Status> {
-        Err(Status::unimplemented("nobody asks"))
+        Err(Status::unimplemented("no scenario reads"))
     }
 
     async fn report(

@@ -1,4 +1,4 @@
-//! What the server keeps of ranges, changes and answers, and for those who are slow: all of it goes.
+//! What the server keeps for ranges, changes, sync responses and slow clients is released.
 
 use std::io;
 use std::pin::Pin;
@@ -14,43 +14,45 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::common::Server;
+use crate::on_etcd::{ServerOnEtcd, etcd_watch_counts, settings, wait_for_entries};
 use crate::scenario::{CLIENT, Pace, Scenario, WATCHER, prefix};
-use crate::world::{Keys, Real, Running, etcds_watches, settings};
+use crate::whole_server::WholeServer;
+use crate::writer::EtcdWriter;
 
-/// Prefixes of so many lengths are watched: nearly as many as there can be.
-const LENGTHS: u64 = 4_000;
+/// How many different lengths the watched prefixes have: nearly as many as a key may have.
+const PREFIX_LENGTHS: u64 = 4_000;
 
-/// A number that has no divisor in common with that, so that no length comes again before all others
-/// did.
-const SCATTERED: u64 = 1_237;
+/// The step from one length to the next. It has no common divisor with the number of lengths, so that no
+/// length repeats before all others were used.
+const LENGTH_STEP: u64 = 1_237;
 
-/// A value that takes the place of all else in the change log, in bytes.
+/// The size of a value that pushes everything else out of the change log, in bytes.
 const HUGE: usize = 700 * 1024;
 
-/// How many changes are more than those that go out one by one, and the next ones are held back.
+/// How many changes at once are more than the server sends one by one: it holds back the later ones.
 const MORE_THAN_A_BURST: usize = 80;
 
-/// How many reads are more than those that have their turn at first.
-const MORE_THAN_TURNS: usize = 100;
+/// How many reads are more than a new server gives permits to.
+const MORE_THAN_PERMITS: usize = 100;
 
-/// How many reads have all the turns there are at first.
-const ALL_TURNS: usize = 20;
+/// How many reads take all permits of a new server.
+const ALL_PERMITS: usize = 20;
 
-/// How many have their turn at once at first, at least.
-const FIRST_TURNS: i64 = 8;
+/// How many permits a new server gives at the same time, at least.
+const FIRST_PERMITS: i64 = 8;
 
-/// How many connections a server of few takes.
-const FEW: usize = 4;
+/// How many connections a server with few of them accepts.
+const FEW_CONNECTIONS: usize = 4;
 
-/// How long a server waits for those who do not read, when it is shut down: the least that it takes.
-const DRAIN: Duration = Duration::from_millis(100);
+/// How long a shutdown waits for clients that do not read: the shortest time that a server accepts.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// How long a client that does not read is borne with where the shutdown has to end it: longer than
-/// a round takes.
-const BORNE: Duration = Duration::from_secs(120);
+/// How long a client may leave its stream unread, in the scenario where the shutdown has to cut it off:
+/// longer than a round takes.
+const STALL_ALLOWED: Duration = Duration::from_secs(120);
 
-/// How soon a server is gone that cuts off who is left: long before such a client misses the answer
-/// to a ping, and ends its connection by itself.
+/// How long a shutdown that cuts off a client may take: much less than the client needs to detect an
+/// unanswered ping and to close the connection itself.
 const CUT_OFF_WITHIN: Duration = Duration::from_secs(10);
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
@@ -61,7 +63,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
-        run: |rounds| Box::pin(lengths(rounds)),
+        run: |rounds| Box::pin(prefix_lengths(rounds)),
     },
     Scenario {
         name: "etcd's history is replaced",
@@ -70,7 +72,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
-        run: |rounds| Box::pin(replaced(rounds)),
+        run: |rounds| Box::pin(history_replaced(rounds)),
     },
     Scenario {
         name: "strangers call and are gone",
@@ -78,7 +80,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
-        run: |rounds| Box::pin(strangers(rounds)),
+        run: |rounds| Box::pin(stray_peers(rounds)),
     },
     Scenario {
         name: "a crowd is dropped while it waits for its turn",
@@ -86,7 +88,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
-        run: |rounds| Box::pin(waits(rounds)),
+        run: |rounds| Box::pin(waiting_crowd_dropped(rounds)),
     },
     Scenario {
         name: "a crowd that does not read holds up nobody",
@@ -95,7 +97,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
-        run: |rounds| Box::pin(holds_up_nobody(rounds)),
+        run: |rounds| Box::pin(unread_crowd_blocks_nobody(rounds)),
     },
     Scenario {
         name: "a watcher is dropped while changes are held back",
@@ -104,7 +106,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
-        run: |rounds| Box::pin(held_back(rounds)),
+        run: |rounds| Box::pin(dropped_while_held_back(rounds)),
     },
     Scenario {
         name: "a server of few connections",
@@ -112,7 +114,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
-        run: |rounds| Box::pin(few(rounds)),
+        run: |rounds| Box::pin(few_connections(rounds)),
     },
     Scenario {
         name: "the server is shut down while a client does not read",
@@ -121,26 +123,26 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: false,
         pace: Pace::Waits,
         fault_for: &[],
-        run: |rounds| Box::pin(cut_off(rounds)),
+        run: |rounds| Box::pin(client_cut_off(rounds)),
     },
 ];
 
-async fn lengths(rounds: Rounds) -> Outcome {
+async fn prefix_lengths(rounds: Rounds) -> Outcome {
     let server = Server::start().await;
     let client = server.client();
     let rounds = rounds.and(&server.gauges()).promised(WATCHER);
     rounds
         .run(async |round| {
-            let length = usize::try_from(round * SCATTERED % LENGTHS).unwrap();
+            let length = usize::try_from(round * LENGTH_STEP % PREFIX_LENGTHS).unwrap();
             let range = KeyRange::prefix(format!("/c/{}", "x".repeat(length))).unwrap();
             drop(client.entries(range).await.unwrap());
         })
         .await
 }
 
-async fn replaced(rounds: Rounds) -> Outcome {
+async fn history_replaced(rounds: Rounds) -> Outcome {
     let server = Server::start().await;
-    // To the byte: the log is always empty afterwards.
+    // Exact to the byte: a replaced history empties the change log.
     let metrics = server.metrics.clone();
     let log = gauge("log_bytes", move || metrics.log_bytes.get());
     let client = server.client();
@@ -151,27 +153,27 @@ async fn replaced(rounds: Rounds) -> Outcome {
             let mut watcher = client.watch::<u32>("/c/a").await.unwrap();
             let before = server.etcd.revision();
             server.etcd.put("/c/a", "3");
-            let moves = async |watcher: &mut driftless_client::Watcher<u32>, to| {
-                while *watcher.load() != to {
+            let wait_for = async |watcher: &mut driftless_client::Watcher<u32>, value| {
+                while *watcher.load() != value {
                     watcher.changed().await.unwrap();
                 }
             };
-            in_time("a value arrives", moves(&mut watcher, 3)).await;
+            in_time("a value arrives", wait_for(&mut watcher, 3)).await;
             server.etcd.restore(before);
-            in_time("the value of before is back", moves(&mut watcher, 1)).await;
+            in_time("the earlier value is back", wait_for(&mut watcher, 1)).await;
         })
         .await
 }
 
-/// All that a connection has to say until it has begun to call `Watch`: how it begins, no settings, and
-/// the headers of a request without an end.
-pub(crate) fn call() -> Vec<u8> {
+/// The bytes that begin a call of `Watch`: the preface of HTTP/2, empty settings, and the headers of a
+/// request that does not end.
+pub(crate) fn watch_call() -> Vec<u8> {
     let text = |text: &str| {
         let length = u8::try_from(text.len()).unwrap();
         [&[length], text.as_bytes()].concat()
     };
     let headers = [
-        // Those that HTTP/2 has numbers for: POST, http, and the names of others.
+        // From HPACK's static table: POST, http, and the names of further headers.
         vec![0x83, 0x86, 0x04],
         text("/driftless.v1.Config/Watch"),
         vec![0x01],
@@ -185,8 +187,8 @@ pub(crate) fn call() -> Vec<u8> {
     .concat();
     let frame = |kind, flags, stream: u8, payload: &[u8]| {
         let length = u8::try_from(payload.len()).unwrap();
-        let head = [0, 0, length, kind, flags, 0, 0, 0, stream];
-        [&head, payload].concat()
+        let header = [0, 0, length, kind, flags, 0, 0, 0, stream];
+        [&header, payload].concat()
     };
     [
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
@@ -196,27 +198,27 @@ pub(crate) fn call() -> Vec<u8> {
     .concat()
 }
 
-/// A connection whose end arrives while what it said before is still being looked at, which happens
-/// with a socket, and rarely.
-struct Abrupt {
-    words: Vec<u8>,
-    reads: usize,
+/// A connection that ends while the server still processes what it sent. With a socket this happens, but
+/// rarely.
+struct AbruptPeer {
+    unread: Vec<u8>,
+    empty_reads: usize,
 }
 
-impl AsyncRead for Abrupt {
+impl AsyncRead for AbruptPeer {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let some = self.words.len().min(buffer.remaining());
+        let some = self.unread.len().min(buffer.remaining());
         if some > 0 {
-            buffer.put_slice(&self.words[..some]);
-            self.words.drain(..some);
+            buffer.put_slice(&self.unread[..some]);
+            self.unread.drain(..some);
             return Poll::Ready(Ok(()));
         }
-        self.reads += 1;
-        match self.reads {
+        self.empty_reads += 1;
+        match self.empty_reads {
             1 => {
                 context.waker().wake_by_ref();
                 Poll::Pending
@@ -226,7 +228,7 @@ impl AsyncRead for Abrupt {
     }
 }
 
-impl AsyncWrite for Abrupt {
+impl AsyncWrite for AbruptPeer {
     fn poll_write(
         self: Pin<&mut Self>,
         _: &mut Context<'_>,
@@ -244,18 +246,20 @@ impl AsyncWrite for Abrupt {
     }
 }
 
-async fn strangers(rounds: Rounds) -> Outcome {
+async fn stray_peers(rounds: Rounds) -> Outcome {
     let server = Server::start().await;
-    let call = call();
+    let call = watch_call();
     let rounds = rounds.and(&server.gauges()).promised(WATCHER);
     rounds
         .run(async |round| {
             if round % 2 == 0 {
-                let mut stranger = TcpStream::connect(server.address).await.unwrap();
-                stranger.write_all(&call).await.unwrap();
+                let mut peer = TcpStream::connect(server.address).await.unwrap();
+                peer.write_all(&call).await.unwrap();
             } else {
-                let words = call.clone();
-                server.serve(Abrupt { words, reads: 0 });
+                server.serve(AbruptPeer {
+                    unread: call.clone(),
+                    empty_reads: 0,
+                });
             }
         })
         .await
@@ -263,41 +267,41 @@ async fn strangers(rounds: Rounds) -> Outcome {
 
 type Read = Pin<Box<dyn Future<Output = Result<Entries, GetError>> + Send>>;
 
-/// Large reads of a client that is connected, begun and then left alone: what they are sent is not
-/// taken. Returns when so many have their turn.
+/// Starts large reads of a connected client, and never polls them again, so that nobody reads what the
+/// server sends. Returns when this many of them have a permit.
 ///
-/// On a busy machine the server may expect a long wait and refuse a read, and its answer may be there
-/// when the read is polled for the first time. Such a read has ended.
-async fn begun(server: &Server, client: &Client, reads: usize, turns: i64) -> Vec<Read> {
-    let begin = |_| {
+/// A busy server refuses a read if it expects a long wait. Its response may arrive before the first poll;
+/// such a read has ended, and is left out.
+async fn start_reads(server: &Server, client: &Client, reads: usize, permits: i64) -> Vec<Read> {
+    let start = |_| {
         let mut read = Box::pin(client.get("/c/huge").into_future()) as Read;
-        let mut nobody = Context::from_waker(Waker::noop());
-        match read.as_mut().poll(&mut nobody) {
+        let mut context = Context::from_waker(Waker::noop());
+        match read.as_mut().poll(&mut context) {
             Poll::Pending => Some(read),
             Poll::Ready(Err(refused)) if refused.is_retryable() => None,
-            Poll::Ready(ended) => panic!("it ended at once: {:?}", ended.map(|_| "it was read")),
+            Poll::Ready(ended) => panic!("a read ended at once: {:?}", ended.map(|_| "entries")),
         }
     };
-    let reads: Vec<Read> = (0..reads).filter_map(begin).collect();
-    eventually("reads have their turn", async || {
-        server.metrics.syncs_in_progress.get() >= turns
+    let reads: Vec<Read> = (0..reads).filter_map(start).collect();
+    eventually("reads have permits", async || {
+        server.metrics.syncs_in_progress.get() >= permits
     })
     .await;
     reads
 }
 
-async fn waits(rounds: Rounds) -> Outcome {
-    let server = Server::holding("/c/huge", vec![b'x'; HUGE]).await;
+async fn waiting_crowd_dropped(rounds: Rounds) -> Outcome {
+    let server = Server::with_value("/c/huge", vec![b'x'; HUGE]).await;
     let client = server.client();
     rounds
         .and(&server.gauges())
         .run(async |_| {
             let connected = client.watch::<u32>("/c/a").await.unwrap();
-            drop(begun(&server, &client, MORE_THAN_TURNS, FIRST_TURNS).await);
+            drop(start_reads(&server, &client, MORE_THAN_PERMITS, FIRST_PERMITS).await);
             drop(connected);
-            // It has much to do until it looks at the connection again: what is counted before the
-            // first round is not to be that.
-            eventually("the server has noticed", async || {
+            // The server has much to do before it reads from the connection again. Without this wait the
+            // baseline would contain the connection.
+            eventually("the server closes the connection", async || {
                 server.metrics.connections.get() == 0
             })
             .await;
@@ -305,76 +309,81 @@ async fn waits(rounds: Rounds) -> Outcome {
         .await
 }
 
-async fn holds_up_nobody(rounds: Rounds) -> Outcome {
+async fn unread_crowd_blocks_nobody(rounds: Rounds) -> Outcome {
     rounds
         .promised(CLIENT)
         .run(async |_| {
-            // A new one has few turns; they become more where reads are quick.
-            let server = Server::holding("/c/huge", vec![b'x'; HUGE]).await;
+            // A new server in each round: the number of permits grows when reads are quick.
+            let server = Server::with_value("/c/huge", vec![b'x'; HUGE]).await;
             let client = server.client();
             let _connected = client.watch::<u32>("/c/a").await.unwrap();
-            let reads = begun(&server, &client, ALL_TURNS, FIRST_TURNS).await;
+            let reads = start_reads(&server, &client, ALL_PERMITS, FIRST_PERMITS).await;
             let other = server.client().get("/c/huge").into_future();
-            let other = in_time("another client has its turn", other).await;
+            let other = in_time("another client reads", other).await;
             assert_eq!(other.unwrap().len(), 1);
             drop(reads);
         })
         .await
 }
 
-/// Puts a value that takes the place of all else in the log.
-async fn empty_log(keys: &mut Keys, round: u64) -> Revision {
+/// Puts a value that pushes everything else out of the change log.
+async fn empty_log(writer: &mut EtcdWriter, round: u64) -> Revision {
     let value = vec![u8::try_from(round % 250).unwrap(); HUGE];
-    keys.put("/c/huge", value).await
+    writer.put("/c/huge", value).await
 }
 
-async fn held_back(rounds: Rounds) -> Outcome {
-    let mut world = Real::start().await;
-    let client = world.client();
-    let gauges = world.gauges();
+async fn dropped_while_held_back(rounds: Rounds) -> Outcome {
+    let mut server = ServerOnEtcd::start().await;
+    let client = server.client();
+    let gauges = server.gauges();
     rounds
         .and(&gauges)
         .promised(WATCHER)
         .run(async |round| {
-            let heard = world.heard();
+            let received = server.changes_received();
             let mut watcher = client.entries(prefix()).await.unwrap();
             let (burst, first) = tokio::join!(
-                world.keys.burst(MORE_THAN_A_BURST),
+                server.writer.put_concurrently(MORE_THAN_A_BURST),
                 in_time("a change arrives", watcher.changed())
             );
             ((), _) = (burst, first.unwrap());
             drop(watcher);
-            empty_log(&mut world.keys, round).await;
-            world.hears(heard + MORE_THAN_A_BURST as u64 + 1).await;
+            empty_log(&mut server.writer, round).await;
+            let changes = MORE_THAN_A_BURST as u64 + 1;
+            server.wait_for_changes(received + changes).await;
         })
         .await
 }
 
-async fn few(rounds: Rounds) -> Outcome {
+async fn few_connections(rounds: Rounds) -> Outcome {
     let etcd = Etcd::started().await;
-    let settings = settings(&etcd.url()).max_connections(FEW);
-    let server = Running::start(settings).await;
+    let settings = settings(&etcd.url()).max_connections(FEW_CONNECTIONS);
+    let server = WholeServer::start(settings).await;
     let outcome = rounds
         .promised(CLIENT)
         .run(async |_| {
             let client = Client::connect(server.url()).unwrap();
             let watching = client.entries(prefix()).into_future();
-            drop(in_time("there is a place", watching).await.unwrap());
+            drop(
+                in_time("the server accepts the connection", watching)
+                    .await
+                    .unwrap(),
+            );
         })
         .await;
     server.stop().await;
     outcome
 }
 
-async fn cut_off(rounds: Rounds) -> Outcome {
+async fn client_cut_off(rounds: Rounds) -> Outcome {
     let etcd = Etcd::started().await;
-    let mut keys = Keys::of(&etcd).await;
+    let mut writer = EtcdWriter::new(&etcd).await;
     rounds
-        .at_the_end(etcds_watches(&etcd))
+        .at_the_end(etcd_watch_counts(&etcd))
         .promised(CLIENT)
         .run(async |round| {
-            let settings = settings(&etcd.url()).drain_timeout(DRAIN);
-            let server = Running::start(settings.stall_timeout(BORNE)).await;
+            let settings = settings(&etcd.url()).drain_timeout(DRAIN_TIMEOUT);
+            let server = WholeServer::start(settings.stall_timeout(STALL_ALLOWED)).await;
             let stall = Stall::never();
             let client = Client::builder().endpoint(server.url());
             let client = client.connector(stall.over_tcp()).build().unwrap();
@@ -382,16 +391,15 @@ async fn cut_off(rounds: Rounds) -> Outcome {
             let _watcher = in_time("the first state", watching).await.unwrap();
             let other = Client::connect(server.url()).unwrap();
             let reading = other.entries("/c/huge").into_future();
-            let mut reads = in_time("the first state", reading).await.unwrap();
+            let mut reader = in_time("the first state", reading).await.unwrap();
             stall.begin();
-            // More than is sent ahead, and than the kernel takes of a connection.
+            // More than the server sends ahead, and more than the kernel buffers for a connection.
             for part in 0..4 {
-                let revision = empty_log(&mut keys, 4 * round + part).await;
-                let there = async { while reads.changed().await.unwrap().revision < revision {} };
-                in_time("a change arrives", there).await;
+                let revision = empty_log(&mut writer, 4 * round + part).await;
+                wait_for_entries(&mut reader, revision).await;
             }
-            drop((reads, other));
-            let ended = timeout(CUT_OFF_WITHIN, server.ended()).await.unwrap();
+            drop((reader, other));
+            let ended = timeout(CUT_OFF_WITHIN, server.shut_down()).await.unwrap();
             assert!(
                 matches!(ended, Err(ServeError::CutOff { connections: 1 })),
                 "{ended:?}"

@@ -1,4 +1,4 @@
-//! The server is shut down while somebody does what could keep it from its end.
+//! A server's shutdown while a peer does something that could delay it.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -18,22 +18,23 @@ use tokio::time::timeout;
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::on_etcd::{PREFIX, settings};
 use crate::scenario::{CLIENT, Pace, Scenario};
-use crate::world::{PREFIX, Running, settings};
+use crate::whole_server::WholeServer;
 
-/// Long enough for what waits for nobody, on a busy machine.
+/// The longest that a shutdown without waiting may take on a busy machine.
 const SOON: Duration = Duration::from_secs(5);
 
-/// A deadline that nobody here should have to wait for.
-const LATE: Duration = Duration::from_secs(60);
+/// A deadline that no shutdown here should reach.
+const DEADLINE: Duration = Duration::from_secs(60);
 
-/// A value that travels in parts, and is more than a window, in bytes.
+/// The size of a value that is larger than an HTTP/2 window, so that it travels in parts, in bytes.
 const HUGE: usize = 700 * 1024;
 
-/// What is sent ahead to who does not read, in bytes.
+/// How much the server sends ahead to a client that does not read, in bytes.
 const WINDOW: u32 = 65_535;
 
-/// How many read it at a time: more than have their turn.
+/// How many calls read it at the same time: more than the server gives permits to.
 const CROWD: usize = 40;
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
@@ -43,7 +44,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
-        run: |rounds| Box::pin(stranger(rounds)),
+        run: |rounds| Box::pin(refused_peer_stays(rounds)),
     },
     Scenario {
         name: "the server is shut down while a crowd waits for its turn",
@@ -52,7 +53,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
-        run: |rounds| Box::pin(crowd(rounds)),
+        run: |rounds| Box::pin(crowd_waits(rounds)),
     },
     Scenario {
         name: "the server is shut down while it is asked how it is",
@@ -61,7 +62,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
-        run: |rounds| Box::pin(half_a_question(rounds)),
+        run: |rounds| Box::pin(half_a_request(rounds)),
     },
 ];
 
@@ -76,12 +77,12 @@ fn get(range: &KeyRange) -> v1::GetRequest {
     }
 }
 
-/// A server of this, and a client of it that is not ours.
-async fn connected(etcd: &ScriptedEtcd) -> (Engine, ConfigClient<Channel>) {
+/// A server on this scripted etcd, and a raw gRPC client that is connected to it.
+async fn server_and_client(etcd: &ScriptedEtcd) -> (Engine, ConfigClient<Channel>) {
     let (handle, requests) = SourceHandle::channel();
     let source = etcd.source(prefix(), requests);
-    // etcd is the model. Who does not read is put up with.
-    let settings = settings("http://127.0.0.1:2379").stall_timeout(LATE);
+    // The address is not used: etcd is scripted. The long stall timeout keeps clients that do not read.
+    let settings = settings("http://127.0.0.1:2379").stall_timeout(DEADLINE);
     let settings = settings.build().unwrap();
     let engine = Engine::start(&settings, Metrics::new(), [(prefix(), source, handle)]);
     in_time("the server is in sync", engine.ready()).await;
@@ -100,40 +101,41 @@ async fn connected(etcd: &ScriptedEtcd) -> (Engine, ConfigClient<Channel>) {
     (engine, ConfigClient::new(connected.unwrap()))
 }
 
+/// Runs something that must end within [`SOON`].
 async fn soon<F: Future>(what: &str, work: F) -> F::Output {
     let done = timeout(SOON, work).await;
     done.unwrap_or_else(|_| panic!("not within {SOON:?}: {what}"))
 }
 
-async fn stranger(rounds: Rounds) -> Outcome {
+async fn refused_peer_stays(rounds: Rounds) -> Outcome {
     let etcd = ScriptedEtcd::default();
     let elsewhere = KeyRange::prefix("/elsewhere/").unwrap();
     rounds
         .promised(CLIENT)
         .run(async |_| {
-            let (engine, mut client) = connected(&etcd).await;
+            let (engine, mut client) = server_and_client(&etcd).await;
             let refused = client.get(get(&elsewhere)).await.unwrap_err();
             assert_eq!(refused.code(), Code::NotFound);
-            assert_eq!(soon("a shutdown", engine.shut_down(LATE)).await, 0);
+            assert_eq!(soon("a shutdown", engine.shut_down(DEADLINE)).await, 0);
             drop(client);
         })
         .await
 }
 
-async fn crowd(rounds: Rounds) -> Outcome {
+async fn crowd_waits(rounds: Rounds) -> Outcome {
     let etcd = ScriptedEtcd::default();
     etcd.put("/c/huge", vec![b'x'; HUGE]);
     rounds
         .promised(CLIENT)
         .run(async |_| {
-            let (engine, mut client) = connected(&etcd).await;
+            let (engine, mut client) = server_and_client(&etcd).await;
             let mut calls = Vec::new();
             for _ in 0..CROWD {
                 calls.push(client.get(get(&prefix())).await.unwrap().into_inner());
             }
-            let reading = engine.metrics().syncs_in_progress.get();
+            let with_permit = engine.metrics().syncs_in_progress.get();
             let crowd = async {
-                // Of those who read, the first part arrives, and they read no more.
+                // A call with a permit receives its first part, and reads no more.
                 let mut parts = JoinSet::new();
                 for mut call in calls {
                     parts.spawn(async move {
@@ -141,29 +143,33 @@ async fn crowd(rounds: Rounds) -> Outcome {
                         (part.err().map(|status| status.code()), call)
                     });
                 }
-                let told = parts.join_all().await.into_iter();
-                told.filter(|(code, _)| *code == Some(Code::Unavailable))
+                let results = parts.join_all().await.into_iter();
+                results
+                    .filter(|(code, _)| *code == Some(Code::Unavailable))
                     .count()
             };
-            let both = async { tokio::join!(engine.shut_down(LATE), crowd) };
-            let (cut_off, told) = soon("a shutdown", both).await;
-            assert!(told > 0, "nobody waited; {reading} read");
+            let both = async { tokio::join!(engine.shut_down(DEADLINE), crowd) };
+            let (cut_off, refused) = soon("a shutdown", both).await;
+            assert!(
+                refused > 0,
+                "no call waited for a permit; {with_permit} had one"
+            );
             assert_eq!(cut_off, 0);
         })
         .await
 }
 
-async fn half_a_question(rounds: Rounds) -> Outcome {
+async fn half_a_request(rounds: Rounds) -> Outcome {
     let etcd = Etcd::started().await;
     rounds
         .promised(CLIENT)
         .run(async |_| {
-            let server = Running::start(settings(&etcd.url())).await;
-            let mut asks = TcpStream::connect(server.admin).await.unwrap();
-            asks.write_all(b"GET /he").await.unwrap();
+            let server = WholeServer::start(settings(&etcd.url())).await;
+            let mut peer = TcpStream::connect(server.admin).await.unwrap();
+            peer.write_all(b"GET /he").await.unwrap();
             server.stop().await;
-            // The end, in whatever way.
-            let _ = soon("the server hangs up", asks.read(&mut [0])).await;
+            // The connection ends, with or without an error.
+            let _ = soon("the server closes the connection", peer.read(&mut [0])).await;
         })
         .await
 }

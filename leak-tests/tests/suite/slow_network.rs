@@ -13,82 +13,81 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, Sleep, sleep};
 
-/// How often a network that has brought all it may looks whether it may bring more.
-const LOOK_AGAIN: Duration = Duration::from_millis(1);
+/// How often a network that has delivered all it may checks whether it may deliver more.
+const RECHECK_EVERY: Duration = Duration::from_millis(1);
 
-/// How a network is slow.
+/// How slowly a network delivers.
 #[derive(Clone, Copy)]
-pub(crate) struct Slow {
-    /// Bytes at a time.
-    pub(crate) at_a_time: usize,
-    /// How long it rests in between.
-    pub(crate) rest: Duration,
-    /// How many bytes it brings at all, unless more is allowed.
-    pub(crate) most: usize,
+pub(crate) struct SlowNetwork {
+    /// The most bytes that a read returns.
+    pub(crate) chunk: usize,
+    /// The pause after each read.
+    pub(crate) pause: Duration,
+    /// How many bytes it delivers in all, unless [`Delivered::allow`] allows more.
+    pub(crate) limit: usize,
 }
 
-/// How much a [`Slow`] network has brought, in bytes.
+/// How much a [`SlowNetwork`] has delivered, in bytes.
 #[derive(Clone, Default)]
-pub(crate) struct Brought {
+pub(crate) struct Delivered {
     bytes: Arc<watch::Sender<usize>>,
     allowed: Arc<AtomicUsize>,
 }
 
-impl Brought {
-    /// Until now.
+impl Delivered {
+    /// How many bytes have been delivered until now.
     pub(crate) fn bytes(&self) -> usize {
         *self.bytes.borrow()
     }
 
-    /// Waits until it is as much.
-    pub(crate) async fn reaches(&self, bytes: usize) {
-        let mut brought = self.bytes.subscribe();
-        // Its sender is held here.
-        let _ = brought.wait_for(|brought| *brought >= bytes).await;
+    /// Waits until this many bytes have been delivered.
+    pub(crate) async fn wait_for(&self, bytes: usize) {
+        let mut delivered = self.bytes.subscribe();
+        // Cannot fail: `self` owns a sender.
+        let _ = delivered.wait_for(|delivered| *delivered >= bytes).await;
     }
 
-    /// Allows it to bring so many bytes more.
+    /// Lets the network deliver this many bytes more.
     pub(crate) fn allow(&self, more: usize) {
         self.allowed.fetch_add(more, Ordering::SeqCst);
     }
 }
 
-impl Slow {
-    /// A client that has this one to the server at `url`.
+impl SlowNetwork {
+    /// A client that reaches the server at `url` over this network.
     pub(crate) fn client(self, url: &str) -> Client {
-        self.counted(url).0
+        self.client_with_count(url).0
     }
 
-    /// The same, and how much it has got.
-    pub(crate) fn counted(self, url: &str) -> (Client, Brought) {
-        let brought = Brought::default();
-        let counted = brought.clone();
+    /// The same, with the count of what was delivered to it.
+    pub(crate) fn client_with_count(self, url: &str) -> (Client, Delivered) {
+        let delivered = Delivered::default();
+        let count = delivered.clone();
         let connect = move |endpoint: &Endpoint| -> Connecting {
-            let brought = counted.clone();
+            let delivered = count.clone();
             let (host, port) = (endpoint.host().to_owned(), endpoint.port());
             Box::pin(async move {
                 let stream = TcpStream::connect((host.as_str(), port)).await?;
                 stream.set_nodelay(true)?;
-                let rested = Box::pin(sleep(Duration::ZERO));
                 let slow = SlowIo {
-                    slow: self,
+                    network: self,
                     stream,
-                    rested,
-                    brought,
+                    pause: Box::pin(sleep(Duration::ZERO)),
+                    delivered,
                 };
                 Ok(Box::new(slow) as Box<dyn Io>)
             })
         };
         let builder = Client::builder().endpoint(url);
-        (builder.connector(connect).build().unwrap(), brought)
+        (builder.connector(connect).build().unwrap(), delivered)
     }
 }
 
 struct SlowIo {
-    slow: Slow,
+    network: SlowNetwork,
     stream: TcpStream,
-    rested: Pin<Box<Sleep>>,
-    brought: Brought,
+    pause: Pin<Box<Sleep>>,
+    delivered: Delivered,
 }
 
 impl AsyncRead for SlowIo {
@@ -98,28 +97,28 @@ impl AsyncRead for SlowIo {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let Self {
-            slow,
+            network,
             stream,
-            rested,
-            brought,
+            pause,
+            delivered,
         } = &mut *self;
-        ready!(rested.as_mut().poll(context));
-        let allowed = brought.allowed.load(Ordering::SeqCst);
-        let left = slow.most.saturating_add(allowed) - brought.bytes();
+        ready!(pause.as_mut().poll(context));
+        let allowed = delivered.allowed.load(Ordering::SeqCst);
+        let left = network.limit.saturating_add(allowed) - delivered.bytes();
         if left == 0 {
-            // More may be allowed by then.
-            rested.as_mut().reset(Instant::now() + LOOK_AGAIN);
-            ready!(rested.as_mut().poll(context));
+            // Check again later: more may be allowed by then.
+            pause.as_mut().reset(Instant::now() + RECHECK_EVERY);
+            ready!(pause.as_mut().poll(context));
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
-        let few = slow.at_a_time.min(left).min(buffer.remaining());
-        let mut little = ReadBuf::new(buffer.initialize_unfilled_to(few));
-        ready!(Pin::new(stream).poll_read(context, &mut little))?;
-        let read = little.filled().len();
+        let most = network.chunk.min(left).min(buffer.remaining());
+        let mut chunk = ReadBuf::new(buffer.initialize_unfilled_to(most));
+        ready!(Pin::new(stream).poll_read(context, &mut chunk))?;
+        let read = chunk.filled().len();
         buffer.advance(read);
-        brought.bytes.send_modify(|brought| *brought += read);
-        rested.as_mut().reset(Instant::now() + slow.rest);
+        delivered.bytes.send_modify(|bytes| *bytes += read);
+        pause.as_mut().reset(Instant::now() + network.pause);
         Poll::Ready(Ok(()))
     }
 }

@@ -1,4 +1,4 @@
-//! TLS: clients and servers that agree on it, that do not, and that never finish.
+//! TLS handshakes that succeed, fail, or never end.
 
 use std::time::Duration;
 
@@ -10,21 +10,23 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::client::silent;
+use crate::client::silent_server;
+use crate::on_etcd::settings;
 use crate::scenario::{CLIENT, Pace, Scenario};
-use crate::world::{Running, settings};
+use crate::whole_server::WholeServer;
 
-/// How many polls a first value over TLS takes, with some to spare: files are read on the way.
-const POLLS: u64 = 16;
+/// How many polls of a watch's future give its first value over TLS, with some to spare: the client reads
+/// files first.
+const POLLS_TO_FIRST_VALUE: u64 = 16;
 
-/// Long enough to be on the way, and short beside what it waits for.
-const A_MOMENT: Duration = Duration::from_millis(5);
+/// Long enough to begin the handshake, and much shorter than its timeout.
+const SHORT_WAIT: Duration = Duration::from_millis(5);
 
-/// How long the server waits for a client that does nothing.
-const PATIENCE: Duration = Duration::from_millis(100);
+/// How long the server waits for a silent client.
+const CLIENT_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// How a client begins, as far as it comes: a record of a handshake of 512 bytes, with a ClientHello in
-/// it, TLS 1.2 by its name, and then nothing.
+/// The beginning of a TLS handshake: the header of a record of 512 bytes, that of a ClientHello, and TLS 1.2
+/// as its version.
 const HALF_A_HELLO: &[u8] = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03";
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
@@ -43,7 +45,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
-        run: |rounds| Box::pin(refused(rounds)),
+        run: |rounds| Box::pin(certificate_refused(rounds)),
     },
     Scenario {
         name: "clients never agree on TLS",
@@ -52,7 +54,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: false,
         pace: Pace::Waits,
         fault_for: &[],
-        run: |rounds| Box::pin(never_agreed(rounds)),
+        run: |rounds| Box::pin(unfinished_handshakes(rounds)),
     },
     Scenario {
         name: "a watch is dropped while TLS is agreed on",
@@ -60,11 +62,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         takes_long: false,
         pace: Pace::Works,
         fault_for: &[],
-        run: |rounds| Box::pin(silence(rounds)),
+        run: |rounds| Box::pin(dropped_in_handshake(rounds)),
     },
 ];
 
-/// The files of both ends: certificates of one CA.
+/// The certificate files of a server and a client, from one CA.
 struct Files {
     server: Folder,
     client: Folder,
@@ -79,38 +81,38 @@ impl Files {
         }
     }
 
-    /// A client that trusts this CA's servers.
+    /// A client that trusts servers with a certificate of this CA.
     fn trusting(&self, url: &str) -> ClientBuilder {
         let builder = Client::builder().endpoint(url);
         builder.tls_ca_file(self.client.path("ca.pem"))
     }
 }
 
-/// A server of `/c/` that asks every client for a certificate of its own CA.
-async fn strict(files: &Files) -> (Etcd, Running) {
+/// A server that requires a client certificate of its own CA.
+async fn strict_server(files: &Files) -> (Etcd, WholeServer) {
     let etcd = Etcd::started().await;
     etcd.client().await.put("/c/a", "1", None).await.unwrap();
     let settings = settings(&etcd.url())
         .tls_cert(files.server.path("cert.pem"))
         .tls_key(files.server.path("key.pem"))
         .tls_client_ca(files.server.path("ca.pem"))
-        .client_timeouts(PATIENCE);
-    let server = Running::start(settings).await;
+        .client_timeouts(CLIENT_TIMEOUT);
+    let server = WholeServer::start(settings).await;
     (etcd, server)
 }
 
 async fn comes_and_goes(rounds: Rounds) -> Outcome {
     let files = Files::new();
-    let (_etcd, server) = strict(&files).await;
+    let (_etcd, server) = strict_server(&files).await;
     let outcome = rounds
-        .at_the_end(server.shows())
+        .at_the_end(server.scraped())
         .promised(CLIENT)
         .run(async |round| {
             let builder = files.trusting(&server.url());
             let identity = (files.client.path("cert.pem"), files.client.path("key.pem"));
             let builder = builder.tls_client_files(identity.0, identity.1);
             let client = builder.build().unwrap();
-            let polls = usize::try_from(round / 2 % POLLS).unwrap();
+            let polls = usize::try_from(round / 2 % POLLS_TO_FIRST_VALUE).unwrap();
             let watching = client.watch::<u32>("/c/a").into_future();
             if round % 2 == 0 {
                 let _ = poll_times(polls, watching).await;
@@ -124,43 +126,43 @@ async fn comes_and_goes(rounds: Rounds) -> Outcome {
     outcome
 }
 
-async fn refused(rounds: Rounds) -> Outcome {
-    let (files, others) = (Files::new(), Files::new());
-    let (_etcd, server) = strict(&files).await;
+async fn certificate_refused(rounds: Rounds) -> Outcome {
+    let (files, other_files) = (Files::new(), Files::new());
+    let (_etcd, server) = strict_server(&files).await;
     let outcome = rounds
-        .at_the_end(server.shows())
+        .at_the_end(server.scraped())
         .promised(CLIENT)
         .run(async |round| {
-            let (who, says) = match round % 2 {
-                0 => (&others, "certificate"),
+            let (files, expected) = match round % 2 {
+                0 => (&other_files, "certificate"),
                 _ => (&files, "requires a client certificate"),
             };
-            let client = who.trusting(&server.url()).build().unwrap();
+            let client = files.trusting(&server.url()).build().unwrap();
             let refused = client.get("/c/a").await.unwrap_err();
-            let said = refused.to_string();
-            assert!(said.contains(says), "{said}");
+            let message = refused.to_string();
+            assert!(message.contains(expected), "{message}");
         })
         .await;
     server.stop().await;
     outcome
 }
 
-async fn never_agreed(rounds: Rounds) -> Outcome {
+async fn unfinished_handshakes(rounds: Rounds) -> Outcome {
     let files = Files::new();
-    let (_etcd, server) = strict(&files).await;
+    let (_etcd, server) = strict_server(&files).await;
     let outcome = rounds
-        .at_the_end(server.shows())
+        .at_the_end(server.scraped())
         .run(async |_| {
-            let mut strangers = Vec::new();
-            for said in [b"".as_slice(), HALF_A_HELLO, b"GET / HTTP/1.1\r\n\r\n"] {
-                let mut stranger = TcpStream::connect(server.address).await.unwrap();
-                stranger.write_all(said).await.unwrap();
-                strangers.push(stranger);
+            let mut peers = Vec::new();
+            for sent in [b"".as_slice(), HALF_A_HELLO, b"GET / HTTP/1.1\r\n\r\n"] {
+                let mut peer = TcpStream::connect(server.address).await.unwrap();
+                peer.write_all(sent).await.unwrap();
+                peers.push(peer);
             }
-            for mut stranger in strangers {
-                let mut answer = Vec::new();
-                let ended = stranger.read_to_end(&mut answer);
-                let _ = in_time("the server hangs up", ended).await;
+            for mut peer in peers {
+                let mut response = Vec::new();
+                let ended = peer.read_to_end(&mut response);
+                let _ = in_time("the server closes the connection", ended).await;
             }
         })
         .await;
@@ -168,21 +170,23 @@ async fn never_agreed(rounds: Rounds) -> Outcome {
     outcome
 }
 
-async fn silence(rounds: Rounds) -> Outcome {
+async fn dropped_in_handshake(rounds: Rounds) -> Outcome {
     let files = Files::new();
-    let (url, _silent) = silent("https").await;
+    let (url, _serving) = silent_server("https").await;
     let client = files.trusting(&url).build().unwrap();
     let resources = client.resources();
-    let read = gauge("files", move || {
-        let held = resources.active();
-        let files = held.iter().filter(|held| matches!(held, Resource::File(_)));
+    let open_files = gauge("files", move || {
+        let active = resources.active();
+        let files = active
+            .iter()
+            .filter(|resource| matches!(resource, Resource::File(_)));
         i64::try_from(files.count()).unwrap()
     });
     rounds
-        .and(&Witnesses::new().and(read))
+        .and(&Witnesses::new().and(open_files))
         .promised(CLIENT)
         .run(async |round| {
-            let moment = A_MOMENT + Duration::from_millis(round % 3);
+            let moment = SHORT_WAIT + Duration::from_millis(round % 3);
             let watching = client.watch::<u32>("/c/a").into_future();
             assert!(timeout(moment, watching).await.is_err());
         })
