@@ -219,13 +219,13 @@ fn log(c: &mut Criterion) {
             ("one key", KeyRange::Key(key(3))),
         ] {
             c.bench_function(&format!("log since, {name}/{missed} changes"), |b| {
-                b.iter(|| log.since(&range, black_box(since)).expect("is covered"));
+                b.iter(|| poll(log.delta_since(&range, black_box(since))).expect("is covered"));
             });
         }
         let subscriber = on.subscribe(prefix("/config/00003/"));
         let view = view(&subscriber);
         c.bench_function(&format!("digest at/{missed} changes"), |b| {
-            b.iter(|| subscriber.digest_at(black_box(since), &view));
+            b.iter(|| poll(subscriber.digest_at(black_box(since), &view)));
         });
     }
 }

@@ -122,8 +122,12 @@ impl Received {
                 return Err(Mismatch::Order { revision });
             }
             let mut taken = Vec::with_capacity(changes.len());
+            let mut sum = Digest::EMPTY;
             for change in changes {
-                taken.extend(self.change(revision, change)?);
+                if let Some((edit, delta)) = self.change(revision, change)? {
+                    sum += delta;
+                    taken.push(Change { edit, sum });
+                }
             }
             if !taken.is_empty() {
                 self.window.push(Batch {
@@ -139,12 +143,12 @@ impl Received {
         Ok(())
     }
 
-    /// Returns `None` for a delete of nothing.
+    /// Returns the edit and what it did to the digest; `None` for a delete of nothing.
     fn change(
         &mut self,
         revision: Revision,
         change: PastChange,
-    ) -> Result<Option<Change>, Mismatch> {
+    ) -> Result<Option<(Edit, Digest)>, Mismatch> {
         let PastChange { edit, previous } = change;
         let before = previous.map(|entry| Digest::of(&entry));
         let after = match &edit {
@@ -161,7 +165,7 @@ impl Received {
         }
         let nothing = Digest::EMPTY;
         let delta = after.unwrap_or(nothing) - before.unwrap_or(nothing);
-        Ok((before.is_some() || after.is_some()).then_some(Change { edit, delta }))
+        Ok((before.is_some() || after.is_some()).then_some((edit, delta)))
     }
 
     /// The whole span was received: starts to compare it with the state.

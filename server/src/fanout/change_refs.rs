@@ -9,7 +9,6 @@ use std::sync::{Arc, Weak};
 use driftless_proto::digest::Digest;
 use driftless_proto::{KeyRange, Revision};
 
-use super::change_log::Past;
 use crate::encode::EncodedBatch;
 
 /// How many changes a scope remembers for streams that are behind. They take some 80 bytes each; a
@@ -18,7 +17,7 @@ pub(super) const MOST: usize = 1024;
 
 /// A stream that has more than this many changes to catch up with gets one conflated diff. So many of
 /// a scope's latest changes keep their diffs, which are no part of the log's budget.
-const REPLAY: usize = 256;
+pub(super) const REPLAY: usize = 256;
 
 /// One change of the range, as its streams see it.
 #[derive(Debug)]
@@ -160,22 +159,21 @@ impl ChangeRefs {
         }
     }
 
-    /// Reaches back to `revision`, from what the log knows about the time since, so that changes from
-    /// before the scope was made can be replayed. `known` is the revision up to which the log does
-    /// know. Does nothing if they are more than would be replayed.
+    /// Reaches back to `revision`, with the log's batches since then that touch the range, so that
+    /// changes from before the scope was made can be replayed. `known` is the revision up to which these
+    /// are all. Does nothing if they are more than would be replayed.
     pub(super) fn extend_back(
         &mut self,
         range: &KeyRange,
         revision: Revision,
-        past: &Past,
+        batches: &[Arc<EncodedBatch>],
         known: Revision,
     ) {
         // Changes that were dropped since the log was looked at would leave a hole.
         if self.floor <= revision || self.floor > known {
             return;
         }
-        let older: Vec<&Arc<EncodedBatch>> = past
-            .batches
+        let older: Vec<&Arc<EncodedBatch>> = batches
             .iter()
             .filter(|batch| batch.to <= self.floor)
             .collect();
@@ -196,7 +194,7 @@ impl ChangeRefs {
             let from = index
                 .checked_sub(1)
                 .map_or(revision, |index| older[index].to);
-            let delta: Digest = batch.within(range).map(|change| change.delta).sum();
+            let delta = batch.delta_within(range);
             self.refs
                 .push_front(ChangeRef::new(from, after - delta, after, batch));
             after -= delta;

@@ -25,6 +25,7 @@ mod pending;
 mod progress;
 mod publisher;
 mod responses;
+mod run;
 mod schedule;
 mod scope;
 mod scopes;
@@ -34,7 +35,7 @@ mod subscriber;
 #[cfg(test)]
 mod tests;
 
-pub use change_log::{ChangeLog, Past};
+pub use change_log::ChangeLog;
 pub use handle::{Fanout, RangeView, Unavailable};
 pub use next::Next;
 pub use pace::PACE;

@@ -120,16 +120,13 @@ impl Publisher {
         up_to: Revision,
     ) -> Option<Revision> {
         let contact_ms = self.shared.contact_ms();
-        let encoded: imbl::Vector<_> = batches
-            .into_iter()
-            .map(|batch| Arc::new(EncodedBatch::new(batch, contact_ms)))
-            .collect();
-        // There may be many, so they are added up before the lock is taken.
-        let bytes = encoded.iter().map(|batch| batch.bytes()).sum();
+        let encode = |batch| Arc::new(EncodedBatch::new(batch, contact_ms));
+        // There may be many, so their log is made before the lock is taken.
+        let older = ChangeLog::of(floor, batches.into_iter().map(encode));
         let mut published = self.shared.published.lock();
         let state = published.state.as_mut()?;
         let before = state.log.bytes();
-        let dropped = state.log.prepend(floor, encoded, bytes, up_to)?;
+        let dropped = state.log.prepend(older, up_to)?;
         let grown = state.log.bytes() as i64 - before as i64;
         let floor = state.log.floor();
         let old = std::mem::replace(&mut state.snapshot, snapshot);

@@ -17,7 +17,6 @@ use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
-use super::change_log::Past;
 use super::change_refs::ChangeRefs;
 use super::next::{Next, coalesce};
 use super::pace::Pace;
@@ -218,7 +217,7 @@ impl Scope {
     /// Adds a batch that touches the range. `pending` if its deltas are being computed, in which case
     /// [`Scope::resolve`] is to follow.
     pub(super) fn push(&self, batch: &Arc<EncodedBatch>, pending: bool, now: Instant) -> Pushed {
-        let delta: Digest = batch.within(&self.range).map(|change| change.delta).sum();
+        let delta = batch.delta_within(&self.range);
         let mut inner = self.inner.lock();
         if pending {
             let since_base = inner.changes.since_base();
@@ -390,9 +389,14 @@ impl Scope {
     }
 
     /// See [`ChangeRefs::extend_back`].
-    pub(super) fn extend_back(&self, revision: Revision, past: &Past, known: Revision) {
+    pub(super) fn extend_back(
+        &self,
+        revision: Revision,
+        batches: &[Arc<EncodedBatch>],
+        known: Revision,
+    ) {
         let changes = &mut self.inner.lock().changes;
-        changes.extend_back(&self.range, revision, past, known);
+        changes.extend_back(&self.range, revision, batches, known);
     }
 
     /// The sync response of this kind that a crowd shares, for a client at revision `held` (or none):

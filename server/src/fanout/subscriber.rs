@@ -6,6 +6,7 @@ use std::task::Context;
 use driftless_proto::digest::Digest;
 use driftless_proto::{KeyRange, Revision};
 
+use super::change_refs::REPLAY;
 use super::handle::RangeView;
 use super::next::Next;
 use super::scope::Scope;
@@ -85,16 +86,17 @@ impl Subscriber {
 
     /// The range's digest at an earlier revision. `None` if it is not known (any more).
     ///
-    /// Costs nothing if the scope remembers, and what changed in the prefix since if only the log
-    /// does; then changes since are made ready for replay as well, where that pays.
-    pub fn digest_at(&self, revision: Revision, view: &RangeView) -> Option<Digest> {
+    /// Costs nothing if the scope remembers. If only the log does, it costs no more than a few hundred
+    /// look-ups, and is done in slices.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe.
+    pub async fn digest_at(&self, revision: Revision, view: &RangeView) -> Option<Digest> {
         if let Some(digest) = self.scope.digest_at(revision) {
             return Some(digest);
         }
-        let past = view.log.since(self.range(), revision)?;
-        self.scope
-            .extend_back(revision, &past, view.root.revision());
-        Some(view.digest - past.delta)
+        let delta = view.log.delta_since(self.range(), revision).await?;
+        Some(view.digest - delta)
     }
 
     /// The sync response that leads a client at revision `held` to the view, or to a revision shortly
@@ -117,8 +119,15 @@ impl Subscriber {
         SyncResponse::new(view.root, range, kind, view.digest, contact_ms, cache)
     }
 
-    /// Whether the changes after `revision` can be sent one by one, and are few enough for that.
-    pub fn replays(&self, revision: Revision) -> bool {
+    /// Whether the changes after `revision` can be sent one by one, and are few enough for that. If only
+    /// the log remembers them, the scope does afterwards.
+    pub fn replays(&self, revision: Revision, view: &RangeView) -> bool {
+        if self.scope.digest_at(revision).is_none()
+            && let Some(batches) = view.log.batches_since(self.range(), revision, REPLAY)
+        {
+            let known = view.root.revision();
+            self.scope.extend_back(revision, &batches, known);
+        }
         self.scope.replays(revision)
     }
 

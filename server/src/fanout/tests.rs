@@ -172,8 +172,11 @@ impl Prefix {
         let published = self.fanout.0.published.lock();
         let state = published.state.as_ref().unwrap();
         let floor = state.log.floor();
-        let past = state.log.since(&prefix("/c/"), floor).unwrap();
-        past.batches.iter().map(|batch| batch.diff_count()).sum()
+        let batches = state
+            .log
+            .batches_since(&prefix("/c/"), floor, usize::MAX)
+            .unwrap();
+        batches.iter().map(|batch| batch.diff_count()).sum()
     }
 }
 
@@ -223,7 +226,7 @@ impl Stream {
         let holds_what_was = have > Revision::NONE
             && have < root
             && view.root.floor() <= have
-            && subscriber.digest_at(have, &view) == Some(digest);
+            && subscriber.digest_at(have, &view).await == Some(digest);
         let woken = Arc::new(Woken::default());
         let mut stream = Self {
             cursor: have,
@@ -235,7 +238,7 @@ impl Stream {
             patches: patches.then_some(0),
             subscriber,
         };
-        if !holds_what_was || !stream.subscriber.replays(have) {
+        if !holds_what_was || !stream.subscriber.replays(have, &view) {
             let kind = match holds_what_was {
                 true => SyncKind::Diff { since: have },
                 false => SyncKind::Snapshot { reset: true },

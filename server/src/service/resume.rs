@@ -38,13 +38,16 @@ pub(super) enum Answer {
     Ahead,
 }
 
-/// Decides. `digest_at` gives the range's digest at an earlier revision, where it is known: nothing
-/// is built on a state that the client does not have.
-pub(super) fn answer(
-    have: Option<&Have>,
-    has: &Has<'_>,
-    digest_at: impl FnOnce(Revision) -> Option<Digest>,
-) -> Answer {
+impl Have {
+    /// True if the answer depends on the range's digest at the client's revision.
+    pub(super) fn is_of_the_past(&self, has: &Has<'_>) -> bool {
+        self.epoch == *has.epoch && self.revision < has.revision && self.digest != has.digest
+    }
+}
+
+/// Decides. `past` is the range's digest at the client's revision, where it is known and
+/// [`Have::is_of_the_past`]: nothing is built on a state that the client does not have.
+pub(super) fn answer(have: Option<&Have>, has: &Has<'_>, past: Option<Digest>) -> Answer {
     let Some(have) = have else {
         return Answer::Snapshot { reset: false };
     };
@@ -57,8 +60,7 @@ pub(super) fn answer(
     if have.digest == has.digest {
         return Answer::Current;
     }
-    let holds_what_was =
-        have.revision < has.revision && digest_at(have.revision) == Some(have.digest);
+    let holds_what_was = have.revision < has.revision && past == Some(have.digest);
     if holds_what_was && has.floor <= have.revision {
         Answer::Changes
     } else {
@@ -97,12 +99,9 @@ mod tests {
             revision: Revision::new(revision),
             digest,
         };
-        let decide = |have: Have, past: Option<Digest>| answer(Some(&have), &has, |_| past);
+        let decide = |have: Have, past: Option<Digest>| answer(Some(&have), &has, past);
 
-        assert_eq!(
-            answer(None, &has, |_| None),
-            Answer::Snapshot { reset: false }
-        );
+        assert_eq!(answer(None, &has, None), Answer::Snapshot { reset: false });
         assert_eq!(
             decide(have(&Epoch::of_cluster(2, ""), 20, digest(2)), None),
             Answer::Snapshot { reset: true }

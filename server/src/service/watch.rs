@@ -190,8 +190,10 @@ async fn start(
     have: Option<&Have>,
 ) -> Result<Option<Start>, Status> {
     if let Some(have) = have
-        && is_before_the_log(have, &view, subscriber)
+        && is_before_the_log(have, &view, subscriber).await
     {
+        // Nothing is pinned meanwhile.
+        drop(view);
         // Whether it came in time or not, the log as it is then decides.
         let backfill = served.ingest.backfill(have.revision);
         let _ = tokio::time::timeout(REQUEST_TIMEOUT, backfill).await;
@@ -208,11 +210,17 @@ async fn start(
             digest: view.digest,
             floor: view.root.floor(),
         };
-        let answer = answer(have, &has, |revision| subscriber.digest_at(revision, &view));
+        let past = match have {
+            Some(have) if have.is_of_the_past(&has) => {
+                subscriber.digest_at(have.revision, &view).await
+            }
+            _ => None,
+        };
+        let answer = answer(have, &has, past);
         let since = have.map_or(Revision::NONE, |have| have.revision);
         let from = match answer {
             Answer::Current => StartFrom::Current,
-            Answer::Changes if subscriber.replays(since) => StartFrom::Replay(since),
+            Answer::Changes if subscriber.replays(since, &view) => StartFrom::Replay(since),
             Answer::Changes => StartFrom::Sync(SyncKind::Diff { since }),
             Answer::Snapshot { reset } => StartFrom::Sync(SyncKind::Snapshot { reset }),
             Answer::Ahead if attempt == 0 => {
@@ -247,11 +255,11 @@ async fn start(
 }
 
 /// Whether the log does not reach back to what the client has, which is not the state now.
-fn is_before_the_log(have: &Have, view: &RangeView, subscriber: &Subscriber) -> bool {
+async fn is_before_the_log(have: &Have, view: &RangeView, subscriber: &Subscriber) -> bool {
     have.epoch == *view.root.epoch()
         && have.revision < view.log.floor()
         && have.digest != view.digest
-        && subscriber.digest_at(have.revision, view).is_none()
+        && subscriber.digest_at(have.revision, view).await.is_none()
 }
 
 fn behind() -> Status {

@@ -10,8 +10,8 @@ use driftless_proto::{KeyRange, Revision};
 use super::snapshot::Stored;
 
 /// Estimated bytes of a change besides its key and value, so that a million deletes do not count as
-/// nothing.
-const CHANGE_OVERHEAD: usize = 256;
+/// nothing. 32 of them are for the change log's index.
+const CHANGE_OVERHEAD: usize = 288;
 
 /// Estimated bytes of a batch besides its changes. Measured with one small change in each: with its
 /// encodings, for which everything counts twice, such a batch takes some 770 bytes on a 64-bit
@@ -23,9 +23,9 @@ const BATCH_OVERHEAD: usize = 128;
 pub struct Change {
     /// The change.
     pub edit: Edit,
-    /// What it did to the digest of every range that holds the key: the new entry's hash minus the
-    /// old one's.
-    pub delta: Digest,
+    /// What this change and those before it in the batch did to the prefix's digest: the new entries'
+    /// hashes minus the old ones'. So that what the changes of a range did costs one subtraction.
+    pub sum: Digest,
 }
 
 impl Change {
@@ -78,6 +78,18 @@ impl Batch {
     /// The changes whose keys are in `range`.
     pub fn within(&self, range: &KeyRange) -> impl Iterator<Item = &Change> {
         self.changes[self.indices(range)].iter()
+    }
+
+    /// What the changes in `range` did to its digest.
+    pub fn delta_within(&self, range: &KeyRange) -> Digest {
+        let Range { start, end } = self.indices(range);
+        self.sum_before(end) - self.sum_before(start)
+    }
+
+    /// What the changes before this index did to the prefix's digest.
+    pub fn sum_before(&self, index: usize) -> Digest {
+        let last = index.checked_sub(1).map(|last| self.changes[last].sum);
+        last.unwrap_or(Digest::EMPTY)
     }
 
     /// Estimated bytes of the batch, without replaced entries.

@@ -34,6 +34,9 @@ const TOMBSTONES: usize = 6;
 /// Holds a handful of batches.
 const BUDGET: usize = 8 * 1024;
 
+/// Changes in a run of the log: so few that it has several.
+const RUN: usize = 3;
+
 fn prefix() -> KeyRange {
     KeyRange::prefix(PREFIX).unwrap()
 }
@@ -116,7 +119,7 @@ impl World {
         etcd.put("/c/a", "first");
         let writer = Writer::bounded(Self::state_of(&etcd, History::Continues), TOMBSTONES);
         let mut world = Self {
-            log: ChangeLog::new(writer.snapshot().revision(), BUDGET),
+            log: ChangeLog::new(writer.snapshot().revision(), BUDGET).with_runs_of(RUN),
             backfill: Backfill::new(),
             digest: Digest::EMPTY,
             opaque: Vec::new(),
@@ -140,7 +143,7 @@ impl World {
 
     fn anew(&mut self) {
         let floor = self.etcd.revision();
-        self.log = ChangeLog::new(floor, BUDGET);
+        self.log = ChangeLog::new(floor, BUDGET).with_runs_of(RUN);
         assert!(self.step(backfill::Event::Connected).is_none());
         assert!(self.step(backfill::Event::LogStarted { floor }).is_none());
         self.digest = self.etcd.state(&prefix()).iter().collect();
@@ -166,7 +169,7 @@ impl World {
         );
         assert_eq!(batch.from, *self.published.last().unwrap());
         assert_eq!(batch.to, self.etcd.revision());
-        self.digest += batch.changes.iter().map(|change| change.delta).sum();
+        self.digest += batch.sum_before(batch.changes.len());
         if batch.conflated {
             self.opaque.push((batch.from, batch.to));
         }
@@ -259,9 +262,8 @@ impl World {
             }
         };
         let encode = |batch| Arc::new(EncodedBatch::new(batch, 0));
-        let encoded: imbl::Vector<_> = batches.into_iter().map(encode).collect();
-        let bytes = encoded.iter().map(|batch| batch.bytes()).sum();
-        let dropped = self.log.prepend(from, encoded, bytes, span.up_to);
+        let older = ChangeLog::of(from, batches.into_iter().map(encode));
+        let dropped = self.log.prepend(older, span.up_to);
         let floor = dropped.as_ref().map(|_| self.log.floor());
         assert!(self.step(backfill::Event::Adopted { floor }).is_none());
         if dropped.is_none() {
@@ -398,10 +400,11 @@ impl World {
                 let revision = Revision::new(revision);
                 let inside = |(from, to): &(Revision, Revision)| *from < revision && revision < *to;
                 let unknown = revision < self.log.floor() || self.opaque.iter().any(inside);
-                let Some(past) = self.log.since(&range, revision) else {
+                let Some(mut search) = self.log.search(&range, revision) else {
                     assert!(unknown, "{range} at {revision}");
                     continue;
                 };
+                while !search.step() {}
                 assert!(!unknown, "{range} at {revision}");
                 if self.unheard.iter().any(inside) {
                     continue;
@@ -409,10 +412,12 @@ impl World {
                 let then = self
                     .etcd
                     .state_at(&range, revision.min(self.etcd.revision()));
-                assert_eq!(past.delta, now - digest(then.unwrap()));
-                assert!(past.batches.is_sorted_by(|a, b| a.to <= b.from));
+                assert_eq!(search.delta(), now - digest(then.unwrap()));
+                let batches = self.log.batches_since(&range, revision, usize::MAX);
+                let batches = batches.unwrap();
+                assert!(batches.is_sorted_by(|a, b| a.to <= b.from));
                 assert!(
-                    past.batches
+                    batches
                         .iter()
                         .all(|batch| batch.to > revision && batch.within(&range).count() > 0)
                 );

@@ -137,6 +137,7 @@ impl Writer {
             .collect();
         let mut changes = Vec::with_capacity(edits.len());
         let mut replaced = Vec::new();
+        let mut sum = Digest::EMPTY;
         for edit in edits.into_values() {
             let delta = match &edit {
                 Edit::Put(entry) => {
@@ -151,7 +152,8 @@ impl Writer {
                     None => continue,
                 },
             };
-            changes.push(Change { edit, delta });
+            sum += delta;
+            changes.push(Change { edit, sum });
         }
         self.snapshot.revision = to;
         self.drop_old_tombstones();

@@ -108,8 +108,8 @@ async fn scope_keeps_no_change_the_log_dropped() {
     let kept = |prefix_c: &Prefix| {
         let published = prefix_c.fanout.0.published.lock();
         let log = &published.state.as_ref().unwrap().log;
-        let past = log.since(&prefix("/c/"), log.floor()).unwrap();
-        past.batches.last().map(Arc::downgrade)
+        let batches = log.batches_since(&prefix("/c/"), log.floor(), usize::MAX);
+        batches.unwrap().last().map(Arc::downgrade)
     };
     prefix_c.put("/c/a", "1");
     let change = kept(&prefix_c).unwrap();
@@ -224,10 +224,10 @@ async fn revisions_inside_a_conflated_batch_are_unknown() {
     let late = prefix_c.subscribe(prefix("/c/a")).await;
     for subscriber in [subscriber, &late] {
         let view = subscriber.view_now().unwrap();
-        assert!(subscriber.digest_at(inside, &view).is_none());
-        let digest = subscriber.digest_at(before, &view);
+        assert!(subscriber.digest_at(inside, &view).await.is_none());
+        let digest = subscriber.digest_at(before, &view).await;
         assert!(digest == Some(digest_before), "its start is known");
-        let digest = subscriber.digest_at(after, &view);
+        let digest = subscriber.digest_at(after, &view).await;
         assert!(digest == Some(view.digest), "so is what comes after it");
     }
 }
