@@ -158,6 +158,8 @@ impl Server {
         let metrics = Metrics::new();
         let mut config = EtcdConfig::new(settings.etcd().iter().cloned());
         config.generation = settings.generation().to_owned();
+        // More would not fit in the prefix's share of the log.
+        config.backfill_bytes = settings.log_bytes() / settings.prefixes().len().max(1);
         let source = |prefix: &KeyRange| {
             let (handle, requests) = SourceHandle::channel();
             let source =

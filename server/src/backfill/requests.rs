@@ -5,36 +5,47 @@ use std::sync::Arc;
 use driftless_proto::Revision;
 use tokio::sync::watch;
 
+use super::reach::{Reach, Reaches};
+
 /// The requests for a backfill of one prefix. Cheap to clone: streams request, the ingest task takes.
 #[derive(Clone, Debug)]
 pub struct Requests(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    /// The earliest revision that was requested and not taken yet.
-    requested: watch::Sender<Option<Revision>>,
+    /// What was requested and not taken yet.
+    requested: watch::Sender<Reaches>,
     reachable: watch::Sender<Reachable>,
 }
 
-/// The revisions before the change log that a backfill may still reach: `from` and later, below `floor`.
+/// The revisions before the change log that a backfill may still reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reachable {
-    /// Inclusive.
-    pub from: Revision,
-    /// Exclusive; where the change log begins.
-    pub floor: Revision,
+    /// Where the change log began at first.
+    pub(super) origin: Revision,
+    /// Where it begins now.
+    pub(super) floor: Revision,
+    /// How far from the origin it may be extended.
+    pub(super) open: Reaches,
 }
 
 impl Reachable {
     /// No revision.
     pub const NONE: Self = Self {
-        from: Revision::NONE,
+        origin: Revision::NONE,
         floor: Revision::NONE,
+        open: Reaches::NONE,
     };
 
     /// True if a backfill may still reach this revision.
     pub fn contains(&self, revision: Revision) -> bool {
-        self.from <= revision && revision < self.floor
+        self.reach(revision).is_some()
+    }
+
+    /// How far back a backfill has to reach for this revision. `None` if it cannot, or need not.
+    pub fn reach(&self, revision: Revision) -> Option<Reach> {
+        let reach = Reach::back_to(revision, self.origin)?;
+        (revision < self.floor && self.open.contains(reach)).then_some(reach)
     }
 }
 
@@ -42,7 +53,7 @@ impl Requests {
     /// None yet, and nothing is reachable.
     pub fn new() -> Self {
         Self(Arc::new(Shared {
-            requested: watch::Sender::new(None),
+            requested: watch::Sender::new(Reaches::NONE),
             reachable: watch::Sender::new(Reachable::NONE),
         }))
     }
@@ -54,8 +65,10 @@ impl Requests {
     /// Cancel-safe: the backfill continues, for other streams.
     pub async fn request(&self, revision: Revision) {
         let mut reachable = self.0.reachable.subscribe();
-        while reachable.borrow_and_update().contains(revision) {
-            self.add(revision);
+        loop {
+            let reach = reachable.borrow_and_update().reach(revision);
+            let Some(reach) = reach else { return };
+            self.add(reach);
             // The sender lives in what `self` holds, so this cannot fail.
             if reachable.changed().await.is_err() {
                 return;
@@ -63,41 +76,28 @@ impl Requests {
         }
     }
 
-    fn add(&self, revision: Revision) {
+    fn add(&self, reach: Reach) {
         self.0.requested.send_if_modified(|requested| {
-            let earlier = requested.is_none_or(|requested| revision < requested);
-            if earlier {
-                *requested = Some(revision);
-            }
-            earlier
+            let is_new = !requested.contains(reach);
+            requested.add(reach);
+            is_new
         });
     }
 
-    /// Waits for requests and takes them. Returns the earliest revision.
+    /// Waits for requests and takes them.
     ///
     /// # Cancel safety
     /// Cancel-safe: requests are taken only when it returns.
-    pub async fn taken(&self) -> Revision {
+    pub async fn taken(&self) -> Reaches {
         let mut requested = self.0.requested.subscribe();
         // The sender lives in what `self` holds, so this cannot fail.
-        let _ = requested.wait_for(Option::is_some).await;
-        match self.0.requested.send_replace(None) {
-            Some(revision) => revision,
-            None => std::future::pending().await,
-        }
+        let _ = requested.wait_for(|requested| !requested.is_empty()).await;
+        self.0.requested.send_replace(Reaches::NONE)
     }
 
     /// Sets what is reachable. If that changed, wakes the streams that wait; each of them requests its
     /// revision again if it is still reachable.
     pub fn set_reachable(&self, reachable: Reachable) {
-        if *self.0.reachable.borrow() == reachable {
-            return;
-        }
-        // An earlier request, which may be out of reach now, must not hide a later one.
-        self.0.requested.send_if_modified(|requested| {
-            *requested = None;
-            false
-        });
         self.0.reachable.send_if_modified(|current| {
             let changed = *current != reachable;
             *current = reachable;

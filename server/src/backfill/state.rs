@@ -6,6 +6,7 @@ use std::time::Duration;
 use driftless_proto::Revision;
 use tokio::time::Instant;
 
+use super::reach::{Reach, Reaches};
 use super::received::Received;
 use super::requests::Reachable;
 use super::verification::{Mismatch, Slice, Verification};
@@ -15,25 +16,16 @@ use crate::store::{BackfillEvent, Batch, Span, Writer};
 /// those that were away the longest.
 const COLLECTION_TIME: Duration = Duration::from_millis(200);
 
-/// How many revisions before the first state a backfill reaches at most, whatever is requested: etcd
-/// reads all of them into memory, those of other prefixes too, and takes some 10 s for as many of one
-/// prefix.
-const MAX_REVISIONS: i64 = 100_000;
-
-/// How many revisions a backfill requests at least, so that a client slightly older than the first ones
-/// needs no further backfill: etcd sends as many at a time.
-const MIN_REVISIONS: i64 = 1_000;
-
-/// How many backfills there are per change log: one for the returning crowd, one for clients that were
-/// away for longer, and one more if the connection was lost.
-const ATTEMPTS: u8 = 3;
+/// How many times a read may be interrupted per change log, as by a lost connection, and be requested
+/// again.
+const INTERRUPTIONS: u8 = 3;
 
 /// What a backfill is doing.
 #[derive(Debug)]
 pub enum State {
     /// Nothing: no revision is requested that can be reached, or the source is disconnected.
     Idle,
-    /// A client requested a revision. Others may follow until this moment.
+    /// Clients requested revisions. Others may follow until this moment.
     Collecting {
         /// When the source is asked.
         until: Instant,
@@ -63,10 +55,10 @@ pub enum Event<'a> {
         /// Its first revision.
         floor: Revision,
     },
-    /// A client holds the state at this revision.
+    /// Clients hold states from before the change log.
     Requested {
-        /// The client's revision.
-        revision: Revision,
+        /// How far back.
+        reaches: Reaches,
         /// Where the change log begins.
         floor: Revision,
     },
@@ -116,12 +108,14 @@ pub enum Action {
 /// Why a backfill was abandoned.
 #[derive(Debug)]
 pub enum Abandoned {
-    /// The source cannot read the span.
+    /// The source cannot read the span. A nearer one may follow.
     Unavailable {
+        /// The span's beginning.
+        after: Revision,
         /// Why, for people.
         reason: String,
     },
-    /// The span does not match the state.
+    /// The span does not match the state. None follows.
     Mismatch(Mismatch),
 }
 
@@ -141,14 +135,20 @@ pub enum Due {
 pub struct Backfill {
     state: State,
     connected: bool,
-    /// The earliest revision that was requested since the source was asked.
-    requested: Option<Revision>,
+    /// What is requested and not reached yet.
+    requested: Reaches,
+    /// How far the log may be extended: not as far as what was found to be too much.
+    open: Reaches,
+    /// What is being read.
+    reach: Option<Reach>,
     /// Where the change log began at first.
     origin: Revision,
     /// Where the change log begins, as far as is known here.
     floor: Revision,
-    /// How many more times the source may be asked.
-    attempts: u8,
+    /// Bytes of the batches that were adopted.
+    adopted_bytes: usize,
+    /// How many more times a read may be interrupted.
+    interruptions: u8,
 }
 
 impl Backfill {
@@ -157,10 +157,13 @@ impl Backfill {
         Self {
             state: State::Idle,
             connected: false,
-            requested: None,
+            requested: Reaches::NONE,
+            open: Reaches::NONE,
+            reach: None,
             origin: Revision::NONE,
             floor: Revision::NONE,
-            attempts: 0,
+            adopted_bytes: 0,
+            interruptions: 0,
         }
     }
 
@@ -178,16 +181,13 @@ impl Backfill {
         }
     }
 
-    /// Which revisions before the change log may still be reached, by what is under way or by another
-    /// attempt.
-    pub fn reachable(&self) -> Reachable {
-        let from = match self.span() {
-            _ if self.attempts > 0 => self.farthest(),
-            Some(span) => span.after,
-            None => self.floor,
-        };
-        let floor = self.floor;
-        Reachable { from, floor }
+    /// Which revisions before the change log may still be reached.
+    pub const fn reachable(&self) -> Reachable {
+        Reachable {
+            origin: self.origin,
+            floor: self.floor,
+            open: self.open,
+        }
     }
 
     /// The one step function.
@@ -195,47 +195,54 @@ impl Backfill {
         match event {
             Event::LogStarted { floor } => {
                 self.interrupt();
+                if floor != self.origin {
+                    // What was requested was so far back from another revision.
+                    self.requested = Reaches::NONE;
+                }
                 self.origin = floor;
                 self.floor = floor;
-                self.attempts = ATTEMPTS;
-                // A stream that waits is woken only when what is reachable changes: its request stays.
-                self.finish(now);
+                self.open = Reaches::ALL;
+                self.adopted_bytes = 0;
+                self.interruptions = INTERRUPTIONS;
+                // A stream that waits is woken only when what is reachable changes: until then its request
+                // stays.
+                self.finish(now + COLLECTION_TIME);
                 None
             }
-            Event::Requested { revision, floor } => {
-                self.add_request(revision);
+            Event::Requested { reaches, floor } => {
+                self.requested = self.requested.union(reaches);
                 if floor != self.floor {
                     self.exhaust();
                 } else if matches!(self.state, State::Idle) {
-                    self.finish(now);
+                    self.finish(now + COLLECTION_TIME);
                 }
                 None
             }
             Event::Connected => {
                 self.connected = true;
                 if matches!(self.state, State::Idle) {
-                    self.finish(now);
+                    self.finish(now + COLLECTION_TIME);
                 }
                 None
             }
             Event::Disconnected => {
                 self.connected = false;
                 self.interrupt();
-                self.finish(now);
+                self.finish(now + COLLECTION_TIME);
                 None
             }
             Event::Interrupted | Event::NotSent => {
                 if self.interrupt() {
-                    self.finish(now);
+                    self.finish(now + COLLECTION_TIME);
                 }
                 None
             }
-            Event::Received(event) => self.receive(event),
+            Event::Received(event) => self.receive(event, now),
             Event::Adopted { floor } => {
                 self.adopted(floor, now);
                 None
             }
-            Event::Due { log, writer } => self.due_event(log, writer),
+            Event::Due { log, writer } => self.due_event(log, writer, now),
         }
     }
 
@@ -248,87 +255,100 @@ impl Backfill {
         }
     }
 
-    /// The earliest revision that may be requested of the source.
-    fn farthest(&self) -> Revision {
-        Revision::new((self.origin.get() - MAX_REVISIONS).max(1))
-    }
-
-    fn add_request(&mut self, revision: Revision) {
-        let earliest = self.requested.map_or(revision, |known| known.min(revision));
-        self.requested = Some(earliest);
-    }
-
-    /// Drops the span in progress and requests it again. Returns false if there is none.
+    /// Drops the read in progress; it is requested again. Returns false if there is none.
     fn interrupt(&mut self) -> bool {
-        let Some(span) = self.span() else {
+        let Some(reach) = self.reach.take() else {
             return false;
         };
-        self.add_request(span.after);
         self.state = State::Idle;
+        match self.interruptions.checked_sub(1) {
+            Some(left) => {
+                self.interruptions = left;
+                self.requested.add(reach);
+            }
+            None => self.exhaust(),
+        }
         true
     }
 
-    /// Nothing is in progress: waits for requests, or collects them if there are any that can still be
-    /// reached.
-    fn finish(&mut self, now: Instant) {
+    /// Nothing is in progress: waits for requests, or collects them until this moment if there are any
+    /// that can still be reached.
+    fn finish(&mut self, until: Instant) {
         self.state = State::Idle;
-        let reachable = self.reachable();
-        self.requested = self.requested.filter(|at| reachable.contains(*at));
-        if self.connected && self.requested.is_some() {
-            let until = now + COLLECTION_TIME;
+        self.reach = None;
+        let open = self.requested.intersection(self.open).iter();
+        let open = open.filter(|reach| reach.leads_to(self.origin) < self.floor);
+        self.requested = open.collect();
+        if self.connected && !self.requested.is_empty() {
             self.state = State::Collecting { until };
         }
     }
 
     /// Nothing before the change log can be reached any more.
     fn exhaust(&mut self) {
-        self.attempts = 0;
-        self.requested = None;
+        self.open = Reaches::NONE;
+        self.requested = Reaches::NONE;
+        self.reach = None;
         self.state = State::Idle;
     }
 
-    fn abandon(&mut self, why: Abandoned) -> Option<Action> {
+    /// The past does not match the state: nothing that is said of it counts.
+    fn reject(&mut self, why: Mismatch) -> Option<Action> {
         self.exhaust();
-        Some(Action::Abandon(why))
+        Some(Action::Abandon(Abandoned::Mismatch(why)))
     }
 
-    fn due_event(&mut self, log: LogStart, writer: &mut Writer) -> Option<Action> {
+    fn due_event(&mut self, log: LogStart, writer: &mut Writer, now: Instant) -> Option<Action> {
         if matches!(self.state, State::Collecting { .. }) {
-            self.request(log, writer)
+            self.request(log, writer, now)
         } else {
             self.verify(writer)
         }
     }
 
     /// The requests are collected: asks the source.
-    fn request(&mut self, log: LogStart, writer: &Writer) -> Option<Action> {
-        let requested = self.requested.take();
-        // The log dropped its oldest batches: there is no room for what lies before them.
-        let Some(requested) = requested.filter(|_| log.floor == self.floor) else {
+    fn request(&mut self, log: LogStart, writer: &Writer, now: Instant) -> Option<Action> {
+        let reach = self.next_reach().filter(|_| log.floor == self.floor);
+        let Some(reach) = reach else {
+            // The log dropped its oldest batches: there is no room for what lies before them.
             self.exhaust();
             return None;
         };
-        self.attempts = self.attempts.saturating_sub(1);
-        let farthest = self.farthest();
-        let after = if self.floor == self.origin {
-            let nearest = Revision::new(self.floor.get() - MIN_REVISIONS);
-            requested.min(nearest).max(farthest)
-        } else {
-            // Clients of any age may follow: the second backfill is the last.
-            self.attempts = 0;
-            farthest
-        };
         let span = Span {
-            after,
+            after: reach.leads_to(self.origin),
             up_to: self.floor,
             last_put: log.is_empty.then(|| writer.snapshot().last_put()),
         };
+        if self.expected_bytes(span) > log.room {
+            self.open = Reaches::nearer_than(reach);
+            self.finish(now);
+            return None;
+        }
+        self.reach = Some(reach);
         self.state = State::Requesting(Box::new(Received::new(span, log.room)));
         Some(Action::Request(span))
     }
 
+    /// What to read next. The nearest first: they are many after a restart, and what is far may be too
+    /// much.
+    fn next_reach(&self) -> Option<Reach> {
+        if self.floor < self.origin {
+            return self.requested.iter().next();
+        }
+        self.open.iter().rfind(|reach| *reach <= Reach::FIRST)
+    }
+
+    /// How many bytes of batches a span has, if it is like what was read: etcd reads all of it into its
+    /// memory before it sends any, so it is not asked for what does not fit in the log.
+    fn expected_bytes(&self, span: Span) -> usize {
+        let revisions = |from: Revision, to: Revision| usize::try_from(to.get() - from.get());
+        let read = revisions(self.floor, self.origin).unwrap_or(0).max(1);
+        let asked = revisions(span.after, span.up_to).unwrap_or(usize::MAX);
+        (self.adopted_bytes / read).saturating_mul(asked)
+    }
+
     /// Receives a part of the answer.
-    fn receive(&mut self, event: BackfillEvent) -> Option<Action> {
+    fn receive(&mut self, event: BackfillEvent, now: Instant) -> Option<Action> {
         let State::Requesting(received) = &mut self.state else {
             // A late part of an answer that is not awaited any more.
             return None;
@@ -340,7 +360,7 @@ impl Backfill {
             }
             BackfillEvent::Transactions(transactions) => match received.receive(transactions) {
                 Ok(()) => None,
-                Err(mismatch) => self.abandon(Abandoned::Mismatch(mismatch)),
+                Err(mismatch) => self.reject(mismatch),
             },
             BackfillEvent::End => {
                 if let State::Requesting(received) = std::mem::replace(&mut self.state, State::Idle)
@@ -349,7 +369,14 @@ impl Backfill {
                 }
                 None
             }
-            BackfillEvent::Failed { reason } => self.abandon(Abandoned::Unavailable { reason }),
+            BackfillEvent::Failed { reason } => {
+                let after = received.span().after;
+                // Nor can anything farther be read. What is nearer may be.
+                let nearer = self.reach.map_or(Reaches::NONE, Reaches::nearer_than);
+                self.open = self.open.intersection(nearer);
+                self.finish(now);
+                Some(Action::Abandon(Abandoned::Unavailable { after, reason }))
+            }
         }
     }
 
@@ -361,12 +388,15 @@ impl Backfill {
         let up_to = verification.span().up_to;
         match verification.slice(writer) {
             Ok(Slice::Pending) => None,
-            Ok(Slice::Verified { floor, batches }) => Some(Action::Adopt {
-                floor,
-                batches,
-                up_to,
-            }),
-            Err(mismatch) => self.abandon(Abandoned::Mismatch(mismatch)),
+            Ok(Slice::Verified { floor, batches }) => {
+                self.adopted_bytes += batches.iter().map(Batch::bytes).sum::<usize>();
+                Some(Action::Adopt {
+                    floor,
+                    batches,
+                    up_to,
+                })
+            }
+            Err(mismatch) => self.reject(mismatch),
         }
     }
 
@@ -377,9 +407,9 @@ impl Backfill {
         self.floor = floor;
         if floor > span.after {
             // etcd has compacted what lies before, or there is no room for it.
-            self.attempts = 0;
+            self.open = Reaches::NONE;
         }
-        self.finish(now);
+        self.finish(now + COLLECTION_TIME);
     }
 }
 

@@ -1,11 +1,14 @@
-//! Each transition of the state machine, the checks of a verification, and the requests of streams.
+//! Each transition of the state machine, and the checks of a verification. How far it reaches, and the
+//! requests of streams, are in the modules below.
+
+mod reach;
+mod requests;
 
 use std::time::Duration;
 
 use driftless_proto::apply::Edit;
 use driftless_proto::{Entry, Epoch, Key, Revision};
-use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::*;
 use crate::store::{BackfillEvent, History, PastChange, PastTransaction, Span, Writer};
@@ -42,6 +45,8 @@ struct Prefix {
     backfill: Backfill,
     writer: Writer,
     floor: i64,
+    /// Bytes of batches that fit in front of the log.
+    room: usize,
     now: Instant,
 }
 
@@ -52,6 +57,7 @@ impl Prefix {
             backfill: Backfill::new(),
             writer: writer(FLOOR, vec![entry("/c/a", "1", 100)]),
             floor: FLOOR,
+            room: ROOM,
             now: Instant::now(),
         };
         let floor = at(FLOOR);
@@ -70,10 +76,12 @@ impl Prefix {
         assert!(action.is_none(), "{action:?}");
     }
 
+    /// What a stream's request leads to.
     fn request(&mut self, revision: i64) {
         let floor = at(self.floor);
-        let revision = at(revision);
-        self.quiet(Event::Requested { revision, floor });
+        let reach = self.backfill.reachable().reach(at(revision));
+        let reaches = reach.into_iter().collect();
+        self.quiet(Event::Requested { reaches, floor });
     }
 
     fn due(&mut self) -> Option<Action> {
@@ -82,7 +90,7 @@ impl Prefix {
         }
         let log = LogStart {
             floor: at(self.floor),
-            room: ROOM,
+            room: self.room,
             is_empty: true,
         };
         let writer = &mut self.writer;
@@ -122,6 +130,16 @@ impl Prefix {
         self.quiet(Event::Received(BackfillEvent::End));
     }
 
+    /// The source cannot read the span.
+    fn fail(&mut self) {
+        let reason = "too much".to_owned();
+        let action = self.step(Event::Received(BackfillEvent::Failed { reason }));
+        assert!(
+            matches!(&action, Some(Action::Abandon(Abandoned::Unavailable { reason, .. })) if reason == "too much"),
+            "{action:?}"
+        );
+    }
+
     /// Verifies, and puts the batches in front of the log, where nothing is dropped.
     fn adopt(&mut self) {
         for _ in 0..10 {
@@ -159,30 +177,12 @@ async fn request_starts_the_collection() {
     assert!(prefix.is_idle());
     assert_eq!(prefix.backfill.due(), Due::Never);
     prefix.request(FLOOR);
-    prefix.request(FLOOR - 100_001);
+    prefix.request(FLOOR - 16_385);
     assert!(prefix.is_idle(), "neither can be reached");
     prefix.request(FLOOR - 1);
     assert!(prefix.collects());
     let until = prefix.now + Duration::from_millis(200);
     assert_eq!(prefix.backfill.due(), Due::At(until));
-}
-
-#[tokio::test(start_paused = true)]
-async fn earliest_collected_revision_is_requested() {
-    let mut prefix = Prefix::started();
-    for revision in [FLOOR - 2_000, FLOOR - 50_000, FLOOR - 3_000] {
-        prefix.request(revision);
-    }
-    assert_eq!(prefix.requested(), span(FLOOR - 50_000, FLOOR));
-    assert!(matches!(prefix.backfill.state(), State::Requesting(_)));
-    assert_eq!(prefix.backfill.due(), Due::Never);
-}
-
-#[tokio::test(start_paused = true)]
-async fn slightly_older_clients_share_a_request() {
-    let mut prefix = Prefix::started();
-    prefix.request(FLOOR - 1);
-    assert_eq!(prefix.requested(), span(FLOOR - 1_000, FLOOR));
 }
 
 #[tokio::test(start_paused = true)]
@@ -219,23 +219,8 @@ async fn whole_answer_is_verified_and_adopted() {
     assert!(prefix.reaches(FLOOR - 1), "by what is under way");
     prefix.adopt();
     assert!(prefix.is_idle());
-    assert_eq!(prefix.floor, FLOOR - 1_000);
+    assert_eq!(prefix.floor, FLOOR - 1_024);
     assert!(!prefix.reaches(FLOOR - 1), "the log has it");
-}
-
-#[tokio::test(start_paused = true)]
-async fn second_backfill_is_the_last_and_reaches_farthest() {
-    let mut prefix = Prefix::verifying(FLOOR - 1);
-    prefix.request(FLOOR - 2_000);
-    assert!(matches!(prefix.backfill.state(), State::Verifying(_)));
-    prefix.adopt();
-    // The request that came meanwhile.
-    assert_eq!(prefix.requested(), span(FLOOR - 100_000, FLOOR - 1_000));
-    assert!(prefix.reaches(FLOOR - 100_000), "by what is under way");
-    prefix.receive_nothing();
-    prefix.adopt();
-    assert_eq!(prefix.floor, FLOOR - 100_000);
-    assert!(prefix.is_exhausted());
 }
 
 #[tokio::test(start_paused = true)]
@@ -255,7 +240,7 @@ async fn disconnect_requests_the_span_again() {
         prefix.quiet(Event::Disconnected);
         assert!(prefix.is_idle(), "until it is connected");
         prefix.quiet(Event::Connected);
-        assert_eq!(prefix.requested(), span(FLOOR - 5_000, FLOOR));
+        assert_eq!(prefix.requested(), span(FLOOR - 1_024, FLOOR));
     }
 }
 
@@ -268,7 +253,7 @@ async fn collection_waits_for_the_connection() {
     prefix.request(FLOOR - 6_000);
     assert!(prefix.is_idle());
     prefix.quiet(Event::Connected);
-    assert_eq!(prefix.requested(), span(FLOOR - 6_000, FLOOR));
+    assert_eq!(prefix.requested(), span(FLOOR - 1_024, FLOOR));
 }
 
 #[tokio::test(start_paused = true)]
@@ -278,7 +263,7 @@ async fn new_state_requests_the_span_again() {
         Prefix::verifying(FLOOR - 5_000),
     ] {
         prefix.quiet(Event::Interrupted);
-        assert_eq!(prefix.requested(), span(FLOOR - 5_000, FLOOR));
+        assert_eq!(prefix.requested(), span(FLOOR - 1_024, FLOOR));
     }
     let mut prefix = Prefix::started();
     prefix.quiet(Event::Interrupted);
@@ -289,29 +274,17 @@ async fn new_state_requests_the_span_again() {
 async fn unsent_request_is_collected_again() {
     let mut prefix = Prefix::requesting(FLOOR - 5_000);
     prefix.quiet(Event::NotSent);
-    assert_eq!(prefix.requested(), span(FLOOR - 5_000, FLOOR));
+    assert_eq!(prefix.requested(), span(FLOOR - 1_024, FLOOR));
 }
 
 #[tokio::test(start_paused = true)]
-async fn requests_end_after_three_attempts() {
+async fn requests_end_after_three_interruptions() {
     let mut prefix = Prefix::requesting(FLOOR - 5_000);
-    for _ in 1..3 {
+    for _ in 0..3 {
         prefix.quiet(Event::Interrupted);
         prefix.requested();
     }
     prefix.quiet(Event::Interrupted);
-    assert!(prefix.is_exhausted());
-}
-
-#[tokio::test(start_paused = true)]
-async fn failed_request_is_abandoned() {
-    let mut prefix = Prefix::requesting(FLOOR - 1);
-    let reason = "compacted".to_owned();
-    let action = prefix.step(Event::Received(BackfillEvent::Failed { reason }));
-    assert!(
-        matches!(&action, Some(Action::Abandon(Abandoned::Unavailable { reason })) if reason == "compacted"),
-        "{action:?}"
-    );
     assert!(prefix.is_exhausted());
 }
 
@@ -356,11 +329,11 @@ async fn late_answer_is_ignored() {
 #[tokio::test(start_paused = true)]
 async fn compacted_beginning_ends_the_backfill() {
     let mut prefix = Prefix::requesting(FLOOR - 5_000);
-    let after = at(FLOOR - 3_000);
+    let after = at(FLOOR - 300);
     prefix.quiet(Event::Received(BackfillEvent::Begin { after }));
     prefix.quiet(Event::Received(BackfillEvent::End));
     prefix.adopt();
-    assert_eq!(prefix.floor, FLOOR - 3_000);
+    assert_eq!(prefix.floor, FLOOR - 300);
     assert!(prefix.is_exhausted());
 }
 
@@ -412,7 +385,7 @@ async fn new_log_keeps_requests_that_it_can_reach() {
     let floor = at(FLOOR);
     prefix.quiet(Event::LogStarted { floor });
     assert_eq!(prefix.backfill.reachable(), before, "nobody is woken");
-    assert_eq!(prefix.requested(), span(FLOOR - 1_000, FLOOR));
+    assert_eq!(prefix.requested(), span(FLOOR - 1_024, FLOOR));
 }
 
 /// The batches' floor after verifying these transactions after revision 10 with a state at 20, which
@@ -505,43 +478,4 @@ fn transactions_that_do_not_lead_to_the_state_are_rejected() {
     for (transactions, mismatch, what) in cases {
         assert_eq!(verified(transactions), Err(mismatch), "{what}");
     }
-}
-
-fn reachable(from: i64, floor: i64) -> Reachable {
-    Reachable {
-        from: at(from),
-        floor: at(floor),
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn unreachable_revision_is_not_requested() {
-    let requests = Requests::new();
-    requests.request(at(5)).await;
-    requests.set_reachable(reachable(10, 20));
-    requests.request(at(9)).await;
-    requests.request(at(20)).await;
-    let none = timeout(Duration::from_secs(60), requests.taken()).await;
-    assert!(none.is_err());
-}
-
-#[tokio::test(start_paused = true)]
-async fn earliest_request_is_taken_and_all_wait_for_it() {
-    let requests = Requests::new();
-    requests.set_reachable(reachable(1, 20));
-    let mut waiting = JoinSet::new();
-    for revision in [12, 7, 15] {
-        let requests = requests.clone();
-        waiting.spawn(async move { requests.request(at(revision)).await });
-    }
-    tokio::task::yield_now().await;
-    assert_eq!(requests.taken().await, at(7));
-    // The log reaches back to 10: only the stream at 7 waits on, and requests again.
-    requests.set_reachable(reachable(1, 10));
-    waiting.join_next().await.unwrap().unwrap();
-    waiting.join_next().await.unwrap().unwrap();
-    assert_eq!(requests.taken().await, at(7));
-    assert!(waiting.try_join_next().is_none());
-    requests.set_reachable(reachable(10, 10));
-    waiting.join_next().await.unwrap().unwrap();
 }

@@ -1,11 +1,10 @@
 //! Carries out what the [backfill](crate::backfill) of the prefix decides.
 
-use driftless_proto::Revision;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 
 use super::task::Ingest;
-use crate::backfill::{Abandoned, Action, Backfill, Due, Event, LogStart};
+use crate::backfill::{Abandoned, Action, Backfill, Due, Event, LogStart, Reaches};
 
 /// Waits until [`Ingest::backfill_due`] is to be called.
 ///
@@ -21,11 +20,11 @@ pub(super) async fn backfill_due(backfill: &Backfill) {
 }
 
 impl Ingest {
-    /// A stream requested this revision.
-    pub(super) fn backfill_requested(&mut self, revision: Revision) {
+    /// Streams requested this.
+    pub(super) fn backfill_requested(&mut self, reaches: Reaches) {
         if let Some(log) = self.publisher.change_log() {
             let floor = log.floor();
-            self.step_backfill(Event::Requested { revision, floor });
+            self.step_backfill(Event::Requested { reaches, floor });
         }
     }
 
@@ -86,8 +85,8 @@ impl Ingest {
     fn report(&self, why: &Abandoned) {
         let prefix = self.publisher.prefix();
         match why {
-            Abandoned::Unavailable { reason } => {
-                tracing::info!(%prefix, %reason, "the backfill failed; clients from before the start get a snapshot");
+            Abandoned::Unavailable { after, reason } => {
+                tracing::info!(%prefix, %after, %reason, "the backfill failed; clients from that time get a snapshot");
             }
             Abandoned::Mismatch(mismatch) => {
                 tracing::error!(%prefix, %mismatch, "the backfill does not match the state; clients from before the start get a snapshot");

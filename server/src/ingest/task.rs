@@ -49,7 +49,7 @@ pub(crate) async fn run(
             tokio::select! {
                 update = &mut next => break update,
                 () = until(ingest.publisher.due()) => ingest.publisher.tick(),
-                revision = requests.taken() => ingest.backfill_requested(revision),
+                reaches = requests.taken() => ingest.backfill_requested(reaches),
                 () = backfill_due(&ingest.backfill) => ingest.backfill_due(),
                 () = ingest.audit.due() => ingest.audit(),
                 (pending, patches) = jobs.next() => ingest.publisher.resolve(pending, patches),

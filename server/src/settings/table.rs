@@ -76,8 +76,8 @@ settings! {
 
     /// Memory for recent changes, for clients that were away.
     ///
-    /// All prefixes share it, and it includes what changed before the server's start, as far as etcd
-    /// remembers. A client that was away for longer than it covers gets a snapshot.
+    /// All prefixes share it. It includes what changed before the server's start, as far as etcd
+    /// remembers, for up to 16,384 revisions. A client that was away for longer gets a snapshot.
     LogBytes, log_bytes: usize as Bytes,
         default "64MiB",
         min "1MiB": "a smaller log cannot hold one large value, and clients would get snapshots";

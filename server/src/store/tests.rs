@@ -227,14 +227,17 @@ impl World {
     fn look_back(&mut self, by: i64, txn: Txn) {
         let floor = self.log.floor();
         let revision = Revision::new(floor.get() - by);
-        let requested = backfill::Event::Requested { revision, floor };
-        assert!(self.step(requested).is_none());
         let reachable = self.backfill.reachable();
+        let Some(reach) = reachable.reach(revision) else {
+            return;
+        };
+        let reaches = [reach].into_iter().collect();
+        let requested = backfill::Event::Requested { reaches, floor };
+        assert!(self.step(requested).is_none());
         if matches!(self.backfill.state(), backfill::State::Idle) {
-            assert!(!reachable.contains(revision));
+            assert!(!self.backfill.reachable().contains(revision));
             return;
         }
-        assert!(reachable.contains(revision));
         let Some(Action::Request(span)) = self.backfill_due() else {
             panic!("no request: {:?}", self.backfill);
         };

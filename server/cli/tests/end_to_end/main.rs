@@ -11,6 +11,7 @@ mod world;
 
 mod absence;
 mod audits;
+mod backfill;
 mod fan_out;
 mod history;
 mod keys;

@@ -18,7 +18,7 @@ pub struct EtcdConfig {
     pub retry_within: Duration,
     /// The most bytes of keys and values, previous values included, that a backfill reads of the
     /// changes before the source's first state. etcd reads all of them into its memory before it sends
-    /// any. When there are more, clients from that time get a snapshot. Default: 512 MiB.
+    /// any. When there are more, less of the past is requested. Default: 64 MiB.
     pub backfill_bytes: usize,
 }
 
@@ -30,8 +30,8 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 /// to wait.
 const RETRY_WITHIN: Duration = Duration::from_secs(5);
 
-/// Default of [`EtcdConfig::backfill_bytes`]: what etcd can hold in memory besides its own data.
-const BACKFILL_BYTES: usize = 512 * 1024 * 1024;
+/// Default of [`EtcdConfig::backfill_bytes`]: what a change log of the default size has room for.
+const BACKFILL_BYTES: usize = 64 * 1024 * 1024;
 
 impl EtcdConfig {
     /// For these endpoints, with defaults for the rest.
