@@ -114,6 +114,34 @@ mod tests {
         assert_eq!(total(), 0);
     }
 
+    /// Counts how often it is copied.
+    #[derive(Debug, Default)]
+    struct Copied(Arc<AtomicUsize>);
+
+    impl PartialEq for Copied {
+        fn eq(&self, other: &Self) -> bool {
+            Arc::ptr_eq(&self.0, &other.0)
+        }
+    }
+
+    impl Clone for Copied {
+        fn clone(&self) -> Self {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Self(Arc::clone(&self.0))
+        }
+    }
+
+    #[test]
+    fn values_are_copied_only_if_they_are_kept() {
+        let (kept, latest) = (KeptByStreams::default(), Mutex::default());
+        let (first, second) = (Copied::default(), Copied::default());
+        let copies = |value: &Copied| value.0.load(Ordering::Relaxed);
+        let _first = kept.keep(&latest, &first, MAX_BYTES).unwrap();
+        assert!(kept.keep(&latest, &first, MAX_BYTES).is_some(), "the same");
+        assert!(kept.keep(&latest, &second, 1).is_none(), "too much");
+        assert_eq!((copies(&first), copies(&second)), (1, 0));
+    }
+
     #[test]
     fn a_connection_keeps_no_more_than_its_bound() {
         let kept = KeptByStreams::default();

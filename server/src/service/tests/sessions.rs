@@ -230,6 +230,31 @@ async fn streams_end_in_the_middle_of_a_snapshot() {
     until(|| engine.metrics().syncs_in_progress.get() == 0).await;
 }
 
+/// A client that does not read its goodbye would keep others waiting meanwhile.
+#[tokio::test(start_paused = true)]
+async fn an_ended_watch_gives_its_permit_back_at_once() {
+    for has_permit in [false, true] {
+        let (engine, _etcd) = engine_with_a_key().await;
+        let mut busy = engine.sessions().admission().keep_busy();
+        // Too small a window for its first message, so that it stays open.
+        let client = Client::connect(&engine, (16, 65_535)).await;
+        let range = prefix("/c/");
+        let _watch = client.watch(&range, None).await;
+        sleep(Duration::from_millis(1)).await;
+        if has_permit {
+            busy.abort_all();
+        }
+        let rebalance = goodbye(v1::goodbye::Reason::Rebalance);
+        let id = stream(&engine, &range).id();
+        assert!(engine.sessions().end_stream(id, rebalance));
+        sleep(Duration::from_millis(1)).await;
+        busy.shutdown().await;
+        sleep(Duration::from_millis(1)).await;
+        assert_eq!(engine.metrics().syncs_in_progress.get(), 0);
+        assert_eq!(engine.sessions().streams().count(), 1, "it is not read");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_clients_certificates_are_in_the_registry() {
     use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
