@@ -28,8 +28,8 @@ pub struct WatchRequest {
     /// Who is asking. Absent: an anonymous client, which may watch too.
     #[prost(message, optional, tag = "3")]
     pub client: ::core::option::Option<ClientInfo>,
-    /// The optional parts of the contract that the client understands. The server
-    /// ignores unknown values.
+    /// The optional parts of the contract that the client understands, at most 64. The
+    /// server ignores unknown values.
     #[prost(enumeration = "Feature", repeated, tag = "4")]
     pub features: ::prost::alloc::vec::Vec<i32>,
     /// What the application did with the state that the client holds. Absent:
@@ -464,7 +464,7 @@ pub struct Rejection {
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReportResponse {
     /// The watch ids in the report that are not, or no longer, streams of this caller
-    /// on this server.
+    /// on this server. What is not 16 bytes long is no watch id, and not among them.
     #[prost(bytes = "bytes", repeated, tag = "1")]
     pub unknown_watch_ids: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
 }
@@ -594,8 +594,9 @@ pub mod config_client {
         /// RESOURCE_EXHAUSTED  the server is at a limit; retry after
         ///                     `grpc-retry-pushback-ms`
         ///
-        /// A request may be 64 KiB long, a report 1 MiB. A request that is not gRPC gets
-        /// HTTP status 415.
+        /// A request may be 64 KiB long, a report 1 MiB, and each has 10 s to arrive. The
+        /// requests that arrive on a connection and the answers that lie unread on it may
+        /// take 2 MiB together. A request that is not gRPC gets HTTP status 415.
         pub async fn watch(
             &mut self,
             request: impl tonic::IntoRequest<super::WatchRequest>,
@@ -703,8 +704,9 @@ pub mod config_server {
         /// RESOURCE_EXHAUSTED  the server is at a limit; retry after
         ///                     `grpc-retry-pushback-ms`
         ///
-        /// A request may be 64 KiB long, a report 1 MiB. A request that is not gRPC gets
-        /// HTTP status 415.
+        /// A request may be 64 KiB long, a report 1 MiB, and each has 10 s to arrive. The
+        /// requests that arrive on a connection and the answers that lie unread on it may
+        /// take 2 MiB together. A request that is not gRPC gets HTTP status 415.
         async fn watch(
             &self,
             request: tonic::Request<super::WatchRequest>,

@@ -24,6 +24,7 @@ use tonic::body::Body;
 
 use super::Service;
 use super::driver::{ConnectionDriver, StreamExecutor, Transport};
+use super::write_clock::WriteClock;
 use crate::auth::CertificateChain;
 use crate::metrics::Metrics;
 use crate::net::{Coalesce, Listener, Tls, peer_certificates};
@@ -228,7 +229,8 @@ impl Connections {
             // gRPC has no use for it, and each second's would be another entry in the client's table
             // of headers.
             .auto_date_header(false);
-        let connection = builder.serve_connection(TokioIo::new(io), service);
+        let io = TokioIo::new(WriteClock::new(io, session.connection().clone()));
+        let connection = builder.serve_connection(io, service);
         let within = self.timeouts.first_call;
         ConnectionDriver::new(connection, executor, control, called, within)
     }

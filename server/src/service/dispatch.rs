@@ -4,22 +4,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use driftless_proto::FILE_DESCRIPTOR_SET;
+use http::request::Parts;
 use http::{Request, Response};
+use http_body_util::Full;
 use hyper::body::Incoming;
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
 use tonic::body::Body;
 use tonic::service::Routes;
 use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
 use tower_service::Service as _;
 
+use super::answer::guarded;
+use super::arrival::{Arriving, Refusal, busy};
 use super::grpc;
 use super::refusals::unavailable;
-use super::until_drained::UntilDrained;
 use crate::fanout::{Fanout, Unavailable};
 use crate::ingest;
 use crate::metrics::Metrics;
-use crate::session::{Connection, Registry, SlowConsumers};
+use crate::session::{Connection, HeldBytes, Registry, SlowConsumers};
 
 /// One served prefix.
 #[derive(Clone, Debug)]
@@ -57,6 +61,11 @@ pub(super) struct Inner {
     /// No new streams; the open ones are being ended.
     pub(super) draining: CancellationToken,
 }
+
+/// What an open call of reflection counts for, in bytes, beside what arrives and what was handed over: a
+/// message of the largest size, the copies of it that are made to answer it, and the answer, which
+/// waits until the one before it is taken.
+const REFLECTION: usize = 256 * 1024;
 
 /// How often a subscription is repeated because the history ended under it, before the client is told
 /// to come back.
@@ -142,7 +151,9 @@ impl Service {
         self.0.sessions.admission().close();
     }
 
-    /// Answers a call that came on `connection`.
+    /// Answers a call that came on `connection`. Whatever it is, its request arrives under the same guard
+    /// ([`arrival`](super::arrival)), and its answer leaves under one: [`answer`](super::answer), or the
+    /// body of a registered stream.
     pub(super) async fn call(
         &self,
         request: Request<Incoming>,
@@ -152,24 +163,110 @@ impl Service {
             self.0.metrics.refused.inc();
             return grpc::not_grpc();
         }
-        let answer = match request.uri().path() {
-            "/driftless.v1.Config/Watch" => self.watch(request, connection).await,
-            "/driftless.v1.Config/Get" => self.get(request, connection).await,
-            "/driftless.v1.Config/Report" => self.report(request, connection).await,
-            // The open health watches have been ended by then; nothing would end this one.
-            "/grpc.health.v1.Health/Watch" if self.is_draining() => {
-                Err(unavailable(Unavailable::Draining))
-            }
-            _ => {
-                let until_drained = |body| Body::new(UntilDrained::new(body, &self.0.draining));
-                let request = request.map(until_drained);
-                let Ok(response) = self.0.standard.clone().call(request).await;
-                return response;
-            }
+        let answered = match Method::of(request.uri().path()) {
+            Some(method) => self.answer(method, request, connection).await,
+            // Without a look at the rest of the request.
+            None => Err(Status::unimplemented("the server has no such call")),
         };
-        answer.unwrap_or_else(|status| {
+        answered.unwrap_or_else(|status| {
             self.0.metrics.refused.inc();
             status.into_http()
         })
+    }
+
+    async fn answer(
+        &self,
+        method: Method,
+        request: Request<Incoming>,
+        connection: &Connection,
+    ) -> Result<Response<Body>, Status> {
+        let (head, body) = request.into_parts();
+        let arriving = Arriving::new(body, connection, method.max_message());
+        if method == Method::Reflection {
+            return self.reflect(head, arriving, connection).await;
+        }
+        let request = Request::from_parts(head, arriving.message().await?);
+        match method {
+            Method::Watch => self.watch(request, connection).await,
+            Method::Get => self.get(request, connection).await,
+            // The open health watches have been ended by then; nothing would end this one.
+            Method::HealthWatch if self.is_draining() => Err(unavailable(Unavailable::Draining)),
+            Method::Report => {
+                let answer = self.report(request.into_body())?;
+                Ok(guarded(answer, connection, None, Refusal::default()))
+            }
+            _ => {
+                let (head, arrived) = request.into_parts();
+                let (message, _held) = arrived.into_bytes();
+                let body = Body::new(Full::new(message));
+                let answer = self.standard(Request::from_parts(head, body)).await;
+                Ok(guarded(answer, connection, None, Refusal::default()))
+            }
+        }
+    }
+
+    /// Answers the one call whose client sends several messages.
+    async fn reflect(
+        &self,
+        head: Parts,
+        arriving: Arriving,
+        connection: &Connection,
+    ) -> Result<Response<Body>, Status> {
+        let mut held = HeldBytes::of(connection);
+        if !held.add(REFLECTION) {
+            return Err(busy());
+        }
+        let refusal = Refusal::default();
+        let messages = arriving.messages(&self.0.draining, &refusal);
+        let request = Request::from_parts(head, Body::new(messages));
+        let answer = self.standard(request).await;
+        Ok(guarded(answer, connection, Some(held), refusal))
+    }
+
+    /// Answers a call of the standard services.
+    async fn standard(&self, request: Request<Body>) -> Response<Body> {
+        let Ok(response) = self.0.standard.clone().call(request).await;
+        response
+    }
+}
+
+/// The calls that the server has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Method {
+    Watch,
+    Get,
+    Report,
+    HealthCheck,
+    HealthWatch,
+    Reflection,
+}
+
+impl Method {
+    /// Which call a path means.
+    pub(super) fn of(path: &str) -> Option<Self> {
+        Some(match path {
+            "/driftless.v1.Config/Watch" => Self::Watch,
+            "/driftless.v1.Config/Get" => Self::Get,
+            "/driftless.v1.Config/Report" => Self::Report,
+            "/grpc.health.v1.Health/Check" => Self::HealthCheck,
+            "/grpc.health.v1.Health/Watch" => Self::HealthWatch,
+            "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo" => Self::Reflection,
+            _ => return None,
+        })
+    }
+
+    /// Its largest message, in bytes, with gRPC's prefix.
+    pub(super) const fn max_message(self) -> usize {
+        match self {
+            // Twice what the contract's limits come to, which are 4 KiB each for the range, the token,
+            // and the key and path of a rejection, and 16 KiB of labels.
+            Self::Watch | Self::Get => 64 * 1024,
+            // 1 KiB for each of a thousand watches, a rejection included.
+            Self::Report => 1024 * 1024,
+            // The name of a service.
+            Self::HealthCheck | Self::HealthWatch => 1024,
+            // The name of a symbol or a file, and of a host.
+            Self::Reflection => 64 * 1024,
+        }
     }
 }

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use driftless_proto::{Revision, v1};
 use http::{Request, Response};
-use hyper::body::Incoming;
 use tonic::Status;
 use tonic::body::Body;
 
+use super::arrival::Arrived;
 use super::body::GetBody;
 use super::dispatch::ATTEMPTS;
 use super::refusals::{check_client, history_changed, no_permit, unavailable};
@@ -18,12 +18,11 @@ use crate::session::{CallKind, Connection, NewStream};
 impl Service {
     pub(super) async fn get(
         &self,
-        request: Request<Incoming>,
+        request: Request<Arrived>,
         connection: &Connection,
     ) -> Result<Response<Body>, Status> {
         let token = grpc::bearer_token(&request);
-        let request: v1::GetRequest =
-            grpc::request(request, connection, grpc::MAX_RANGE_REQUEST).await?;
+        let (request, _held) = request.into_body().decode::<v1::GetRequest>()?;
         check_client(request.client.as_ref())?;
         let (range, served) = self.find(request.range)?;
         for _ in 0..ATTEMPTS {

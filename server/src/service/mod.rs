@@ -4,9 +4,14 @@
 //! through [`Service`]. `Watch` and `Get` answer with a body of our own, so that one encoded frame
 //! serves all streams; health checking and reflection are tonic's, mounted beside them.
 //!
+//! What a client can make the server hold is bounded before any of them: every request arrives under the
+//! guard of `arrival`, and every answer leaves under that of `answer`, or with a stream of the registry.
+//!
 //! Who is connected, and what is known of it, is [`session`](crate::session)'s affair. Nothing here
 //! knows a source: what a client says that etcd is ahead by is asked of ingest.
 
+mod answer;
+mod arrival;
 mod body;
 mod connections;
 mod dispatch;
@@ -16,12 +21,13 @@ mod grpc;
 mod health;
 mod lookup;
 mod refusals;
+mod repeated;
 mod report;
 mod resume;
 #[cfg(test)]
 mod tests;
-mod until_drained;
 mod watch;
+mod write_clock;
 
 pub(crate) use connections::Connections;
 pub(crate) use connections::Timeouts;

@@ -49,16 +49,9 @@ pub(super) fn is_short(text: &str) -> bool {
     text.len() <= 256
 }
 
-/// Refuses client info that is too large to be kept.
+/// Refuses client info with texts that are too long to be kept.
 pub(super) fn check_client(client: Option<&v1::ClientInfo>) -> Result<(), Status> {
-    const LABELS: usize = 32;
     let Some(client) = client else { return Ok(()) };
-    if client.labels.len() > LABELS {
-        let count = client.labels.len();
-        return Err(Status::invalid_argument(format!(
-            "a client has {count} labels; at most {LABELS} are allowed"
-        )));
-    }
     let texts = client.labels.iter().flat_map(|(name, value)| [name, value]);
     match texts
         .chain([&client.instance, &client.library])

@@ -2,6 +2,7 @@
 
 mod calls;
 mod connections;
+mod guards;
 mod permits;
 mod requests;
 mod resume;

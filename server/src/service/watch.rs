@@ -6,10 +6,10 @@ use bytes::Bytes;
 use driftless_proto::digest::Digest;
 use driftless_proto::{Epoch, Revision, v1};
 use http::{Request, Response};
-use hyper::body::Incoming;
 use tonic::Status;
 use tonic::body::Body;
 
+use super::arrival::Arrived;
 use super::body::{Due, WatchBody};
 use super::dispatch::ATTEMPTS;
 use super::refusals::{check_client, history_changed, no_permit, unavailable};
@@ -28,12 +28,11 @@ const RETRY_BEHIND: Duration = Duration::from_secs(1);
 impl Service {
     pub(super) async fn watch(
         &self,
-        request: Request<Incoming>,
+        request: Request<Arrived>,
         connection: &Connection,
     ) -> Result<Response<Body>, Status> {
         let token = grpc::bearer_token(&request);
-        let request: v1::WatchRequest =
-            grpc::request(request, connection, grpc::MAX_RANGE_REQUEST).await?;
+        let (request, _held) = request.into_body().decode::<v1::WatchRequest>()?;
         check_client(request.client.as_ref())?;
         let (range, served) = self.find(request.range)?;
         let have = request.have.map(have).transpose()?;

@@ -6,16 +6,12 @@ use std::sync::{Arc, OnceLock};
 
 use tokio::time::Instant;
 
+use super::calls::{Calls, Unread};
 use super::control::ConnectionControl;
 use super::kept::KeptByStreams;
-use super::registry::Registry;
+use super::registry::{Clock, Registry};
 use crate::auth::CertificateChain;
 use crate::metrics::GaugeGuard;
-
-/// What the requests of one connection may hold together while they arrive, in bytes: twice the
-/// largest report, and far more than all the requests that a client begins at a time, which arrive
-/// whole. A connection may have thousands of calls open, so a bound for each is none.
-const ARRIVING_BYTES: usize = 2 * 1024 * 1024;
 
 /// Names a connection among all that a server ever had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -33,13 +29,15 @@ struct Inner {
     certificates: OnceLock<CertificateChain>,
     control: Arc<ConnectionControl>,
     streams: AtomicUsize,
-    /// Bytes of requests that have not arrived completely.
-    arriving: AtomicUsize,
+    calls: Calls,
+    /// Whether the network takes what is written.
+    unwritten: Unread,
+    clock: Clock,
     kept: KeptByStreams,
 }
 
 impl Connection {
-    pub(super) fn new(id: ConnectionId, peer: Option<SocketAddr>) -> Self {
+    pub(super) fn new(id: ConnectionId, peer: Option<SocketAddr>, clock: Clock) -> Self {
         Self(Arc::new(Inner {
             id,
             peer,
@@ -47,7 +45,9 @@ impl Connection {
             certificates: OnceLock::new(),
             control: Arc::default(),
             streams: AtomicUsize::new(0),
-            arriving: AtomicUsize::new(0),
+            calls: Calls::default(),
+            unwritten: Unread::nothing(clock),
+            clock,
             kept: KeptByStreams::default(),
         }))
     }
@@ -92,12 +92,34 @@ impl Connection {
         self.0.control.close()
     }
 
-    /// A request begins to arrive.
-    pub(crate) const fn arriving(&self) -> ArrivingRequest<'_> {
-        ArrivingRequest {
-            connection: self,
-            bytes: 0,
-        }
+    /// The network takes no more of what is written to it.
+    pub(crate) fn write_blocked(&self) {
+        self.0.unwritten.start();
+    }
+
+    /// The network takes something again.
+    pub(crate) fn write_unblocked(&self) {
+        self.0.unwritten.stop();
+    }
+
+    /// Whether the other end has left something unread for this long, in milliseconds: an answer, or
+    /// anything at all that was written.
+    pub(super) fn is_stalled(&self, now: u64, timeout: u64) -> bool {
+        self.0.unwritten.is_stalled(now, timeout) || self.0.calls.are_stalled(now, timeout)
+    }
+
+    /// What its calls hold, in bytes.
+    #[cfg(test)]
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.0.calls.held()
+    }
+
+    pub(super) fn calls(&self) -> &Calls {
+        &self.0.calls
+    }
+
+    pub(super) fn clock(&self) -> Clock {
+        self.0.clock
     }
 
     pub(super) fn kept(&self) -> &KeptByStreams {
@@ -139,29 +161,5 @@ impl ConnectionGuard {
 impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         self.registry.remove_connection(self.connection.id());
-    }
-}
-
-/// What has arrived of one request. It counts among the connection's bytes until this is dropped.
-#[derive(Debug)]
-pub(crate) struct ArrivingRequest<'a> {
-    connection: &'a Connection,
-    bytes: usize,
-}
-
-impl ArrivingRequest<'_> {
-    /// More bytes have arrived. Returns `false` when the connection's requests hold too much.
-    pub(crate) fn add(&mut self, bytes: usize) -> bool {
-        self.bytes += bytes;
-        let arriving = &self.connection.0.arriving;
-        let before = arriving.fetch_add(bytes, Ordering::Relaxed);
-        before + bytes <= ARRIVING_BYTES
-    }
-}
-
-impl Drop for ArrivingRequest<'_> {
-    fn drop(&mut self) {
-        let arriving = &self.connection.0.arriving;
-        arriving.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }

@@ -18,6 +18,7 @@
 //! each frame are atomics in the stream's record.
 
 mod admission;
+mod calls;
 mod connection;
 mod control;
 mod kept;
@@ -28,6 +29,7 @@ mod stream;
 
 pub use crate::auth::{BearerToken, CertificateChain, Identity};
 pub(crate) use admission::Refused;
+pub(crate) use calls::{Answer, HeldBytes};
 pub(crate) use connection::ConnectionGuard;
 pub use connection::{Connection, ConnectionId};
 pub(crate) use control::ConnectionControl;

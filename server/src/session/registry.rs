@@ -114,7 +114,7 @@ impl Registry {
 
     /// A new connection, in the registry until the guard is dropped.
     pub(crate) fn connect(&self, peer: Option<SocketAddr>) -> ConnectionGuard {
-        let connection = Connection::new(ConnectionId(self.next_id()), peer);
+        let connection = Connection::new(ConnectionId(self.next_id()), peer, self.0.clock);
         let mut open = self.0.open.lock();
         // One that was accepted in the last moment.
         if open.draining {

@@ -8,6 +8,10 @@
 //! where one is too old it closes the connection. The client comes back with what it has and gets what
 //! changed since.
 //!
+//! The same holds for every other answer ([`Answer`](super::Answer)), and for the connection itself: a
+//! client that reads nothing at all takes neither answers that are only headers nor answers to its pings.
+//! They wait for the network, which takes no more.
+//!
 //! A stream that has nothing to send is not slow, however long that lasts.
 
 use std::time::Duration;
@@ -15,7 +19,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 use super::connection::Connection;
-use super::registry::{Clock, Registry};
+use super::registry::{Clock, Registry, SLICE};
 use super::stream::StreamId;
 
 /// How often within the timeout the streams are checked: it is exceeded by a quarter at most.
@@ -36,7 +40,7 @@ pub(crate) const SYNC_PINNED_AT_MOST: Duration = Duration::from_secs(600);
 /// goodbye in one round trip.
 const GOODBYE_WITHIN: Duration = Duration::from_secs(5);
 
-/// The check of all streams of a server.
+/// The check of all streams and connections of a server.
 #[derive(Clone, Debug)]
 pub(crate) struct SlowConsumers {
     registry: Registry,
@@ -69,6 +73,15 @@ impl SlowConsumers {
 
     /// Returns whether there are streams that were ended and may take a little longer.
     async fn check_all(&self, interval: Duration) -> bool {
+        let timeout = Clock::millis(self.timeout);
+        for (n, connection) in self.registry.connections().enumerate() {
+            if connection.is_stalled(self.registry.clock().now(), timeout) {
+                self.close(&connection);
+            }
+            if (n + 1) % SLICE == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
         let (mut last, mut ending) = (None, false);
         loop {
             let mut found = Vec::new();
@@ -76,14 +89,16 @@ impl SlowConsumers {
                 return ending;
             };
             last = Some(id);
-            for connection in found {
-                if connection.close() {
-                    self.registry.metrics().slow_consumers_closed.inc();
-                    let peer = connection.peer().map(tracing::field::display);
-                    tracing::info!(peer, "closing a connection: its client does not read");
-                }
-            }
+            found.iter().for_each(|connection| self.close(connection));
             tokio::task::yield_now().await;
+        }
+    }
+
+    fn close(&self, connection: &Connection) {
+        if connection.close() {
+            self.registry.metrics().slow_consumers_closed.inc();
+            let peer = connection.peer().map(tracing::field::display);
+            tracing::info!(peer, "closing a connection: its client does not read");
         }
     }
 

@@ -26,7 +26,7 @@ pub struct StreamId(pub(super) u64);
 /// `Hello.watch_id`: the name under which a client reports about a stream. Random, so that nobody
 /// reports about another's.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct WatchId([u8; 16]);
+pub struct WatchId([u8; Self::LEN]);
 
 impl fmt::Debug for WatchId {
     /// Without the id: whoever knows it can report about the stream.
@@ -36,6 +36,9 @@ impl fmt::Debug for WatchId {
 }
 
 impl WatchId {
+    /// How long one is on the wire, in bytes.
+    pub(crate) const LEN: usize = 16;
+
     fn random() -> Self {
         Self(rand::random())
     }

@@ -33,7 +33,7 @@ async fn watch_get_and_report() {
         }],
     };
     let known = report(&hello.watch_id);
-    let unknown = report(&Bytes::from_static(b"sixteen bytes ..."));
+    let unknown = report(&Bytes::from_static(b"sixteen bytes .."));
     for (request, expected) in [(&known, 0), (&unknown, 1)] {
         let mut call = client.call(REPORT, request).await;
         let response: v1::ReportResponse = call.message().await.unwrap();
