@@ -432,6 +432,29 @@ async fn a_megabyte_of_empty_entries_is_refused() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn refused_ranges_are_shown_in_part() {
+    let (_engine, _etcd, client) = served().await;
+    for key in ["k".repeat(4096), "\n".repeat(4096), "ü".repeat(2048)] {
+        // Two with the suggestion of a slash, which repeats it.
+        for key in [
+            format!("/d/{}", &key[..4000]),
+            format!("c/{}", &key[..4000]),
+        ] {
+            let request = v1::GetRequest {
+                range: Some((&KeyRange::key(&key).unwrap()).into()),
+                client: None,
+            };
+            let mut call = client.call(GET, &request).await;
+            let headers: usize = call.headers.values().map(http::HeaderValue::len).sum();
+            assert!(headers < 1500, "{headers}");
+            let (code, message, _) = call.status().await;
+            assert_eq!(code, Code::NotFound);
+            assert!(message.contains("... is not served here"), "{message}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn reflection_does_not_repeat_a_long_name() {
     let (_engine, _etcd, client) = served().await;
     for name in ["s".repeat(60_000), "ü".repeat(30_000), "\n".repeat(60_000)] {
