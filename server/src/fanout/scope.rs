@@ -1,20 +1,19 @@
 //! One watched range, shared by all its streams.
 //!
 //! A scope holds a small reference per change and leaves everything that has to do with bytes to the
-//! change log. Its digest is a base, computed once off the ingest path, plus what changed since the
+//! change log. Its digest is a base, looked up once off the ingest path, plus what changed since the
 //! scope was made, which ingest adds up meanwhile: so there is no moment at which it has to catch up.
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Waker};
 
 use bytes::Bytes;
 use driftless_proto::digest::Digest;
 use driftless_proto::{KeyRange, Revision};
 use parking_lot::Mutex;
-use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 use super::change_refs::ChangeRefs;
@@ -28,17 +27,13 @@ use crate::encode::{EncodedBatch, Frame, ScopeDiff, SyncKind, SyncResponse, Vari
 use crate::metrics::{GaugeGuard, Metrics};
 use crate::store::Snapshot;
 
-/// How many entries are added up before the task yields: some 100 µs in a large keyspace, whose
-/// entries are spread over the memory.
-const DIGEST_SLICE: usize = 1024;
-
 /// One range and what its streams share.
 #[derive(Debug)]
 pub(super) struct Scope {
     id: u64,
     range: KeyRange,
     /// The digest of the scope's first state.
-    base: OnceCell<Digest>,
+    base: OnceLock<Digest>,
     /// The first state; dropped once the base is known.
     first: Mutex<Option<Snapshot>>,
     inner: Mutex<Inner>,
@@ -137,7 +132,7 @@ impl Scope {
         Self {
             id: IDS.fetch_add(1, Ordering::Relaxed),
             range,
-            base: OnceCell::new(),
+            base: OnceLock::new(),
             first: Mutex::new(Some(first)),
             inner: Mutex::new(Inner {
                 changes: ChangeRefs::new(revision),
@@ -163,44 +158,12 @@ impl Scope {
         &self.range
     }
 
-    /// The digest of the scope's first state. The first caller adds it up.
-    ///
-    /// # Cancel safety
-    /// Cancel-safe: the next caller starts again.
-    pub(super) async fn base(&self) -> Digest {
-        *self
-            .base
-            .get_or_init(|| async {
-                let first = self.first.lock().clone();
-                let mut sum = Digest::EMPTY;
-                if let Some(first) = first {
-                    let mut after = None;
-                    loop {
-                        let slice = first
-                            .entries(&self.range, after.as_ref())
-                            .take(DIGEST_SLICE);
-                        let (mut count, mut last) = (0, None);
-                        for stored in slice {
-                            sum += stored.hash;
-                            count += 1;
-                            last = Some(&stored.entry.key);
-                        }
-                        after = last.cloned();
-                        if count < DIGEST_SLICE {
-                            break;
-                        }
-                        tokio::task::yield_now().await;
-                    }
-                }
-                self.first.lock().take();
-                sum
-            })
-            .await
-    }
-
-    /// The digest of the scope's first state, if it was added up already.
-    pub(super) fn known_base(&self) -> Option<Digest> {
-        self.base.get().copied()
+    /// The digest of the scope's first state. The first caller looks it up.
+    pub(super) fn base(&self) -> Digest {
+        *self.base.get_or_init(|| {
+            let first = self.first.lock().take();
+            first.map_or(Digest::EMPTY, |first| first.digest(&self.range))
+        })
     }
 
     /// What the changes since the first state did to the digest. Of the same moment as a snapshot
@@ -340,9 +303,7 @@ impl Scope {
                 None => Next::Behind,
             };
         }
-        if let Some(base) = self.known_base()
-            && let Some(next) = inner.newer_progress(base, cursor, progress)
-        {
+        if let Some(next) = inner.newer_progress(self.base(), cursor, progress) {
             return next;
         }
         inner.slots.wait(slot, cx);
@@ -352,7 +313,7 @@ impl Scope {
     /// The changes after `cursor`: the first, and those that may go with it. `None` if they cannot,
     /// or should not, be sent one by one.
     fn replay(&self, inner: &Inner, cursor: Revision) -> Option<(Unsent, Vec<Unsent>)> {
-        let base = self.known_base()?;
+        let base = self.base();
         let changes = inner.changes.replay(cursor, inner.unsent(cursor))?;
         let mut unsent = changes.map_while(|change| {
             // Gone if the log has dropped it.
@@ -379,7 +340,7 @@ impl Scope {
 
     /// The digest at `revision`, if the scope's changes reach back that far and know it.
     pub(super) fn digest_at(&self, revision: Revision) -> Option<Digest> {
-        let base = self.known_base()?;
+        let base = self.base();
         Some(base + self.inner.lock().changes.digest_at(revision)?)
     }
 
@@ -466,7 +427,6 @@ mod tests {
         });
         let range = prefix("/c/");
         let scope = Scope::new(range, writer.snapshot().clone(), &Metrics::new());
-        scope.base().await;
         let mut push = |revision: i64| {
             let edits = vec![Edit::Put(entry("/c/a", "v", revision))];
             let batch = writer.apply(Revision::new(revision), edits).unwrap();

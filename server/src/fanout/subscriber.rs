@@ -55,22 +55,8 @@ impl Subscriber {
 
     /// The range as it is now: a snapshot, the log and the digest, all of one moment. `None` if the
     /// history that the subscription belongs to has ended; [`Subscriber::next`] reports it too.
-    ///
-    /// The first caller of a range adds up its digest.
-    ///
-    /// # Cancel safety
-    /// Cancel-safe: the next caller starts again.
-    pub async fn view(&self) -> Option<RangeView> {
-        let base = self.scope.base().await;
-        self.view_with(base)
-    }
-
-    /// As [`Subscriber::view`], at once. `None` also if nobody has awaited a view of the range.
-    pub fn view_now(&self) -> Option<RangeView> {
-        self.view_with(self.scope.known_base()?)
-    }
-
-    fn view_with(&self, base: Digest) -> Option<RangeView> {
+    pub fn view(&self) -> Option<RangeView> {
+        let base = self.scope.base();
         let published = self.shared.published.lock();
         let state = published
             .state

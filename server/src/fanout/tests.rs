@@ -7,7 +7,6 @@ mod model;
 mod responses;
 mod wake_ups;
 
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
@@ -164,7 +163,7 @@ impl Prefix {
 
     async fn subscribe(&self, range: KeyRange) -> Subscriber {
         let subscriber = self.fanout.subscribe(range).unwrap();
-        subscriber.view().await.unwrap();
+        subscriber.view().unwrap();
         subscriber
     }
 
@@ -216,7 +215,7 @@ impl Stream {
                 subscriber.take_patches();
             }
             // `None` if the history ended just now.
-            if let Some(view) = subscriber.view().await {
+            if let Some(view) = subscriber.view() {
                 break (subscriber, view);
             }
         };
@@ -301,7 +300,7 @@ impl Stream {
                 (self.progress, self.cursor) = (number, to);
             }
             Next::Behind => {
-                let Some(view) = self.subscriber.view_now() else {
+                let Some(view) = self.subscriber.view() else {
                     // A body asks again, and has to get the reason.
                     assert!(matches!(self.next(), Next::Ending(_)), "or it would spin");
                     return true;

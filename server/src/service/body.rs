@@ -93,7 +93,7 @@ impl WatchBody {
     fn begin(&mut self, due: &Due) {
         let subscriber = self.sending.stream.subscription();
         // None when the history has just ended, which the scope reports at the next poll.
-        let Some(view) = subscriber.view_now() else {
+        let Some(view) = subscriber.view() else {
             self.sending.stream.end_sync();
             return;
         };

@@ -31,7 +31,7 @@ impl Service {
                 .fanout
                 .subscribe(range.clone())
                 .map_err(unavailable)?;
-            let Some(view) = subscriber.view().await else {
+            let Some(view) = subscriber.view() else {
                 continue;
             };
             let new = NewStream {

@@ -45,7 +45,7 @@ impl Service {
             if features.contains(&v1::Feature::ValueDeltas.into()) {
                 subscriber.take_patches();
             }
-            let Some(view) = subscriber.view().await else {
+            let Some(view) = subscriber.view() else {
                 continue;
             };
             if let Some(start) = start(served, &subscriber, view, have.as_ref()).await? {
@@ -196,7 +196,7 @@ async fn start(
         // Whether it came in time or not, the log as it is then decides.
         let backfill = served.ingest.backfill(have.revision);
         let _ = tokio::time::timeout(REQUEST_TIMEOUT, backfill).await;
-        match subscriber.view().await {
+        match subscriber.view() {
             Some(now) => view = now,
             None => return Ok(None),
         }
@@ -234,7 +234,7 @@ async fn start(
                     let caught_up =
                         tokio::time::timeout(REQUEST_TIMEOUT, served.fanout.reached(since)).await;
                     caught_up.map_err(|_| behind())?;
-                    match subscriber.view().await {
+                    match subscriber.view() {
                         Some(now) => view = now,
                         None => return Ok(None),
                     }

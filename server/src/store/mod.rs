@@ -10,6 +10,7 @@ mod batch;
 mod past;
 mod snapshot;
 mod state;
+mod sums;
 #[cfg(test)]
 mod tests;
 mod tombstones;

@@ -13,6 +13,8 @@ use driftless_proto::digest::Digest;
 use driftless_proto::{Entry, Epoch, Key, KeyRange, Revision};
 use imbl::OrdMap;
 
+use super::sums::Sums;
+
 /// An entry and its hash, computed once when it arrives.
 #[derive(Debug)]
 pub struct Stored {
@@ -57,6 +59,7 @@ pub struct Snapshot {
     pub(super) revision: Revision,
     pub(super) by_key: OrdMap<Key, Arc<Stored>>,
     pub(super) by_mod: OrdMap<Position, Changed>,
+    pub(super) sums: Sums,
     pub(super) floor: Revision,
 }
 
@@ -68,6 +71,7 @@ impl Snapshot {
             revision,
             by_key: OrdMap::new(),
             by_mod: OrdMap::new(),
+            sums: Sums::new(),
             floor: revision,
         }
     }
@@ -108,6 +112,11 @@ impl Snapshot {
             .take_while(|stored| range.contains(stored.entry.key.as_ref()))
     }
 
+    /// The digest of `range`. Costs a few look-ups, however many keys it has.
+    pub fn digest(&self, range: &KeyRange) -> Digest {
+        self.sums.digest(range, &self.by_key)
+    }
+
     /// Keys of any range that last changed after `position`, in the order of changes, each with its
     /// position.
     pub fn changed(
@@ -131,6 +140,7 @@ impl Snapshot {
         let key = stored.entry.key.clone();
         let at = Position(stored.entry.mod_revision, key.as_bytes().clone());
         let old = self.by_key.insert(key, Arc::clone(&stored));
+        self.sums.inserted(&stored, old.as_deref(), &self.by_key);
         if let Some(old) = &old {
             self.forget(old.entry.mod_revision, &old.entry.key);
         }
@@ -141,6 +151,7 @@ impl Snapshot {
 
     pub(super) fn remove(&mut self, key: &Key) -> Option<Arc<Stored>> {
         let old = self.by_key.remove(key)?;
+        self.sums.removed(&old);
         self.forget(old.entry.mod_revision, key);
         Some(old)
     }

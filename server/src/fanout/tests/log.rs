@@ -94,7 +94,7 @@ async fn replaced_value_is_not_kept() {
     // Larger than the log's budget, so that the log is empty afterwards.
     put("/c/large", Bytes::from(vec![b'v'; 1024 * 1024]), 3).await;
     let subscriber = fanout.subscribe(prefix("/c/")).unwrap();
-    subscriber.view().await.unwrap();
+    subscriber.view().unwrap();
     assert!(!value.is_unique());
     put("/c/a", Bytes::from(vec![b'2'; 4096]), 4).await;
     assert!(value.is_unique());
@@ -223,7 +223,7 @@ async fn revisions_inside_a_conflated_batch_are_unknown() {
     let subscriber = &stream.subscriber;
     let late = prefix_c.subscribe(prefix("/c/a")).await;
     for subscriber in [subscriber, &late] {
-        let view = subscriber.view_now().unwrap();
+        let view = subscriber.view().unwrap();
         assert!(subscriber.digest_at(inside, &view).await.is_none());
         let digest = subscriber.digest_at(before, &view).await;
         assert!(digest == Some(digest_before), "its start is known");

@@ -12,10 +12,9 @@ async fn idle_response_is_evicted_without_progress() {
     let stream = fanout.subscribe(prefix("/c/")).unwrap();
     let room = fanout.0.chunk_cache.room();
     let ask = || {
-        let view = stream.view_now().unwrap();
+        let view = stream.view().unwrap();
         stream.sync_response(SyncKind::Snapshot { reset: false }, Revision::NONE, view)
     };
-    stream.view().await.unwrap();
     let response = ask();
     let mut reader = SyncReader::new(Arc::clone(&response));
     while !matches!(reader.next(fanout.metrics()), Chunk::Done) {}
@@ -33,7 +32,7 @@ async fn idle_response_is_evicted_without_progress() {
     assert!(kept.upgrade().is_none());
     assert_eq!(fanout.0.chunk_cache.room(), room);
     assert_eq!(stream.progress_number(), 0, "that hour is not over");
-    assert!(stream.view_now().is_some(), "the range is watched still");
+    assert!(stream.view().is_some(), "the range is watched still");
 }
 
 /// Somebody always asks for it, and it pins its state.
@@ -42,9 +41,8 @@ async fn busy_response_is_replaced_when_old() {
     let hour = Duration::from_secs(3600);
     let (fanout, _script, _ingest) = ingesting(&ScriptedEtcd::default(), hour).await;
     let stream = fanout.subscribe(prefix("/c/")).unwrap();
-    stream.view().await.unwrap();
     let ask = || {
-        let view = stream.view_now().unwrap();
+        let view = stream.view().unwrap();
         stream.sync_response(SyncKind::Snapshot { reset: false }, Revision::NONE, view)
     };
     let first = Arc::downgrade(&ask());
@@ -65,13 +63,12 @@ async fn scope_keeps_a_bounded_number_of_responses() {
     let hour = Duration::from_secs(3600);
     let (fanout, script, _ingest) = ingesting(&ScriptedEtcd::default(), hour).await;
     let stream = fanout.subscribe(prefix("/c/")).unwrap();
-    stream.view().await.unwrap();
     let mut responses = Vec::new();
     for revision in 2..50 {
         say_put(&script, "/c/a", Revision::new(revision)).await;
         fanout.reached(Revision::new(revision)).await;
         let since = Revision::new(revision - 1);
-        let view = stream.view_now().unwrap();
+        let view = stream.view().unwrap();
         let response = stream.sync_response(SyncKind::Diff { since }, Revision::NONE, view);
         responses.push(Arc::downgrade(&response));
     }

@@ -94,7 +94,7 @@ async fn held_back_changes_are_sent_within_a_pace() {
     let interval = Duration::from_secs(10);
     let (fanout, script, _ingest) = ingesting(&ScriptedEtcd::default(), interval).await;
     let subscriber = fanout.subscribe(prefix("/c/")).unwrap();
-    let start = subscriber.view().await.unwrap().root.revision();
+    let start = subscriber.view().unwrap().root.revision();
     let mut revision = start;
     for _ in 0..2 * BURST {
         revision = revision.next();
@@ -149,7 +149,7 @@ async fn change_does_not_wait_for_progress_of_many_ranges() {
     let mut streams = Vec::new();
     for n in 0..RANGES {
         let stream = fanout.subscribe(prefix(&format!("/c/{n:04}/"))).unwrap();
-        stream.view().await.unwrap();
+        stream.view().unwrap();
         streams.push(stream);
     }
     let start = fanout.revision();

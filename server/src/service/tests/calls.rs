@@ -92,31 +92,6 @@ async fn calls_before_the_first_state_get_a_retry_delay() {
     assert_eq!(client.get(&prefix("/c/")).await.len(), 1);
 }
 
-/// A `Get` during a change of the history was refused as if the server had no state.
-#[tokio::test(start_paused = true)]
-async fn get_succeeds_when_the_history_changes() {
-    let (engine, script) = scripted_engine();
-    const ENTRIES: usize = 40_000;
-    // Ten times what is added up in one go: the history ends while that is under way.
-    let entries = |revision: i64| -> Vec<Entry> {
-        let key = |n| entry(&format!("/c/{n:05}"), "v", revision);
-        (0..ENTRIES).map(key).collect()
-    };
-    assert!(script.send(state(5, entries(5), History::Continues)).await);
-    engine.ready().await;
-    let client = Client::new(&engine).await;
-    let range = prefix("/c/");
-    let replaced = state(3, entries(3), History::Replaced);
-    let replace = async {
-        while engine.metrics().scopes.get() == 0 {
-            tokio::task::yield_now().await;
-        }
-        assert!(script.send(replaced).await);
-    };
-    let (got, ()) = tokio::join!(client.get(&range), replace);
-    assert_eq!(got, entries(3));
-}
-
 async fn health(client: &Client, service: &str) -> health_check_response::ServingStatus {
     let request = HealthCheckRequest {
         service: service.to_owned(),
