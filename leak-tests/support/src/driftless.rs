@@ -62,25 +62,19 @@ impl Driftless {
         flags: &[&str],
     ) -> ServerProcess {
         let mut command = self.command();
-        command
-            .args(["serve", "--etcd", etcd, "--admin", "127.0.0.1:0"])
-            .args(["--listen", &format!("127.0.0.1:{port}")])
-            .args(flags);
-        for prefix in prefixes {
-            command.args(["--prefix", prefix]);
-        }
-        let mut process = Process::spawn(&mut command);
-        let line = process.line();
-        let [listen, admin] = addresses(&line)[..] else {
-            panic!("not two addresses: {line}");
-        };
-        let is_tls = line.contains(" on https://");
-        ServerProcess {
-            process,
-            scheme: if is_tls { "https" } else { "http" },
-            listen,
-            admin,
-        }
+        add_serve(&mut command, etcd, prefixes, port, flags);
+        ServerProcess::of(Process::spawn(&mut command))
+    }
+}
+
+/// Adds the arguments of [`Driftless::serve_at`], for commands that run the program in another way.
+pub fn add_serve(command: &mut Command, etcd: &str, prefixes: &[&str], port: u16, flags: &[&str]) {
+    command
+        .args(["serve", "--etcd", etcd, "--admin", "127.0.0.1:0"])
+        .args(["--listen", &format!("127.0.0.1:{port}")])
+        .args(flags);
+    for prefix in prefixes {
+        command.args(["--prefix", prefix]);
     }
 }
 
@@ -95,6 +89,26 @@ pub struct ServerProcess {
 }
 
 impl ServerProcess {
+    /// The server that was started so. Blocks the thread until it listens.
+    ///
+    /// # Panics
+    /// When it does not listen.
+    #[must_use]
+    #[track_caller]
+    pub fn of(mut process: Process) -> Self {
+        let line = process.line();
+        let [listen, admin] = addresses(&line)[..] else {
+            panic!("not two addresses: {line}");
+        };
+        let is_tls = line.contains(" on https://");
+        Self {
+            process,
+            scheme: if is_tls { "https" } else { "http" },
+            listen,
+            admin,
+        }
+    }
+
     /// Waits until it is in sync with etcd. Blocks the thread.
     ///
     /// # Panics

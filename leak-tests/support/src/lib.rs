@@ -21,7 +21,7 @@ mod proxy;
 mod wait;
 pub mod wrong_inputs;
 
-pub use driftless::{Driftless, ServerProcess, addresses};
+pub use driftless::{Driftless, ServerProcess, add_serve, addresses};
 pub use etcd::{Etcd, etcdctl};
 pub use process::{Finished, Output, Process, find_on_path, guarded, guarded_on_path, run};
 pub use proxy::Proxy;

@@ -122,7 +122,16 @@ impl Process {
     /// When it cannot be started.
     #[track_caller]
     pub fn spawn(command: &mut Command) -> Self {
-        let mut process = Self::spawn_unread(command);
+        Self::spawn_with_stderr(command, Stdio::piped())
+    }
+
+    /// As [`spawn`](Self::spawn), with this standard error.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[track_caller]
+    pub fn spawn_with_stderr(command: &mut Command, stderr: impl Into<Stdio>) -> Self {
+        let mut process = Self::spawn_onto(command, Stdio::piped(), stderr);
         let stdout = process.take_stdout();
         process.out = Output::of("standard output", stdout);
         process
@@ -135,17 +144,34 @@ impl Process {
     /// When it cannot be started.
     #[track_caller]
     pub fn spawn_unread(command: &mut Command) -> Self {
+        Self::spawn_onto(command, Stdio::piped(), Stdio::piped())
+    }
+
+    /// Starts a program without input and with these outputs. Of those that are piped, the standard
+    /// error is read, and the standard output left to [`take_stdout`](Self::take_stdout).
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[track_caller]
+    pub fn spawn_onto(
+        command: &mut Command,
+        stdout: impl Into<Stdio>,
+        stderr: impl Into<Stdio>,
+    ) -> Self {
         let mut child = command
             .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
+            .stdout(stdout)
+            .stderr(stderr)
             .spawn()
             .expect("the program starts");
-        let stderr = child.stderr.take().expect("it is piped");
+        let err = match child.stderr.take() {
+            Some(stderr) => Output::of("standard error", stderr),
+            None => Output::of("standard error", std::io::empty()),
+        };
         Self {
             child,
             out: Output::of("standard output", std::io::empty()),
-            err: Output::of("standard error", stderr),
+            err,
         }
     }
 
