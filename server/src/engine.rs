@@ -15,7 +15,7 @@ use crate::fanout::{self, fanout};
 use crate::ingest;
 use crate::metrics::Metrics;
 use crate::net::Tls;
-use crate::service::{Connections, Intervals, Served, Service, Timeouts};
+use crate::service::{ConnectionLimits, Connections, Intervals, Served, Service, Timeouts};
 use crate::session::Registry;
 use crate::settings::Settings;
 use crate::source::{Source, SourceHandle};
@@ -138,7 +138,12 @@ impl Engine {
             report: settings.report_interval(),
         };
         let service = Service::new(served, intervals, settings.stall_timeout(), metrics.clone());
-        let connections = Connections::new(service.clone(), settings.max_connections());
+        let limits = ConnectionLimits {
+            connections: settings.max_connections(),
+            // Within its bounds, which fit.
+            streams: u32::try_from(settings.max_streams_per_connection()).unwrap_or(u32::MAX),
+        };
+        let connections = Connections::new(service.clone(), limits);
         let timeouts = settings.client_timeouts().map(Timeouts::all);
         let connections = connections.with_timeouts(timeouts.unwrap_or_default());
         let mut engine = Self {

@@ -597,6 +597,12 @@ pub mod config_client {
         /// A request may be 64 KiB long, a report 1 MiB, and each has 10 s to arrive. The
         /// requests that arrive on a connection and the answers that lie unread on it may
         /// take 2 MiB together. A request that is not gRPC gets HTTP status 415.
+        ///
+        /// One connection may have 1,024 calls open, unless the server's setting
+        /// `max_streams_per_connection` says otherwise (HTTP/2 tells clients, in
+        /// SETTINGS_MAX_CONCURRENT_STREAMS). gRPC libraries keep further calls waiting,
+        /// without an error. A client with more watches opens further connections, and
+        /// leaves room for its reports.
         pub async fn watch(
             &mut self,
             request: impl tonic::IntoRequest<super::WatchRequest>,
@@ -707,6 +713,12 @@ pub mod config_server {
         /// A request may be 64 KiB long, a report 1 MiB, and each has 10 s to arrive. The
         /// requests that arrive on a connection and the answers that lie unread on it may
         /// take 2 MiB together. A request that is not gRPC gets HTTP status 415.
+        ///
+        /// One connection may have 1,024 calls open, unless the server's setting
+        /// `max_streams_per_connection` says otherwise (HTTP/2 tells clients, in
+        /// SETTINGS_MAX_CONCURRENT_STREAMS). gRPC libraries keep further calls waiting,
+        /// without an error. A client with more watches opens further connections, and
+        /// leaves room for its reports.
         async fn watch(
             &self,
             request: tonic::Request<super::WatchRequest>,

@@ -5,6 +5,7 @@
 
 use prometheus_client::metrics::TypedMetric;
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
@@ -58,6 +59,11 @@ metrics! {
 
     /// Connections closed because the client left data unread for too long.
     slow_consumers_closed: Counter;
+    /// Connections closed because the client sent too many HTTP/2 frames of a kind within a second.
+    floods_closed: Family<[(&'static str, &'static str); 1], Counter>, labels "frame";
+    /// Connections without an open call that were closed to make room for new ones, because all of
+    /// `max_connections` were in use.
+    connections_evicted: Counter;
     /// TLS handshakes that failed.
     tls_handshakes_failed: Counter;
     /// Requests that were refused.
@@ -88,7 +94,6 @@ metrics! {
 #[cfg(test)]
 mod tests {
     use prometheus_client::encoding::text::encode;
-    use prometheus_client::metrics::family::Family;
 
     use super::*;
     use crate::metrics::Metrics;

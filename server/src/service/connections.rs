@@ -8,7 +8,6 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -17,13 +16,15 @@ use hyper::server::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::body::Body;
 
 use super::Service;
 use super::driver::{ConnectionDriver, StreamExecutor, Transport};
+use super::flood::FloodGuard;
+use super::idle::{IdleLimits, IdleTimer};
+use super::places::{Place, Places};
 use super::write_clock::WriteClock;
 use crate::auth::CertificateChain;
 use crate::metrics::Metrics;
@@ -32,6 +33,14 @@ use crate::session::{Connection, ConnectionGuard};
 
 /// How long a connection may take to make its first call. It costs a descriptor meanwhile.
 const FIRST_CALL_WITHIN: Duration = Duration::from_secs(30);
+
+/// How long a connection may be without an open call after its last one. Clients that call now and
+/// then keep theirs, and others reconnect when they need to: at most every few minutes.
+const NEXT_CALL_WITHIN: Duration = Duration::from_secs(300);
+
+/// How long a connection without an open call keeps its place when all are taken: after it was
+/// accepted, and after its last call. As long as a client needs to make its next call.
+const KEPT_FOR: Duration = Duration::from_secs(5);
 
 /// How long a ping may go unanswered.
 const PING_ANSWER_WITHIN: Duration = Duration::from_secs(20);
@@ -43,6 +52,8 @@ const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Timeouts {
     first_call: Duration,
+    next_call: Duration,
+    kept: Duration,
     ping_answer: Duration,
     handshake: Duration,
 }
@@ -51,6 +62,8 @@ impl Default for Timeouts {
     fn default() -> Self {
         Self {
             first_call: FIRST_CALL_WITHIN,
+            next_call: NEXT_CALL_WITHIN,
+            kept: KEPT_FOR,
             ping_answer: PING_ANSWER_WITHIN,
             handshake: HANDSHAKE_WITHIN,
         }
@@ -58,18 +71,24 @@ impl Default for Timeouts {
 }
 
 impl Timeouts {
+    /// The same, but idle connections give way after this time.
+    #[cfg(test)]
+    pub(super) const fn kept_for(mut self, time: Duration) -> Self {
+        self.kept = time;
+        self
+    }
+
     /// The same time for everything.
     pub(crate) const fn all(within: Duration) -> Self {
         Self {
             first_call: within,
+            next_call: within,
+            kept: within,
             ping_answer: within,
             handshake: within,
         }
     }
 }
-
-/// How many calls one connection may have open at a time.
-const MAX_STREAMS: u32 = 4096;
 
 /// What a stream may have waiting in its connection, in bytes: one segment. hyper's default is
 /// several times that, for each of thousands of stalled streams.
@@ -79,6 +98,25 @@ const SEND_BUFFER: usize = 64 * 1024;
 /// [`BearerToken::MAX_BYTES`](crate::auth::BearerToken::MAX_BYTES) is accepted, but not kept.
 const MAX_HEADERS: u32 = 20 * 1024;
 
+/// How many calls may have been cancelled before the server saw them, in what it reads at a time; as
+/// many as may be open, if that is more. h2's default of 20 closes the connections of healthy clients
+/// that begin and cancel some calls at once.
+const CANCELLED_EARLY: usize = 1024;
+
+/// How many calls of one connection, in all its time, may break HTTP/2's rules or come while as many as
+/// allowed are open. hyper's default is 1,024, which a client can reach in one moment: it may begin
+/// hundreds of calls before it hears how many it may have.
+const FAILED_CALLS: usize = 16 * 1024;
+
+/// How many calls and connections there may be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ConnectionLimits {
+    /// Connections at a time.
+    pub(crate) connections: usize,
+    /// Open calls of one connection.
+    pub(crate) streams: u32,
+}
+
 /// All connections of one server. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Connections {
@@ -87,7 +125,8 @@ pub(crate) struct Connections {
     tls: Option<Tls>,
     ping: Duration,
     timeouts: Timeouts,
-    places: Arc<Semaphore>,
+    places: Places,
+    max_streams: u32,
     /// One task a connection.
     tasks: TaskTracker,
     /// Cancelled when no more connections are accepted.
@@ -95,17 +134,18 @@ pub(crate) struct Connections {
 }
 
 impl Connections {
-    /// At most `limit` connections at a time.
-    pub(crate) fn new(service: Service, limit: usize) -> Self {
+    /// None yet.
+    pub(crate) fn new(service: Service, limits: ConnectionLimits) -> Self {
         let metrics = service.0.metrics.clone();
         let ping = service.0.intervals.ping;
         Self {
             service,
+            places: Places::new(limits.connections, metrics.clone()),
+            max_streams: limits.streams,
             metrics,
             tls: None,
             ping,
             timeouts: Timeouts::default(),
-            places: Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS))),
             tasks: TaskTracker::new(),
             drain: CancellationToken::new(),
         }
@@ -123,8 +163,8 @@ impl Connections {
     }
 
     /// Accepts connections until the shutdown begins; then it closes the listener, so that clients go
-    /// elsewhere. While there are as many connections as allowed, the next ones wait in the listener's
-    /// backlog.
+    /// elsewhere. While there are as many connections as allowed, and all are in use, the next ones wait
+    /// in the listener's backlog.
     ///
     /// # Cancel safety
     /// Dropping the future closes the listener; connections that were accepted continue.
@@ -138,40 +178,40 @@ impl Connections {
 
     async fn accept_all(&self, listener: TcpListener) {
         let mut listener = Listener::new(listener);
-        // The semaphore is never closed.
-        while let Ok(place) = Arc::clone(&self.places).acquire_owned().await {
+        loop {
             let (stream, peer) = listener.next().await;
-            self.serve_with(Coalesce(stream), Some(peer), place);
+            // One more than there are places waits here: it decides that another has to go.
+            let place = self.places.take().await;
+            self.serve_with(Coalesce(stream), Some(peer), Some(place));
         }
     }
 
     /// Serves one connection over anything that reads and writes, in a task of its own, which ends
     /// with the connection, and at the latest at the end of [`Connections::shut_down`].
     pub(crate) fn serve(&self, io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
-        self.serve_with(io, None, ());
+        self.serve_with(io, None, None);
     }
 
     fn serve_with(
         &self,
         io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
         peer: Option<SocketAddr>,
-        place: impl Send + 'static,
+        place: Option<Place>,
     ) {
         let session = self.service.sessions().connect(peer);
         // A task of its own shape for each: one without TLS has no room for a handshake.
         match self.tls.clone() {
             None => {
-                let driver = self.drive(io, &session);
+                let driver = self.drive(io, &session, place);
                 self.tasks.spawn(async move {
-                    let _holding = (place, session);
+                    let _session = session;
                     driver.await;
                 });
             }
             Some(tls) => {
                 let connections = self.clone();
                 self.tasks.spawn(async move {
-                    let holding = (place, session);
-                    connections.drive_over(&tls, io, &holding.1).await;
+                    connections.drive_over(&tls, io, &session, place).await;
                 });
             }
         }
@@ -183,6 +223,7 @@ impl Connections {
         tls: &Tls,
         io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
         session: &ConnectionGuard,
+        place: Option<Place>,
     ) {
         let handshake = tokio::select! {
             () = self.drain.cancelled() => return,
@@ -193,7 +234,7 @@ impl Connections {
                 if let Some(chain) = CertificateChain::new(peer_certificates(&io)) {
                     session.connection().set_certificates(chain);
                 }
-                self.drive(io, session).await;
+                self.drive(io, session, place).await;
             }
             // The client was told why, and reports it on its side.
             Err(why) => {
@@ -208,14 +249,15 @@ impl Connections {
         &self,
         io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
         session: &ConnectionGuard,
+        place: Option<Place>,
     ) -> impl Future<Output = ()> + Send + 'static {
-        let called = Arc::new(AtomicBool::new(false));
         let connection = session.connection().clone();
         let control = Arc::clone(connection.control());
+        let metrics = self.metrics.clone();
+        let io = FloodGuard::new(io, self.max_streams, connection.peer(), metrics);
         let service = Calls {
             service: self.service.clone(),
             connection,
-            called: Arc::clone(&called),
         };
         let executor = StreamExecutor::default();
         let mut builder = http2::Builder::new(executor.clone());
@@ -223,7 +265,9 @@ impl Connections {
             .timer(TokioTimer::new())
             .keep_alive_interval(self.ping)
             .keep_alive_timeout(self.timeouts.ping_answer)
-            .max_concurrent_streams(MAX_STREAMS)
+            .max_concurrent_streams(self.max_streams)
+            .max_pending_accept_reset_streams(CANCELLED_EARLY.max(self.max_streams as usize))
+            .max_local_error_reset_streams(FAILED_CALLS)
             .max_send_buf_size(SEND_BUFFER)
             .max_header_list_size(MAX_HEADERS)
             // gRPC has no use for it, and each second's would be another entry in the client's table
@@ -231,8 +275,13 @@ impl Connections {
             .auto_date_header(false);
         let io = TokioIo::new(WriteClock::new(io, session.connection().clone()));
         let connection = builder.serve_connection(io, service);
-        let within = self.timeouts.first_call;
-        ConnectionDriver::new(connection, executor, control, called, within)
+        let limits = IdleLimits {
+            kept: self.timeouts.kept,
+            first_call: self.timeouts.first_call,
+            between_calls: self.timeouts.next_call,
+        };
+        let idle = IdleTimer::new(limits, place, Arc::clone(&control));
+        ConnectionDriver::new(connection, executor, control, idle)
     }
 
     /// Says goodbye on every stream, and closes the connections that have not ended when `deadline`
@@ -280,8 +329,6 @@ impl<I: AsyncRead + AsyncWrite + Unpin + 'static> Transport
 struct Calls {
     service: Service,
     connection: Connection,
-    /// Whether a call has come.
-    called: Arc<AtomicBool>,
 }
 
 impl hyper::service::Service<Request<Incoming>> for Calls {
@@ -290,7 +337,6 @@ impl hyper::service::Service<Request<Incoming>> for Calls {
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        self.called.store(true, Ordering::Relaxed);
         let calls = self.clone();
         Box::pin(async move { Ok(calls.service.call(request, &calls.connection).await) })
     }

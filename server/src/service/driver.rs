@@ -9,16 +9,15 @@ use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
-use std::time::Duration;
 
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use hyper::rt::Executor;
 use parking_lot::Mutex;
-use tokio::time::{Sleep, sleep};
 
+use super::idle::{IdleTimer, Verdict};
 use crate::session::ConnectionControl;
 
 /// hyper's connection.
@@ -88,22 +87,20 @@ pub(super) struct ConnectionDriver<C> {
     executor: StreamExecutor,
     control: Arc<ConnectionControl>,
     draining: bool,
-    /// Until the first call: whether it has come, and its timeout.
-    first_call: Option<(Arc<AtomicBool>, Pin<Box<Sleep>>)>,
     deferred: Arc<DeferredWaker>,
     /// The same as a waker.
     waker: Waker,
+    /// After the connection, whose place it frees.
+    idle: IdleTimer,
 }
 
 impl<C: Transport> ConnectionDriver<C> {
-    /// `connection` spawns its streams on `executor`. It is closed when `called` does not come true
-    /// within `first_call_within`.
+    /// `connection` spawns its streams on `executor`. `idle` decides how long it may have none.
     pub(super) fn new(
         connection: C,
         executor: StreamExecutor,
         control: Arc<ConnectionControl>,
-        called: Arc<AtomicBool>,
-        first_call_within: Duration,
+        idle: IdleTimer,
     ) -> Self {
         let deferred = Arc::new(DeferredWaker {
             state: AtomicU8::new(DeferredWaker::IDLE),
@@ -115,22 +112,25 @@ impl<C: Transport> ConnectionDriver<C> {
             executor,
             control,
             draining: false,
-            first_call: Some((called, Box::pin(sleep(first_call_within)))),
             waker: Waker::from(Arc::clone(&deferred)),
             deferred,
+            idle,
         }
     }
 
-    /// Whether the first call is overdue.
-    fn is_idle(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some((called, within)) = &mut self.first_call else {
-            return false;
-        };
-        if called.load(Ordering::Relaxed) {
-            self.first_call = None;
-            return false;
+    fn drain(&mut self) {
+        if !std::mem::replace(&mut self.draining, true) {
+            self.connection.as_mut().drain();
         }
-        within.as_mut().poll(cx).is_ready()
+    }
+
+    /// Tells a client that has nothing open to go elsewhere, as far as that can be written at once.
+    fn say_goodbye(&mut self) {
+        if self.streams.is_empty() {
+            self.drain();
+            let mut cx = Context::from_waker(Waker::noop());
+            let _ = self.connection.as_mut().poll(&mut cx);
+        }
     }
 }
 
@@ -149,12 +149,12 @@ impl<C: Transport> Future for ConnectionDriver<C> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
         this.control.register(cx.waker());
-        if this.control.is_closed() || this.is_idle(cx) {
+        if this.control.is_closed() {
+            this.say_goodbye();
             return Poll::Ready(());
         }
-        if !this.draining && this.control.is_draining() {
-            this.draining = true;
-            this.connection.as_mut().drain();
+        if this.control.is_draining() {
+            this.drain();
         }
         loop {
             this.deferred.begin();
@@ -166,10 +166,19 @@ impl<C: Transport> Future for ConnectionDriver<C> {
                 return Poll::Ready(());
             }
             let spawned = std::mem::take(&mut *this.executor.0.lock());
-            if spawned.is_empty() {
-                return Poll::Pending;
+            if !spawned.is_empty() {
+                this.idle.called();
+                this.streams.extend(spawned);
+                continue;
             }
-            this.streams.extend(spawned);
+            match this.idle.poll(!this.streams.is_empty(), cx) {
+                Verdict::Stay => return Poll::Pending,
+                Verdict::Drain => this.drain(),
+                Verdict::Close => {
+                    this.say_goodbye();
+                    return Poll::Ready(());
+                }
+            }
         }
     }
 }
@@ -177,15 +186,23 @@ impl<C: Transport> Future for ConnectionDriver<C> {
 #[cfg(test)]
 mod tests {
     use std::future::{pending, poll_fn};
-    use std::sync::atomic::AtomicU64;
+    use std::sync::atomic::{AtomicBool, AtomicU64};
     use std::task::Poll;
+    use std::time::Duration;
 
     use futures_util::task::AtomicWaker;
-    use tokio::time::timeout;
+    use tokio::time::{Instant, timeout};
 
+    use super::super::idle::IdleLimits;
     use super::*;
 
     const SOON: Duration = Duration::from_secs(30);
+
+    const LIMITS: IdleLimits = IdleLimits {
+        kept: Duration::from_secs(5),
+        first_call: SOON,
+        between_calls: Duration::from_secs(300),
+    };
 
     /// What a test wants of a connection.
     struct Scripted<F>(F, Arc<AtomicBool>);
@@ -208,13 +225,11 @@ mod tests {
         connection: F,
         executor: &StreamExecutor,
         control: &Arc<ConnectionControl>,
-        called: bool,
     ) -> (ConnectionDriver<Scripted<F>>, Arc<AtomicBool>) {
         let drained = Arc::new(AtomicBool::new(false));
         let connection = Scripted(connection, Arc::clone(&drained));
-        let called = Arc::new(AtomicBool::new(called));
-        let control = Arc::clone(control);
-        let driver = ConnectionDriver::new(connection, executor.clone(), control, called, SOON * 2);
+        let idle = IdleTimer::new(LIMITS, None, Arc::clone(control));
+        let driver = ConnectionDriver::new(connection, executor.clone(), Arc::clone(control), idle);
         (driver, drained)
     }
 
@@ -239,7 +254,7 @@ mod tests {
                 }
             }
         };
-        let (driver, _) = driver(connection, &executor, &control, true);
+        let (driver, _) = driver(connection, &executor, &control);
         // A stream that is polled at every turn, for as long as a few loads take.
         executor.execute(poll_fn({
             let heard = Arc::clone(&heard);
@@ -289,7 +304,7 @@ mod tests {
             }
             Poll::Pending
         };
-        let (driver, drained) = driver(connection, &executor, &control, true);
+        let (driver, drained) = driver(connection, &executor, &control);
         let task = async {
             tokio::task::yield_now().await;
             control.drain();
@@ -321,7 +336,7 @@ mod tests {
             });
             Poll::Ready(())
         };
-        let (driver, _) = driver(connection, &executor, &control, true);
+        let (driver, _) = driver(connection, &executor, &control);
         timeout(SOON, driver).await.unwrap();
         assert_eq!(Arc::strong_count(&held), 1);
     }
@@ -342,7 +357,7 @@ mod tests {
             }
         });
         let idle = |_: &mut Context<'_>| Poll::Pending;
-        let (driver, _) = driver(idle, &executor, &control, true);
+        let (driver, _) = driver(idle, &executor, &control);
         assert!(
             timeout(SOON, driver).await.is_err(),
             "the connection goes on"
@@ -353,17 +368,63 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn only_connections_without_a_call_time_out() {
         let (executor, control) = (StreamExecutor::default(), Arc::default());
-        let idle = |called| {
-            driver(
-                |_: &mut Context<'_>| Poll::Pending,
-                &executor,
-                &control,
-                called,
-            )
-            .0
-        };
-        assert!(timeout(SOON, idle(false)).await.is_err());
-        assert!(timeout(SOON * 3, idle(false)).await.is_ok());
-        assert!(timeout(SOON * 30, idle(true)).await.is_err());
+        let idle = |_: &mut Context<'_>| Poll::Pending;
+        let start = Instant::now();
+        let (never_called, drained) = driver(idle, &executor, &control);
+        let mut never_called = Box::pin(never_called);
+        assert!(timeout(LIMITS.first_call, &mut never_called).await.is_err());
+        assert!(drained.load(Ordering::Relaxed), "it is told");
+        // Its client does not go.
+        never_called.await;
+        assert_eq!(start.elapsed(), LIMITS.first_call + Duration::from_secs(5));
+
+        executor.execute(pending::<()>());
+        let (busy, drained) = driver(idle, &executor, &control);
+        assert!(timeout(LIMITS.between_calls * 9, busy).await.is_err());
+        assert!(!drained.load(Ordering::Relaxed));
+
+        executor.execute(async {});
+        let start = Instant::now();
+        let (called, drained) = driver(idle, &executor, &control);
+        let mut called = Box::pin(called);
+        assert!(timeout(LIMITS.between_calls, &mut called).await.is_err());
+        assert!(drained.load(Ordering::Relaxed), "it is told");
+        called.await;
+        assert_eq!(
+            start.elapsed(),
+            LIMITS.between_calls + Duration::from_secs(5)
+        );
+    }
+
+    /// An evicted client is told to go, unless it has calls, which end with the connection.
+    #[tokio::test(start_paused = true)]
+    async fn closed_connections_say_goodbye_if_nothing_is_open() {
+        let polled = Arc::new(AtomicU64::new(0));
+        for calls in [0, 1] {
+            let (executor, control) = (
+                StreamExecutor::default(),
+                Arc::<ConnectionControl>::default(),
+            );
+            (0..calls).for_each(|_| executor.execute(pending::<()>()));
+            let counted = Arc::clone(&polled);
+            let connection = move |_: &mut Context<'_>| {
+                counted.fetch_add(1, Ordering::Relaxed);
+                Poll::Pending
+            };
+            let (driver, drained) = driver(connection, &executor, &control);
+            let mut driver = Box::pin(driver);
+            assert!(timeout(Duration::from_secs(1), &mut driver).await.is_err());
+            let before = polled.load(Ordering::Relaxed);
+            control.close();
+            driver.await;
+            let last_polls = polled.load(Ordering::Relaxed) - before;
+            assert_eq!(
+                (last_polls, drained.load(Ordering::Relaxed)),
+                match calls {
+                    0 => (1, true),
+                    _ => (0, false),
+                }
+            );
+        }
     }
 }

@@ -2,7 +2,9 @@
 
 mod calls;
 mod connections;
+mod floods;
 mod guards;
+mod idle;
 mod permits;
 mod requests;
 mod resume;
@@ -130,6 +132,17 @@ impl Client {
 
     async fn new(engine: &Engine) -> Self {
         Self::connect(engine, WINDOWS[0]).await
+    }
+
+    async fn over_tcp(address: std::net::SocketAddr) -> Self {
+        let io = tokio::net::TcpStream::connect(address).await.unwrap();
+        let (sender, connection) = h2::client::handshake(io).await.unwrap();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(connection);
+        Self {
+            sender,
+            connection: tasks,
+        }
     }
 
     fn is_alive(&mut self) -> bool {
@@ -273,6 +286,14 @@ impl Call {
         let message = text("grpc-message").unwrap_or_default().replace("%20", " ");
         let pushback = text("grpc-retry-pushback-ms").map(|millis| millis.parse().unwrap());
         (Code::from(code), message, pushback)
+    }
+}
+
+/// So many connections, with the usual number of streams.
+const fn limits(connections: usize) -> ConnectionLimits {
+    ConnectionLimits {
+        connections,
+        streams: 1024,
     }
 }
 

@@ -41,8 +41,9 @@ impl Default for SettingsBuilder {
 }
 
 impl SettingsBuilder {
-    /// One timeout in place of all that clients have: for the TLS handshake, the first call, and the
-    /// answer to a ping. For tests of what the server ends by itself. Default: 10 s, 30 s and 20 s.
+    /// One timeout in place of all that clients have: for the TLS handshake, the first call, the next
+    /// one, the answer to a ping, and before an idle connection gives way. For tests of what the server
+    /// ends by itself. Default: 10 s, 30 s, 5 min, 20 s and 5 s.
     #[cfg(feature = "test-util")]
     pub fn client_timeouts(mut self, timeout: Duration) -> Self {
         self.client_timeouts = Some(timeout);

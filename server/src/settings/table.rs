@@ -129,7 +129,19 @@ settings! {
         max "1m": "service managers kill a process that takes longer";
 
     /// How many connections are served at a time; more wait to be accepted.
+    ///
+    /// When all are in use, a new one replaces the one that has had no open call for longest, 5 s at
+    /// least. The limit on open descriptors can lower it.
     MaxConnections, max_connections: usize as Count,
         default "65536",
         min "1": "the server would serve nobody";
+
+    /// How many calls one connection may have open at a time.
+    ///
+    /// Each `Watch` is one, and each other call while it lasts. Clients keep further calls waiting,
+    /// without an error, until one ends. For more watches, let them open further connections.
+    MaxStreamsPerConnection, max_streams_per_connection: usize as Count,
+        default "1024",
+        min "1": "no client could call",
+        max "65536": "one client's settings would cost the server milliseconds each time they change";
 }

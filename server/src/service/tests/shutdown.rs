@@ -146,7 +146,7 @@ async fn shutdown_ends_reflection_calls() {
 async fn shutdown_waits_for_the_accept_loop() {
     let engine = engine(&ScriptedEtcd::default());
     engine.ready().await;
-    let connections = Connections::new(engine.service().clone(), 1);
+    let connections = Connections::new(engine.service().clone(), limits(1));
     let mut cx = Context::from_waker(std::task::Waker::noop());
     let accepting = connections.clone();
     let mut accept = Box::pin(async move {
@@ -189,7 +189,7 @@ async fn shutdown_does_not_wait_for_permits() {
 async fn shutdown_drains_a_connection_accepted_last() {
     let engine = engine(&ScriptedEtcd::default());
     engine.ready().await;
-    let connections = Connections::new(engine.service().clone(), 1);
+    let connections = Connections::new(engine.service().clone(), limits(1));
     let (accepting, late) = (connections.clone(), connections.clone());
     let mut accept = Box::pin(async move {
         let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
@@ -216,7 +216,7 @@ async fn shutdown_drains_a_connection_accepted_last() {
 async fn shutdown_at_its_deadline_closes_a_late_connection() {
     let engine = engine(&ScriptedEtcd::default());
     engine.ready().await;
-    let connections = Connections::new(engine.service().clone(), 1);
+    let connections = Connections::new(engine.service().clone(), limits(1));
     let (accepting, late) = (connections.clone(), connections.clone());
     let mut accept = Box::pin(async move {
         let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
