@@ -1,6 +1,7 @@
 //! The `driftless` command: parses arguments and runs a subcommand.
 //!
-//! Each subcommand has a module. Only [`output`] writes to the standard output and error.
+//! Each subcommand has a module. Only [`output`] writes to the standard output, and only [`stderr`] to
+//! the standard error.
 
 mod color;
 mod dev;
@@ -13,8 +14,10 @@ mod json;
 mod limits;
 mod logging;
 mod output;
+mod rate_limit;
 mod serve;
 mod signals;
+mod stderr;
 mod target;
 mod usage;
 mod watch;
@@ -57,10 +60,12 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::try_parse().map_err(|error| usage::failure(&error));
-    match cli.and_then(run) {
+    let code = match cli.and_then(run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
-    }
+    };
+    stderr::finish();
+    code
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {

@@ -1,4 +1,5 @@
-//! Writes to the standard output and the standard error. No other module does.
+//! Writes to the standard output, and hands what is for the standard error to its thread. No other
+//! module uses either, but for the log.
 //!
 //! A reader that goes away is not an error: the caller learns it and ends quietly. Nothing here panics
 //! on a closed descriptor, as `println!` would.
@@ -10,6 +11,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
 use crate::exit::Failure;
+use crate::stderr;
 
 /// Whether the standard output still has a reader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +32,26 @@ pub(crate) fn write(bytes: &[u8]) -> Result<Reader, Failure> {
         Ok(()) => Ok(Reader::There),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Reader::Gone),
         Err(error) => Err(Failure::system("write to the standard output", &error)),
+    }
+}
+
+/// Writes text that nothing depends on to the standard output. Does not wait until it is written, which
+/// a reader that does not read could prevent for ever; a thread does, and ends with the process.
+pub(crate) fn announce(text: String) {
+    let write = move || {
+        let mut stdout = io::stdout().lock();
+        let written = stdout.write_all(text.as_bytes());
+        match written.and_then(|()| stdout.flush()) {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                tracing::warn!(%error, "cannot write to the standard output");
+            }
+            // It is no error when nobody reads it.
+            _ => {}
+        }
+    };
+    let thread = std::thread::Builder::new().name("announce".to_owned());
+    if let Err(error) = thread.spawn(write) {
+        tracing::warn!(%error, "cannot write to the standard output");
     }
 }
 
@@ -65,10 +87,10 @@ pub(crate) async fn reader_gone() {
     }
 }
 
-/// Prints one line on the standard error.
+/// Prints one line on the standard error. Waits until it is written, for a second at most.
 pub(crate) fn note(message: &str) {
-    // There is nowhere left to report a failure.
-    let _ = writeln!(io::stderr(), "driftless: {}", escaped(message));
+    stderr::write(&format!("driftless: {}\n", escaped(message)));
+    stderr::flush();
 }
 
 /// The text with control characters escaped, so that a server's message cannot move the cursor.

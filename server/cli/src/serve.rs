@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::exit::Failure;
 use crate::limits;
-use crate::output::{self, Reader};
+use crate::output;
 use crate::signals::StopSignals;
 
 /// Watch etcd prefixes and push what changes to clients
@@ -18,7 +18,8 @@ use crate::signals::StopSignals;
 /// Each setting can be given as a flag, as an environment variable (DRIFTLESS_LOG_BYTES for
 /// --log-bytes; lists separated by commas) and in a TOML file (log_bytes). Flags override the
 /// environment, which overrides the file. While etcd cannot be reached, at the start too, the server
-/// keeps trying. SIGTERM and Ctrl-C end it within 10 s; a second one ends it at once.
+/// keeps trying. SIGTERM and Ctrl-C end it within 10 s; a second one ends it at once. SIGHUP has no
+/// effect.
 #[derive(Debug, clap::Args)]
 #[command(
     allow_negative_numbers = true,
@@ -102,10 +103,25 @@ impl Args {
     }
 }
 
+/// While the limit on open descriptors allows so many connections, nothing is said about it to who did
+/// not set `max_connections`: its default is more than most servers need.
+const ENOUGH_CONNECTIONS: usize = 1000;
+
 /// Runs until a signal stops it.
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let settings = args.settings()?;
-    limits::raise_descriptors();
+    let descriptors = limits::raise_descriptors();
+    let most = limits::connections(descriptors, settings.prefixes().len())?;
+    let wanted = settings.max_connections();
+    let is_default = Setting::MaxConnections.default_text() == Some(&wanted.to_string());
+    if most < wanted && !(is_default && most >= ENOUGH_CONNECTIONS) {
+        tracing::warn!(
+            connections = most,
+            max_connections = wanted,
+            "the limit on open descriptors allows fewer connections than max_connections"
+        );
+    }
+    let settings = settings.with_connections_at_most(most);
     let runtime = tokio::runtime::Runtime::new()
         .map_err(|error| Failure::system("start the runtime", &error))?;
     let result = runtime.block_on(serve(settings));
@@ -114,14 +130,13 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
 }
 
 async fn serve(settings: Settings) -> Result<(), Failure> {
-    let mut signals = StopSignals::install()?;
+    let mut signals = StopSignals::install_without_hangup()?;
     let served = display_prefixes(&settings);
     let server = tokio::select! {
         server = Server::bind(settings) => server.map_err(Failure::failed)?,
         _ = signals.next() => return Ok(()),
     };
-    // It is no error when nobody reads it.
-    let (Reader::There | Reader::Gone) = output::write(announcement(&server, &served).as_bytes())?;
+    output::announce(announcement(&server, &served));
     run_until_stopped(server, &mut signals).await
 }
 

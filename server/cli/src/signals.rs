@@ -9,7 +9,18 @@ use crate::exit::{Failure, Kind};
 pub(crate) struct StopSignals {
     interrupt: Signal,
     terminate: Signal,
-    hangup: Option<Signal>,
+    hangup: Hangup,
+}
+
+/// What SIGHUP does.
+#[derive(Debug)]
+enum Hangup {
+    /// What it did when the process started.
+    Unchanged,
+    /// It stops the process.
+    Stops(Signal),
+    /// Nothing.
+    Ignored(Signal),
 }
 
 /// A signal that was received.
@@ -39,8 +50,18 @@ impl StopSignals {
         Ok(Self {
             interrupt: install(SignalKind::interrupt())?,
             terminate: install(SignalKind::terminate())?,
-            hangup: None,
+            hangup: Hangup::Unchanged,
         })
+    }
+
+    /// As [`install`](Self::install), and SIGHUP has no effect but a line in the log.
+    ///
+    /// # Errors
+    /// When the system does not allow it.
+    pub(crate) fn install_without_hangup() -> Result<Self, Failure> {
+        let mut signals = Self::install()?;
+        signals.hangup = Hangup::Ignored(install(SignalKind::hangup())?);
+        Ok(signals)
     }
 
     /// Handles SIGHUP too, which a closed terminal sends, unless `nohup` has made the process ignore it.
@@ -50,7 +71,7 @@ impl StopSignals {
     pub(crate) fn install_with_hangup() -> Result<Self, Failure> {
         let mut signals = Self::install()?;
         if !hangup_is_ignored() {
-            signals.hangup = Some(install(SignalKind::hangup())?);
+            signals.hangup = Hangup::Stops(install(SignalKind::hangup())?);
         }
         Ok(signals)
     }
@@ -60,20 +81,29 @@ impl StopSignals {
     /// # Cancel safety
     /// Cancel-safe.
     pub(crate) async fn next(&mut self) -> Stop {
-        let hangup = async {
-            match &mut self.hangup {
-                Some(hangup) => hangup.recv().await,
-                None => None,
-            }
-        };
-        // `None` means that no more signals can arrive.
-        let (name, kind) = tokio::select! {
-            Some(()) = self.interrupt.recv() => ("SIGINT", SignalKind::interrupt()),
-            Some(()) = self.terminate.recv() => ("SIGTERM", SignalKind::terminate()),
-            Some(()) = hangup => ("SIGHUP", SignalKind::hangup()),
-            else => std::future::pending().await,
-        };
-        Stop { name, kind }
+        loop {
+            let hangup = async {
+                match &mut self.hangup {
+                    Hangup::Unchanged => None,
+                    Hangup::Stops(signal) => signal.recv().await.map(|()| true),
+                    Hangup::Ignored(signal) => signal.recv().await.map(|()| false),
+                }
+            };
+            // `None` means that no more signals can arrive.
+            let (name, kind) = tokio::select! {
+                Some(()) = self.interrupt.recv() => ("SIGINT", SignalKind::interrupt()),
+                Some(()) = self.terminate.recv() => ("SIGTERM", SignalKind::terminate()),
+                Some(stops) = hangup => {
+                    if !stops {
+                        tracing::info!("SIGHUP has no effect: TLS files are read every 10 s, and other settings at the start");
+                        continue;
+                    }
+                    ("SIGHUP", SignalKind::hangup())
+                }
+                else => std::future::pending().await,
+            };
+            return Stop { name, kind };
+        }
     }
 }
 

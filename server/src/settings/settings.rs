@@ -50,6 +50,15 @@ impl Settings {
         &self.values.generation
     }
 
+    /// The same, with so many connections at most, and one at least: for a process whose descriptors
+    /// allow fewer than `max_connections`.
+    #[must_use]
+    pub fn with_connections_at_most(mut self, most: usize) -> Self {
+        let connections = &mut self.values.max_connections;
+        *connections = most.clamp(1, *connections);
+        self
+    }
+
     /// One timeout in place of all that clients have; for tests.
     pub(crate) const fn client_timeouts(&self) -> Option<Duration> {
         self.client_timeouts

@@ -139,7 +139,12 @@ fn put(etcd: &Etcd, key: &str, value: &[u8]) {
 fn no_output_shows_a_value() {
     let output = Output::capture("secrets/service.rs");
     let etcd = Etcd::started_blocking();
-    let flags = ["--log", "trace", "--report-interval", "1s"];
+    let flags = [
+        "--log",
+        "trace,h2=trace,hyper=trace",
+        "--report-interval",
+        "1s",
+    ];
     let server = DRIFTLESS.serve_at(&etcd.url(), &[PREFIX], 0, &flags);
     server.wait_ready();
     let runtime = Runtime::new().unwrap();
@@ -266,7 +271,7 @@ fn no_output_shows_a_value() {
     wait_until("the server has what came after", || {
         let get = run(DRIFTLESS.command().args([
             "--log",
-            "trace",
+            "trace,h2=trace,hyper=trace",
             "get",
             "--server",
             &server.url(),
