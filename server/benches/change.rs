@@ -76,9 +76,10 @@ impl Prefix {
             revision: Revision::new(revision),
             entries: entries.collect(),
             history: History::Continues,
+            asked_at: None,
         });
-        let (publisher, fanout) = ends();
-        publisher.publish_anew(writer.snapshot().clone());
+        let (mut publisher, fanout) = ends();
+        publisher.publish_anew(writer.snapshot().clone(), None);
         Self {
             writer,
             publisher,

@@ -60,6 +60,7 @@ use crate::source::{Source, SourceHandle};
 ///     revision: Revision::new(7),
 ///     entries: Vec::new(),
 ///     history: History::Continues,
+///     asked_at: Some(tokio::time::Instant::now()),
 /// };
 /// // The other end of the handle receives requests to the source, which this one never answers.
 /// let (handle, _requests) = SourceHandle::channel();

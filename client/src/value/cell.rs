@@ -282,7 +282,7 @@ impl<T> Loaded<'_, T> {
     /// is not made from, because that was refused or came after this load. `None` for a default that is
     /// used because no state came in time, and from a server that does not send its time.
     ///
-    /// Resolution: the interval at which the server reports its contact with etcd (10 s by default).
+    /// Resolution: a server asks etcd every 5 s, and tells its clients every 10 s by default.
     pub fn age(&self) -> Option<Duration> {
         self.cell.age(&self.guard)
     }

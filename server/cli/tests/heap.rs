@@ -115,6 +115,7 @@ impl World {
             revision,
             entries: Vec::new(),
             history: History::Continues,
+            asked_at: None,
         };
         assert!(script.send(Update::State(empty)).await);
         engine.ready().await;

@@ -29,6 +29,7 @@ fn writer(revision: i64, entries: Vec<Entry>) -> Writer {
         revision: at(revision),
         entries,
         history: History::Continues,
+        asked_at: None,
     })
 }
 

@@ -81,7 +81,8 @@ struct Encodings {
 #[derive(Debug)]
 pub struct EncodedBatch {
     batch: Batch,
-    /// When etcd reported the batch, in milliseconds on the server's clock.
+    /// When the state after the batch was last known to be etcd's when it was published, in
+    /// milliseconds on the server's clock; 0 if that was not known.
     contact_ms: u64,
     /// One for each change.
     encodings: Box<[Encodings]>,
@@ -102,8 +103,8 @@ impl Deref for EncodedBatch {
 }
 
 impl EncodedBatch {
-    /// Nothing is encoded yet. `contact_ms` is when etcd reported the batch, in milliseconds on the
-    /// server's clock.
+    /// Nothing is encoded yet. `contact_ms` is when the state after the batch was last known to be
+    /// etcd's, in milliseconds on the server's clock; 0 if that is not known.
     pub fn new(batch: Batch, contact_ms: u64) -> Self {
         let encodings = batch.changes.iter().map(|_| Encodings::default());
         Self {

@@ -41,6 +41,7 @@ fn state(revision: i64, entries: Vec<Entry>) -> State {
         revision: Revision::new(revision),
         entries,
         history: History::Continues,
+        asked_at: None,
     }
 }
 

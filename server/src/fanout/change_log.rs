@@ -359,6 +359,7 @@ mod tests {
             revision: Revision::new(1),
             entries: Vec::new(),
             history: History::Continues,
+            asked_at: None,
         });
         let mut log = ChangeLog::new(Revision::new(1), usize::MAX);
         for revision in (2..).take(changes as usize) {
@@ -412,6 +413,7 @@ mod tests {
             revision: Revision::new(1),
             entries: Vec::new(),
             history: History::Continues,
+            asked_at: None,
         });
         let mut log = ChangeLog::new(Revision::new(1), usize::MAX);
         for revision in 2..12 {
@@ -433,6 +435,7 @@ mod tests {
             revision: Revision::new(10),
             entries: Vec::new(),
             history: History::Continues,
+            asked_at: None,
         });
         let mut log = ChangeLog::new(Revision::new(10), 10_000);
         let mut put = |revision, len: usize| {

@@ -1,6 +1,7 @@
 //! The subscribing end of a prefix.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use driftless_proto::digest::Digest;
 use driftless_proto::{KeyRange, Revision};
@@ -21,6 +22,8 @@ pub struct RangeView {
     pub log: ChangeLog,
     /// The range's digest at the root's revision.
     pub digest: Digest,
+    /// When the root was last known to be etcd's, on the server's clock; 0 if that is not known.
+    pub contact_ms: u64,
 }
 
 /// Why a range cannot be subscribed to just now.
@@ -83,14 +86,16 @@ impl Fanout {
             .await;
     }
 
-    /// Why etcd cannot be reached; `None` while it can.
-    pub fn lost(&self) -> Option<String> {
-        self.0.lost.borrow().clone()
+    /// Why what is published is not in sync with etcd, the latest reason; `None` while it is.
+    pub fn trouble(&self) -> Option<String> {
+        self.0.published.lock().trouble.clone()
     }
 
-    /// The server's clock and its last proof of contact with etcd, in milliseconds on that clock.
-    pub fn clock(&self) -> (u64, u64) {
-        (self.0.clock_ms(), self.0.contact_ms())
+    /// For how long at most what is published may have differed from etcd. `None` if that is not known.
+    pub fn age(&self) -> Option<Duration> {
+        let contact_ms = self.0.published.lock().state.as_ref()?.contact_ms;
+        let age = self.0.clock_ms().saturating_sub(contact_ms);
+        (contact_ms != 0).then_some(Duration::from_millis(age))
     }
 
     /// Subscribes to a range within the prefix. The first subscriber of a range makes its scope.

@@ -23,6 +23,7 @@ mod next;
 mod pace;
 mod pending;
 mod progress;
+mod proofs;
 mod publisher;
 mod responses;
 mod run;

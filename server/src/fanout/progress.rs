@@ -15,7 +15,7 @@ pub(super) struct Progress {
     pub(super) at: Revision,
     /// The range's digest then, relative to the scope's base.
     pub(super) since_base: Digest,
-    /// When etcd last answered, in milliseconds on the server's clock.
+    /// When the state was last known to be etcd's, on the server's clock; 0 if that is not known.
     pub(super) contact_ms: u64,
     /// Made when first needed.
     pub(super) message: Option<Bytes>,

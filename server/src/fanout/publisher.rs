@@ -2,23 +2,30 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use driftless_proto::{KeyRange, Revision};
 use tokio::time::Instant;
 
 use super::change_log::ChangeLog;
 use super::pending::{PendingDelta, WantedDeltas, pays};
+use super::proofs::Proofs;
 use super::schedule::Schedule;
 use super::scope::{Pushed, Scope};
 use super::scopes::ScopeCursor;
 use super::shared::{Ending, Limits, Published, PublishedState, Shared};
 use crate::encode::{EncodedBatch, EncodedPatch};
 use crate::metrics::Metrics;
-use crate::store::{Batch, Snapshot};
+use crate::store::{Batch, Proof, Snapshot};
 
 /// How many scopes of a round are visited at a time, so that changes, and those who wait for the
 /// prefix's lock, need not wait for the whole round: some 20 µs.
 const SLICE: usize = 256;
+
+/// How long the state may be behind a revision that etcd has before that is reported. Longer than the
+/// 30 s that may pass, with etcd versions that do not order progress, until a source has proven that
+/// nothing changed in a large prefix.
+const BEHIND_AFTER: Duration = Duration::from_secs(45);
 
 /// The publishing end of a prefix. There is one, and the ingest task owns it.
 #[derive(Debug)]
@@ -26,6 +33,21 @@ pub struct Publisher {
     shared: Arc<Shared>,
     limits: Limits,
     schedule: Schedule,
+    proofs: Proofs,
+    /// Since when the state is behind what etcd's answers say; `None` if it is not.
+    behind_since: Option<Instant>,
+    standing: Standing,
+}
+
+/// How what is published stands to etcd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// Nothing is known that is missing, or not for long.
+    InSync,
+    /// The source lost etcd, and the state was not proven since.
+    Lost,
+    /// The state does not reach a revision that etcd has: for so long that it was reported.
+    Behind,
 }
 
 impl Publisher {
@@ -34,6 +56,9 @@ impl Publisher {
             shared,
             limits,
             schedule: Schedule::new(Instant::now(), limits.progress_interval),
+            proofs: Proofs::new(),
+            behind_since: None,
+            standing: Standing::InSync,
         }
     }
 
@@ -47,20 +72,84 @@ impl Publisher {
         &self.shared.metrics
     }
 
-    /// etcd answered just now.
-    pub fn contact(&self) {
-        self.shared.contact();
+    /// etcd answered. What is published gets younger if it has reached the answer's revision, or once
+    /// it does.
+    pub fn prove(&mut self, proof: Proof) {
+        let counts = self.proofs.add(proof);
+        let contact_ms = self.contact_ms();
+        let mut published = self.shared.published.lock();
+        if let Some(state) = &mut published.state {
+            state.contact_ms = contact_ms;
+        }
+        // The connection works again, so that is not the reason any more.
+        if self.standing == Standing::Lost
+            && let Some(behind) = self.proofs.behind()
+        {
+            published.trouble = Some(behind_etcd(behind.revision));
+        }
+        drop(published);
+        self.stand(counts);
     }
 
-    /// etcd cannot be reached. What was published stays valid; its age is reported with it.
-    pub fn lost(&self, reason: String) {
-        self.shared.lost.send_replace(Some(reason));
+    /// etcd cannot be reached, for this reason, the latest. What was published stays valid; its age is
+    /// reported with it.
+    pub fn lost(&mut self, reason: String) {
+        self.proofs.disconnect();
+        self.behind_since = None;
+        self.standing = Standing::Lost;
+        self.shared.published.lock().trouble = Some(reason);
     }
 
-    /// When the publisher's own work is due: releasing changes that were held back, progress, or the
-    /// eviction of sync responses. Now or in the past while there is work left.
+    /// Notes whether the state is behind, and reports that it is not any more. `proven` if an answer of
+    /// etcd has just begun to count.
+    fn stand(&mut self, proven: bool) {
+        if self.proofs.behind().is_some() {
+            self.behind_since.get_or_insert_with(Instant::now);
+            return;
+        }
+        self.behind_since = None;
+        if !proven {
+            return;
+        }
+        let before = std::mem::replace(&mut self.standing, Standing::InSync);
+        if before != Standing::InSync {
+            self.shared.published.lock().trouble = None;
+        }
+        if before == Standing::Behind {
+            tracing::info!(prefix = %self.prefix(), "the state has caught up with etcd");
+        }
+    }
+
+    /// When it is to be reported that the state is behind etcd.
+    fn behind_due(&self) -> Option<Instant> {
+        let since = self.behind_since?;
+        (self.standing != Standing::Behind).then_some(since + BEHIND_AFTER)
+    }
+
+    /// Reports, once, that the state is behind etcd.
+    fn report_behind(&mut self) {
+        let Some(behind) = self.proofs.behind() else {
+            return;
+        };
+        self.standing = Standing::Behind;
+        self.shared.published.lock().trouble = Some(behind_etcd(behind.revision));
+        let (prefix, etcd) = (self.prefix(), behind.revision);
+        let revision = *self.shared.revision.borrow();
+        tracing::warn!(%prefix, %revision, %etcd, "the state is behind etcd: the watch does not deliver what etcd has");
+    }
+
+    /// When the published state was last known to be etcd's, on the server's clock; 0 for never.
+    fn contact_ms(&self) -> u64 {
+        let proven = self.proofs.proven();
+        proven.map_or(0, |time| self.shared.clock_at(time))
+    }
+
+    /// When the publisher's own work is due: releasing changes that were held back, progress, the
+    /// eviction of sync responses, or the report that the state is behind. Now or in the past while
+    /// there is work left.
     pub fn due(&self) -> Instant {
-        self.schedule.due(Instant::now())
+        let due = self.schedule.due(Instant::now());
+        self.behind_due().map_or(due, |behind| behind.min(due))
     }
 
     /// Does a slice of the work that is due, if any is. To be called once [`Publisher::due`] has passed,
@@ -82,15 +171,24 @@ impl Publisher {
         {
             self.schedule.eviction.resume(cursor);
         }
+        if self.behind_due().is_some_and(|due| due <= now) {
+            self.report_behind();
+        }
     }
 
-    /// Publishes the first state, or one of another history. What was published before is void then,
-    /// and the streams that build on it are ended.
-    pub fn publish_anew(&self, snapshot: Snapshot) {
+    /// Publishes the first state, or one of another history, which was etcd's at `asked_at` or later.
+    /// What was published before is void then, and the streams that build on it are ended.
+    pub fn publish_anew(&mut self, snapshot: Snapshot, asked_at: Option<Instant>) {
         let revision = snapshot.revision();
+        self.proofs.restart(revision, asked_at);
+        let contact_ms = self.contact_ms();
         let mut published = self.shared.published.lock();
         let log = ChangeLog::new(revision, self.limits.log_bytes);
-        let old = published.state.replace(PublishedState { snapshot, log });
+        let old = published.state.replace(PublishedState {
+            snapshot,
+            log,
+            contact_ms,
+        });
         let ended = published.end(Ending::History);
         drop(published);
         ended.iter().for_each(|scope| scope.wake());
@@ -101,6 +199,7 @@ impl Publisher {
                 .dec_by(i64::try_from(old.log.bytes()).unwrap_or(i64::MAX));
         }
         self.shared.revision.send_replace(revision);
+        self.stand(asked_at.is_some());
     }
 
     /// The change log; `None` before the first state.
@@ -119,8 +218,8 @@ impl Publisher {
         batches: VecDeque<Batch>,
         up_to: Revision,
     ) -> Option<Revision> {
-        let contact_ms = self.shared.contact_ms();
-        let encode = |batch| Arc::new(EncodedBatch::new(batch, contact_ms));
+        // What etcd's answers prove is true of the state, not of what it was before them.
+        let encode = |batch| Arc::new(EncodedBatch::new(batch, 0));
         // There may be many, so their log is made before the lock is taken.
         let older = ChangeLog::of(floor, batches.into_iter().map(encode));
         let mut published = self.shared.published.lock();
@@ -140,13 +239,15 @@ impl Publisher {
     /// no others. Where a stream takes patches, [`Publisher::take_pending`] returns work.
     pub fn publish(&mut self, snapshot: Snapshot, mut batch: Batch) {
         let revision = snapshot.revision();
+        let proven = self.proofs.reach(revision);
+        let contact_ms = self.contact_ms();
         let metrics = &self.shared.metrics;
         metrics.changes.inc_by(batch.changes.len() as u64);
         // Old values are dropped unless a delta is wanted: they are kept no longer than its
         // computation takes.
         let mut replaced = std::mem::take(&mut batch.replaced);
         replaced.retain(|replaced| pays(&batch, replaced));
-        let batch = Arc::new(EncodedBatch::new(batch, self.shared.contact_ms()));
+        let batch = Arc::new(EncodedBatch::new(batch, contact_ms));
         let now = Instant::now();
         let mut wake = Vec::new();
         let mut published = self.shared.published.lock();
@@ -164,6 +265,7 @@ impl Publisher {
         let mut wanted = WantedDeltas::new(&batch, &replaced);
         let before = state.log.bytes();
         let old = std::mem::replace(&mut state.snapshot, snapshot);
+        state.contact_ms = contact_ms;
         let dropped = state.log.push(Arc::clone(&batch));
         let grown = state.log.bytes() as i64 - before as i64;
         let mut late = false;
@@ -190,6 +292,7 @@ impl Publisher {
         wake.iter().for_each(|scope| scope.wake());
         // May be large, so it is freed outside the lock.
         drop((old, dropped, replaced));
+        self.stand(proven);
     }
 
     /// The batches published since the last call whose deltas streams wait for. Each must be given to
@@ -223,16 +326,19 @@ impl Publisher {
 
     /// Publishes that nothing changed up to the snapshot's revision. Wakes nobody: streams learn of it
     /// with their next progress.
-    pub fn advance(&self, snapshot: Snapshot) {
+    pub fn advance(&mut self, snapshot: Snapshot) {
         let revision = snapshot.revision();
+        let proven = self.proofs.reach(revision);
+        let contact_ms = self.contact_ms();
         let mut published = self.shared.published.lock();
-        let old = published
-            .state
-            .as_mut()
-            .map(|state| std::mem::replace(&mut state.snapshot, snapshot));
+        let old = published.state.as_mut().map(|state| {
+            state.contact_ms = contact_ms;
+            std::mem::replace(&mut state.snapshot, snapshot)
+        });
         drop(published);
         drop(old);
         self.shared.revision.send_replace(revision);
+        self.stand(proven);
     }
 
     /// Whether changes are held back until a flush.
@@ -256,7 +362,6 @@ impl Publisher {
     /// Tells the next few scopes of a progress, and returns whether there are more.
     /// [`Publisher::tick`] does so when it is due.
     pub fn progress(&self, cursor: &mut ScopeCursor) -> bool {
-        let contact_ms = self.shared.contact_ms();
         let published = self.shared.published.lock();
         // Of this moment: a batch may have come between two slices.
         let Some(state) = &published.state else {
@@ -265,7 +370,7 @@ impl Publisher {
         let revision = state.snapshot.revision();
         let some = published.scopes.next_of(cursor, SLICE);
         some.iter()
-            .for_each(|scope| scope.progress(revision, contact_ms));
+            .for_each(|scope| scope.progress(revision, state.contact_ms));
         drop(published);
         some.iter().for_each(|scope| scope.wake());
         !cursor.is_over()
@@ -282,4 +387,11 @@ impl Publisher {
     pub(super) fn has_paced(&self) -> bool {
         !self.shared.published.lock().paced.is_empty()
     }
+}
+
+/// Why the state is not in sync although etcd answers: it has this revision.
+fn behind_etcd(revision: Revision) -> String {
+    format!(
+        "etcd is at revision {revision}, and the watch has not delivered what changed up to there"
+    )
 }

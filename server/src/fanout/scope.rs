@@ -225,15 +225,16 @@ impl Scope {
         self.wake();
     }
 
-    /// A new progress is due: the range is at revision `at`.
+    /// A new progress is due: the prefix is at revision `at`, and was etcd's state at `contact_ms`.
     pub(super) fn progress(&self, at: Revision, contact_ms: u64) {
         let mut inner = self.inner.lock();
         let number = inner.progress_number() + 1;
         // What was held back must not be overtaken by a revision that includes it.
         inner.released = inner.changes.last();
-        let (at, since_base) = match inner.pending.front() {
-            None => (at, inner.changes.since_base()),
-            Some(first) => (first.before, first.since_base),
+        let (at, since_base, contact_ms) = match inner.pending.front() {
+            None => (at, inner.changes.since_base(), contact_ms),
+            // Nothing is proven of the state before a change.
+            Some(first) => (first.before, first.since_base, 0),
         };
         inner.progress = Some(Progress {
             number,
@@ -424,6 +425,7 @@ mod tests {
             revision: Revision::new(1),
             entries: Vec::new(),
             history: History::Continues,
+            asked_at: None,
         });
         let range = prefix("/c/");
         let scope = Scope::new(range, writer.snapshot().clone(), &Metrics::new());

@@ -1,7 +1,6 @@
 //! What the two ends of a prefix share.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use driftless_proto::{KeyRange, Revision, v1};
@@ -65,10 +64,6 @@ pub(super) struct Shared {
     pub(super) published: Mutex<Published>,
     /// The published revision, for those who wait for one. 0 before the first state.
     pub(super) revision: watch::Sender<Revision>,
-    /// Why etcd cannot be reached, while that is so.
-    pub(super) lost: watch::Sender<Option<String>>,
-    /// When etcd last answered, in milliseconds since `origin`.
-    contact_ms: AtomicU64,
     origin: Instant,
 }
 
@@ -76,6 +71,8 @@ pub(super) struct Shared {
 pub(super) struct Published {
     /// `None` before the first state.
     pub(super) state: Option<PublishedState>,
+    /// Why what is published is not in sync with etcd, while that is so.
+    pub(super) trouble: Option<String>,
     pub(super) scopes: Scopes,
     /// Scopes that have changes held back by their pace.
     pub(super) paced: Vec<Arc<Scope>>,
@@ -100,23 +97,20 @@ impl Published {
 pub(super) struct PublishedState {
     pub(super) snapshot: Snapshot,
     pub(super) log: ChangeLog,
+    /// When the snapshot was last known to be etcd's, on the server's clock; 0 if that is not known.
+    pub(super) contact_ms: u64,
 }
 
 impl Shared {
     /// The server's clock, in milliseconds.
     pub(super) fn clock_ms(&self) -> u64 {
-        u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX)
+        self.clock_at(Instant::now())
     }
 
-    /// When etcd last answered, in milliseconds on the server's clock.
-    pub(super) fn contact_ms(&self) -> u64 {
-        self.contact_ms.load(Ordering::Relaxed)
-    }
-
-    /// etcd answered just now.
-    pub(super) fn contact(&self) {
-        self.lost.send_if_modified(|lost| lost.take().is_some());
-        self.contact_ms.store(self.clock_ms(), Ordering::Relaxed);
+    /// The server's clock at this time, in milliseconds. It starts at 1: on the wire, 0 is no time.
+    pub(super) fn clock_at(&self, time: Instant) -> u64 {
+        let since = time.saturating_duration_since(self.origin).as_millis();
+        u64::try_from(since).unwrap_or(u64::MAX).saturating_add(1)
     }
 }
 
@@ -130,6 +124,7 @@ pub fn fanout(
 ) -> (Publisher, Fanout) {
     let published = Published {
         state: None,
+        trouble: None,
         scopes: Scopes::default(),
         paced: Vec::new(),
         pending: PendingDeltas::default(),
@@ -141,8 +136,6 @@ pub fn fanout(
         chunk_cache: Arc::new(ChunkCache::new(CHUNK_CACHE)),
         published: Mutex::new(published),
         revision: watch::Sender::new(Revision::NONE),
-        lost: watch::Sender::new(None),
-        contact_ms: AtomicU64::new(0),
         origin,
     });
     let publisher = Publisher::new(Arc::clone(&shared), limits);

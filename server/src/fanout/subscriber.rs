@@ -48,9 +48,9 @@ impl Subscriber {
         &self.shared.metrics
     }
 
-    /// The server's clock and its last proof of contact with etcd, in milliseconds on that clock.
-    pub fn clock(&self) -> (u64, u64) {
-        (self.shared.clock_ms(), self.shared.contact_ms())
+    /// The server's clock, in milliseconds.
+    pub fn clock_ms(&self) -> u64 {
+        self.shared.clock_ms()
     }
 
     /// The range as it is now: a snapshot, the log and the digest, all of one moment. `None` if the
@@ -67,6 +67,7 @@ impl Subscriber {
             root: state.snapshot.clone(),
             log: state.log.clone(),
             digest,
+            contact_ms: state.contact_ms,
         })
     }
 
@@ -99,10 +100,9 @@ impl Subscriber {
 
     /// A sync response that leads a client to just this view, and is not shared.
     pub fn own_sync_response(&self, kind: SyncKind, view: RangeView) -> SyncResponse {
-        let (_, contact_ms) = self.clock();
         let cache = Arc::clone(&self.shared.chunk_cache);
         let range = self.range().clone();
-        SyncResponse::new(view.root, range, kind, view.digest, contact_ms, cache)
+        SyncResponse::new(view.root, range, kind, view.digest, view.contact_ms, cache)
     }
 
     /// Whether the changes after `revision` can be sent one by one, and are few enough for that. If only

@@ -67,16 +67,16 @@ fn state_of(etcd: &ScriptedEtcd, history: History) -> State {
         revision: etcd.revision(),
         entries: etcd.state(&prefix("/c/")),
         history,
+        asked_at: Some(Instant::now()),
     }
 }
 
 impl Prefix {
     fn with(etcd: ScriptedEtcd, budget: usize) -> Self {
         let hour = Duration::from_secs(3600);
-        let (publisher, fanout) = ends(budget, hour);
+        let (mut publisher, fanout) = ends(budget, hour);
         let writer = Writer::new(state_of(&etcd, History::Continues));
-        publisher.contact();
-        publisher.publish_anew(writer.snapshot().clone());
+        publisher.publish_anew(writer.snapshot().clone(), Some(Instant::now()));
         Self {
             etcd,
             writer,
@@ -105,7 +105,6 @@ impl Prefix {
             self.publisher.advance(self.writer.snapshot().clone());
             return false;
         }
-        self.publisher.contact();
         let batch = self.writer.apply(at, edits).expect("newer");
         self.publisher
             .publish(self.writer.snapshot().clone(), batch);
@@ -145,7 +144,7 @@ impl Prefix {
         match self.writer.replace(state_of(&self.etcd, history)) {
             Replaced::Anew => {
                 let now = self.writer.snapshot().clone();
-                self.publisher.publish_anew(now);
+                self.publisher.publish_anew(now, Some(Instant::now()));
             }
             Replaced::Continued(batch) => {
                 let now = self.writer.snapshot().clone();

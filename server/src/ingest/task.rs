@@ -12,7 +12,7 @@ use super::handle::Handle;
 use crate::backfill::{self, Backfill};
 use crate::delta::{JobPool, Jobs};
 use crate::fanout::Publisher;
-use crate::source::{Source, Update};
+use crate::source::{Proof, Source, Update};
 use crate::store::{Replaced, Writer};
 
 /// Limits of the ingest loop.
@@ -111,20 +111,31 @@ impl Ingest {
             _ => {}
         }
         self.lost = false;
-        self.publisher.contact();
         self.step_backfill(backfill::Event::Connected);
         match (update, &mut self.writer) {
-            (Update::State(state), Some(writer)) => match writer.replace(state) {
-                Replaced::Anew => self.publish_anew(),
-                Replaced::Continued(batch) => {
-                    self.publisher.publish(writer.snapshot().clone(), batch);
+            (Update::State(state), Some(writer)) => {
+                let (revision, asked_at) = (state.revision, state.asked_at);
+                let replaced = writer.replace(state);
+                // Before the state, which then comes with its proof.
+                if !matches!(replaced, Replaced::Anew)
+                    && let Some(asked_at) = asked_at
+                {
+                    self.publisher.prove(Proof { asked_at, revision });
                 }
-                Replaced::Unchanged => self.publisher.advance(writer.snapshot().clone()),
-            },
-            (Update::State(state), None) => {
-                self.writer = Some(Writer::new(state));
-                self.publish_anew();
+                match replaced {
+                    Replaced::Anew => self.publish_anew(asked_at),
+                    Replaced::Continued(batch) => {
+                        self.publisher.publish(writer.snapshot().clone(), batch);
+                    }
+                    Replaced::Unchanged => self.publisher.advance(writer.snapshot().clone()),
+                }
             }
+            (Update::State(state), None) => {
+                let asked_at = state.asked_at;
+                self.writer = Some(Writer::new(state));
+                self.publish_anew(asked_at);
+            }
+            (Update::Proof(proof), _) => self.publisher.prove(proof),
             (Update::Changes { revision, changes }, Some(writer)) => {
                 match writer.apply(revision, changes) {
                     Some(batch) => self.publisher.publish(writer.snapshot().clone(), batch),
@@ -144,7 +155,6 @@ impl Ingest {
             (
                 Update::Changes { .. }
                 | Update::Progress { .. }
-                | Update::Contact
                 | Update::Backfill(_)
                 | Update::Audited { .. }
                 | Update::Lost { .. },
@@ -153,12 +163,12 @@ impl Ingest {
         }
     }
 
-    /// Publishes the state of a new history.
-    fn publish_anew(&mut self) {
+    /// Publishes the state of a new history, which etcd was asked for at `asked_at`.
+    fn publish_anew(&mut self, asked_at: Option<Instant>) {
         let Some(writer) = &self.writer else { return };
         let snapshot = writer.snapshot().clone();
         let floor = snapshot.revision();
-        self.publisher.publish_anew(snapshot);
+        self.publisher.publish_anew(snapshot, asked_at);
         self.step_backfill(backfill::Event::LogStarted { floor });
     }
 

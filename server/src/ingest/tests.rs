@@ -1,5 +1,5 @@
 //! Audits and backfills are restarted when etcd is lost or read again, and dropped when they end. A
-//! flood of updates does not keep changes back.
+//! flood of updates does not keep changes back. Only etcd's answers make the state younger.
 
 use std::task::{Context, Waker};
 use std::time::Duration;
@@ -8,13 +8,14 @@ use driftless_proto::apply::Edit;
 use driftless_proto::{Epoch, Revision};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
+use tokio::task::yield_now;
+use tokio::time::{Instant, advance, sleep, timeout};
 
 use super::*;
 use crate::delta::JobPool;
 use crate::fanout::{self, Fanout, Next, Publisher, Subscriber, fanout};
 use crate::metrics::Metrics;
-use crate::source::{Source, SourceHandle, SourceRequest, SourceRequests, Update};
+use crate::source::{Proof, Source, SourceHandle, SourceRequest, SourceRequests, Update};
 use crate::store::{BackfillEvent, History, State};
 use crate::testing::{entry, prefix};
 
@@ -36,6 +37,7 @@ fn state() -> Update {
         revision: Revision::new(5_000),
         entries: vec![entry("/c/a", "1", 4_500)],
         history: History::Continues,
+        asked_at: None,
     })
 }
 
@@ -53,6 +55,7 @@ struct Loop {
     say: mpsc::Sender<Update>,
     requests: SourceRequests,
     handle: Handle,
+    fanout: Fanout,
     _running: JoinSet<()>,
 }
 
@@ -74,6 +77,7 @@ impl Loop {
             say,
             requests,
             handle,
+            fanout,
             _running: running,
         }
     }
@@ -90,12 +94,25 @@ impl Loop {
             self.say.send(update).await.unwrap();
         }
     }
+
+    /// As [`Loop::hear`], and waits until the updates are taken.
+    async fn take(&self, updates: impl IntoIterator<Item = Update>) {
+        self.hear(updates).await;
+        while self.say.capacity() < self.say.max_capacity() {
+            yield_now().await;
+        }
+        yield_now().await;
+    }
 }
 
 /// etcd is lost and comes back. Nothing changed meanwhile.
 fn lost() -> [Update; 2] {
     let reason = "a test".to_owned();
-    [Update::Lost { reason }, Update::Contact]
+    let proof = Proof {
+        asked_at: Instant::now(),
+        revision: Revision::new(5_000),
+    };
+    [Update::Lost { reason }, Update::Proof(proof)]
 }
 
 #[tokio::test(start_paused = true)]
@@ -143,6 +160,100 @@ async fn requests_backfill_again_after(updates: impl IntoIterator<Item = Update>
     ingest.asked(is_backfill).await;
     ingest.hear(updates).await;
     ingest.asked(is_backfill).await;
+}
+
+fn proof(asked_at: Instant, revision: i64) -> Update {
+    let revision = Revision::new(revision);
+    Update::Proof(Proof { asked_at, revision })
+}
+
+fn change(revision: i64) -> Update {
+    Update::Changes {
+        revision: Revision::new(revision),
+        changes: vec![Edit::Put(entry("/c/a", "2", revision))],
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_proofs_make_the_state_younger() {
+    let ingest = Loop::start().await;
+    let start = Instant::now();
+    assert_eq!(ingest.fanout.age(), None, "the first state proves nothing");
+    ingest.take([proof(start, 5_000)]).await;
+    advance(Duration::from_secs(10)).await;
+    let revision = Revision::new(5_002);
+    let updates = [
+        // An audit that failed, because etcd stands still.
+        Update::Audited {
+            revision: Revision::new(5_000),
+            digest: None,
+        },
+        // What etcd sent before this process stood still.
+        change(5_001),
+        Update::Progress { revision },
+        Update::Backfill(BackfillEvent::End),
+    ];
+    for update in updates {
+        ingest.take([update]).await;
+        assert_eq!(ingest.fanout.age(), Some(Duration::from_secs(10)));
+    }
+    assert_eq!(ingest.fanout.revision(), revision);
+    // The question counts, not the answer.
+    ingest
+        .take([proof(start + Duration::from_secs(4), 5_002)])
+        .await;
+    assert_eq!(ingest.fanout.age(), Some(Duration::from_secs(6)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn state_is_not_in_sync_before_it_reaches_etcd() {
+    let ingest = Loop::start().await;
+    ingest.take([proof(Instant::now(), 5_000)]).await;
+    let reason = "cut off".to_owned();
+    ingest.take([Update::Lost { reason }]).await;
+    advance(Duration::from_secs(47)).await;
+    // Meanwhile there were 470 transactions.
+    let asked_at = Instant::now();
+    ingest.take([proof(asked_at, 5_470)]).await;
+    for revision in [5_001, 5_469] {
+        ingest.take([change(revision)]).await;
+        assert_eq!(ingest.fanout.age(), Some(Duration::from_secs(47)));
+        let trouble = ingest.fanout.trouble().unwrap();
+        assert!(trouble.contains("etcd is at revision 5470"), "{trouble}");
+    }
+    ingest.take([change(5_470)]).await;
+    assert_eq!(ingest.fanout.age(), Some(Duration::ZERO));
+    assert_eq!(ingest.fanout.trouble(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn change_does_not_end_a_loss() {
+    let ingest = Loop::start().await;
+    for reason in ["first", "last"] {
+        let reason = reason.to_owned();
+        ingest.take([Update::Lost { reason }]).await;
+    }
+    ingest.take([change(5_001)]).await;
+    assert_eq!(ingest.fanout.trouble().as_deref(), Some("last"));
+    ingest.take([proof(Instant::now(), 5_001)]).await;
+    assert_eq!(ingest.fanout.trouble(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn state_that_stays_behind_is_reported() {
+    let ingest = Loop::start().await;
+    ingest.take([proof(Instant::now(), 5_001)]).await;
+    assert_eq!(ingest.fanout.trouble(), None, "it may be on its way");
+    // It goes on, but never gets there.
+    for n in 1..10 {
+        sleep(Duration::from_secs(5)).await;
+        let behind = proof(Instant::now(), 5_001 + n);
+        ingest.take([behind, change(5_000 + n)]).await;
+    }
+    let trouble = ingest.fanout.trouble().unwrap();
+    assert!(trouble.contains("etcd is at revision"), "{trouble}");
+    ingest.take([change(5_010)]).await;
+    assert_eq!(ingest.fanout.trouble(), None);
 }
 
 /// Where etcd's past begins: after the only key was put.

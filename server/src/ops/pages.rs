@@ -31,26 +31,21 @@ async fn ready(State(service): State<Service>) -> impl IntoResponse {
     }
     for served in service.served() {
         let fanout = &served.fanout;
-        let (clock, contact) = fanout.clock();
         let synced = fanout.is_synced();
         ready &= synced;
         // Writing to a string does not fail.
-        let _ = match (synced, fanout.lost()) {
-            (true, None) => writeln!(
-                text,
-                "{}: in sync at revision {}",
-                fanout.prefix(),
-                fanout.revision()
-            ),
-            (true, Some(reason)) => writeln!(
-                text,
-                "{}: at revision {}, but etcd was last heard of {} s ago: {reason}",
-                fanout.prefix(),
-                fanout.revision(),
-                clock.saturating_sub(contact) / 1000,
-            ),
-            (false, None) => writeln!(text, "{}: not in sync yet", fanout.prefix()),
-            (false, Some(reason)) => writeln!(text, "{}: not in sync: {reason}", fanout.prefix()),
+        let (prefix, revision) = (fanout.prefix(), fanout.revision());
+        let _ = match (synced, fanout.trouble()) {
+            (true, None) => writeln!(text, "{prefix}: in sync at revision {revision}"),
+            (true, Some(reason)) => {
+                let age = fanout.age().map_or_else(
+                    || "never known to be etcd's".to_owned(),
+                    |age| format!("last known to be etcd's {} s ago", age.as_secs()),
+                );
+                writeln!(text, "{prefix}: at revision {revision}, {age}: {reason}")
+            }
+            (false, None) => writeln!(text, "{prefix}: not in sync yet"),
+            (false, Some(reason)) => writeln!(text, "{prefix}: not in sync: {reason}"),
         };
     }
     (
@@ -95,7 +90,7 @@ mod tests {
     use crate::service::{Intervals, Served};
     use crate::source::SourceHandle;
     use crate::store::Writer;
-    use crate::store::{History, State as SourceState};
+    use crate::store::{History, Proof, State as SourceState};
 
     fn service() -> (Service, Publisher) {
         let metrics = Metrics::new();
@@ -128,7 +123,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn readiness_says_how_each_prefix_is() {
-        let (service, publisher) = service();
+        let (service, mut publisher) = service();
         let unready = StatusCode::SERVICE_UNAVAILABLE;
         let text = "/c/*: not in sync yet\n".to_owned();
         assert_eq!(readiness(&service).await, (unready, text));
@@ -136,20 +131,43 @@ mod tests {
         let text = "/c/*: not in sync: nobody is there\n".to_owned();
         assert_eq!(readiness(&service).await, (unready, text));
 
-        publisher.contact();
-        let writer = Writer::new(SourceState {
+        let mut writer = Writer::new(SourceState {
             epoch: Epoch::of_cluster(1, ""),
             revision: Revision::new(7),
             entries: Vec::new(),
             history: History::Continues,
+            asked_at: None,
         });
-        publisher.publish_anew(writer.snapshot().clone());
+        publisher.publish_anew(writer.snapshot().clone(), Some(Instant::now()));
         let text = "/c/*: in sync at revision 7\n".to_owned();
         assert_eq!(readiness(&service).await, (StatusCode::OK, text));
         tokio::time::advance(Duration::from_secs(90)).await;
         publisher.lost("nobody is there".to_owned());
-        let text = "/c/*: at revision 7, but etcd was last heard of 90 s ago: nobody is there\n";
-        assert_eq!(readiness(&service).await, (StatusCode::OK, text.to_owned()));
+        let old = async |reason: &str| {
+            let text = format!("/c/*: at revision 7, last known to be etcd's 90 s ago: {reason}\n");
+            assert_eq!(readiness(&service).await, (StatusCode::OK, text));
+        };
+        old("nobody is there").await;
+        publisher.lost("nobody is there any more".to_owned());
+        old("nobody is there any more").await;
+        // etcd is found, and has moved on.
+        let revision = Revision::new(9);
+        let asked_at = Instant::now();
+        publisher.prove(Proof { asked_at, revision });
+        let behind =
+            "etcd is at revision 9, and the watch has not delivered what changed up to there";
+        old(behind).await;
+        writer.advance(Revision::new(8));
+        publisher.advance(writer.snapshot().clone());
+        let (_, text) = readiness(&service).await;
+        assert!(
+            text.contains("90 s ago") && text.ends_with(&format!("{behind}\n")),
+            "{text}"
+        );
+        writer.advance(revision);
+        publisher.advance(writer.snapshot().clone());
+        let text = "/c/*: in sync at revision 9\n".to_owned();
+        assert_eq!(readiness(&service).await, (StatusCode::OK, text));
 
         service.drain();
         let (status, text) = readiness(&service).await;

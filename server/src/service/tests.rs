@@ -90,6 +90,7 @@ fn state(revision: i64, entries: Vec<Entry>, history: History) -> Update {
         revision: Revision::new(revision),
         entries,
         history,
+        asked_at: Some(Instant::now()),
     })
 }
 

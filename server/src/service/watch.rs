@@ -75,7 +75,7 @@ impl Service {
         features: Vec<i32>,
     ) -> Result<Response<Body>, Status> {
         let subscriber = stream.subscription();
-        let (clock_ms, contact_ms) = subscriber.clock();
+        let (clock_ms, contact_ms) = (subscriber.clock_ms(), start.view.contact_ms);
         let millis = |interval: Duration| u32::try_from(interval.as_millis()).unwrap_or(u32::MAX);
         let hello = v1::Hello {
             epoch: start.view.root.epoch().as_bytes().clone(),

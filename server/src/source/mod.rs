@@ -19,7 +19,7 @@ use driftless_proto::apply::Edit;
 use driftless_proto::digest::Digest;
 use tokio::sync::{mpsc, oneshot};
 
-pub use crate::store::{BackfillEvent, History, PastChange, PastTransaction, Span, State};
+pub use crate::store::{BackfillEvent, History, PastChange, PastTransaction, Proof, Span, State};
 
 /// What a source reports about its prefix, in order.
 #[derive(Clone, Debug)]
@@ -35,15 +35,18 @@ pub enum Update {
         /// Each key at most once; never empty.
         changes: Vec<Edit>,
     },
-    /// Nothing under the prefix changed up to this revision, and etcd answers.
+    /// Nothing under the prefix changed up to this revision.
     Progress {
         /// The revision, at least that of the update before it.
         revision: Revision,
     },
-    /// etcd answers; its revision is unknown.
-    Contact,
+    /// etcd answered a linearizable read. The updates may reach the proof's revision later; until then
+    /// it says that they are behind. After an [`Update::Lost`] it is the first sign of life.
+    ///
+    /// No other update says how old the state is, except [`State::asked_at`].
+    Proof(Proof),
     /// etcd cannot be reached or does not answer. The updates so far stay valid. An unfinished answer
-    /// to [`SourceRequest::Backfill`] ends here.
+    /// to [`SourceRequest::Backfill`] ends here. May be repeated, when the reason changes.
     Lost {
         /// What happened, for people. Never a value.
         reason: String,

@@ -216,6 +216,7 @@ mod tests {
             revision: Revision::new(1),
             entries: entries.collect(),
             history: History::Continues,
+            asked_at: None,
         });
         let snapshot = writer.snapshot();
         for range in ["/", "/c/", "/c/0", "/c/01", "/c/012", "/c/0123", "/d"].map(prefix) {
@@ -237,6 +238,7 @@ mod tests {
                 revision: Revision::new(1),
                 entries: Vec::new(),
                 history: History::Continues,
+                asked_at: None,
             });
             for (at, change) in (2..).zip(changes) {
                 let keys = (change.first..).step_by(change.step).take(change.count);

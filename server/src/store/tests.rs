@@ -138,6 +138,7 @@ impl World {
             revision: etcd.revision(),
             entries: etcd.state(&prefix()),
             history,
+            asked_at: None,
         }
     }
 
@@ -446,6 +447,7 @@ fn state(revision: i64, entries: Vec<Entry>) -> State {
         revision: Revision::new(revision),
         entries,
         history: History::Continues,
+        asked_at: None,
     }
 }
 

@@ -2,6 +2,7 @@
 //! compaction, silence and restores, and it leaves no watch behind at etcd.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+mod age;
 mod audit;
 mod backfill;
 mod cleanup;

@@ -26,6 +26,8 @@ pub(crate) struct Subject {
     pub(crate) metrics: Metrics,
     pub(crate) held: BTreeMap<Key, Entry>,
     pub(crate) revision: Revision,
+    /// True from the first reason of a loss until the next sign of life.
+    is_lost: bool,
 }
 
 impl Subject {
@@ -51,6 +53,7 @@ impl Subject {
             metrics,
             held: BTreeMap::new(),
             revision: Revision::NONE,
+            is_lost: false,
         }
     }
 
@@ -106,7 +109,7 @@ impl Subject {
                 assert!(*revision >= self.revision);
                 self.revision = *revision;
             }
-            Update::Contact
+            Update::Proof(_)
             | Update::Lost { .. }
             | Update::Backfill(_)
             | Update::Audited { .. } => {}
@@ -114,13 +117,17 @@ impl Subject {
         update
     }
 
-    /// The next update except progress and contact.
+    /// The next update except progress, proofs, and further reasons of a loss.
     pub(crate) async fn change(&mut self) -> Update {
         let start = Instant::now();
         loop {
             assert!(start.elapsed() < PATIENCE, "no change within {PATIENCE:?}");
-            match self.next().await {
-                Update::Progress { .. } | Update::Contact => {}
+            let update = self.next().await;
+            let is_lost = matches!(update, Update::Lost { .. });
+            let was_lost = std::mem::replace(&mut self.is_lost, is_lost);
+            match update {
+                Update::Progress { .. } | Update::Proof(_) => {}
+                Update::Lost { .. } if was_lost => {}
                 update => return update,
             }
         }

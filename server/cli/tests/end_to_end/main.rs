@@ -10,6 +10,7 @@ mod direct;
 mod world;
 
 mod absence;
+mod age;
 mod audits;
 mod backfill;
 mod fan_out;

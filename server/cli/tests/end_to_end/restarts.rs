@@ -68,7 +68,7 @@ async fn etcd_restart_needs_no_new_list() {
     wait_until("it says that it is old", || {
         let (status, text) = http::get(server.admin(), "/readyz").expect("it answers");
         assert_eq!(status, 200);
-        text.contains("last heard of")
+        text.contains("last known to be etcd's")
     });
     etcd.kill();
     etcd.start_blocking();

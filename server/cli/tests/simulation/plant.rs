@@ -77,10 +77,9 @@ impl Source for Planted {
                         .partition(|edit| edit.key().as_ref() == Pair::RIGHT.as_bytes());
                     self.rest = right;
                     changes.extend(now);
-                    return match changes.is_empty() {
-                        true => Update::Contact,
-                        false => Update::Changes { revision, changes },
-                    };
+                    if !changes.is_empty() {
+                        return Update::Changes { revision, changes };
+                    }
                 }
                 (Plant::Silence, Update::Progress { .. }) => {}
                 (_, update) => return update,

@@ -11,8 +11,9 @@ pub struct EtcdConfig {
     /// Part of the [`Epoch`](driftless_proto::Epoch): a text that is the same on all servers, and that
     /// the operator changes after restoring etcd from a backup. Default: empty.
     pub generation: String,
-    /// How often the source asks an idle watch for progress. After three such intervals without a
-    /// message etcd counts as lost. Default: 5 s.
+    /// How often the source asks etcd how far it is: by a small linearizable read, and by a request for
+    /// progress on the watch. After three such intervals without a message of the watch, or with failed
+    /// reads, etcd counts as lost. Default: 5 s.
     pub progress_interval: Duration,
     /// The longest wait before the source tries etcd again; the first waits are shorter. Default: 5 s.
     pub retry_within: Duration,

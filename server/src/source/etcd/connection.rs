@@ -10,6 +10,7 @@ use std::time::Duration;
 use driftless_proto::{Entry, Key, KeyRange, MAX_VALUE_BYTES, Revision};
 use etcd_client::proto::{PbKeyValue, PbTxnOpResponse};
 use etcd_client::{Client, ConnectOptions, GetOptions, KvClient, Txn, TxnOp, WatchClient};
+use tokio::time::Instant;
 
 use super::history::{Observation, Probe};
 use super::transactions::OutOfOrder;
@@ -38,6 +39,9 @@ const MAX_KEY_BYTES: usize = driftless_proto::MAX_CHUNK_BYTES;
 
 /// gRPC's status code for an unknown call, or for an answer that is not gRPC.
 const UNIMPLEMENTED: i32 = 12;
+
+/// The one text for a connection that was closed: how that is noticed depends on timing.
+const CLOSED: &str = "the connection was closed";
 
 /// Why an operation on a connection failed.
 #[derive(Debug, thiserror::Error)]
@@ -108,7 +112,9 @@ fn root_cause(error: &(dyn std::error::Error + 'static)) -> Option<String> {
             | ErrorKind::ConnectionReset
             | ErrorKind::NotConnected
             | ErrorKind::UnexpectedEof,
-        ) => "the connection was closed".to_owned(),
+        ) => CLOSED.to_owned(),
+        // What hyper calls it.
+        _ if root.to_string() == "connection closed" => CLOSED.to_owned(),
         _ => root.to_string(),
     })
 }
@@ -207,7 +213,8 @@ impl Connection {
         Ok((connection, observation))
     }
 
-    /// etcd's revision now, by a linearizable read.
+    /// etcd's revision now, by a linearizable read of the key that is the prefix itself: the cheapest
+    /// read that every right to the prefix allows.
     pub(super) async fn revision(mut self, bounds: Bounds) -> Result<Revision, Error> {
         let options = GetOptions::new().with_count_only();
         let read = self.kv.get(bounds.start, Some(options));
@@ -291,6 +298,7 @@ async fn probe(
         TxnOp::get(probe.key.as_ref(), options)
     });
     let reads: Vec<TxnOp> = std::iter::once(first).chain(reads).collect();
+    let asked_at = Instant::now();
     let response = within(READ_TIMEOUT, "read", kv.txn(Txn::new().and_then(reads))).await?;
     let header = response
         .header()
@@ -309,6 +317,7 @@ async fn probe(
                 _ => None,
             });
     Ok(Observation {
+        asked_at,
         cluster,
         revision,
         applied: 0,

@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 
 use driftless_proto::apply::Edit;
 use driftless_proto::{Entry, Key, Revision};
+use tokio::time::Instant;
 
 /// How many keys are compared: those of a few transactions, in one small request.
 const RECENT: usize = 8;
@@ -33,6 +34,8 @@ pub(super) struct KnownHistory {
 /// which the same member reported after it.
 #[derive(Debug)]
 pub(super) struct Observation {
+    /// When the read was sent.
+    pub(super) asked_at: Instant,
     pub(super) cluster: u64,
     pub(super) revision: Revision,
     pub(super) applied: u64,
@@ -205,6 +208,7 @@ mod tests {
 
     fn observation(revision: i64, entries: Vec<Option<Entry>>) -> Observation {
         Observation {
+            asked_at: Instant::now(),
             cluster: 7,
             revision: Revision::new(revision),
             applied: 100,

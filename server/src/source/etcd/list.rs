@@ -6,6 +6,7 @@ use driftless_proto::digest::Digest;
 use driftless_proto::{Entry, Revision};
 use etcd_client::GetOptions;
 use etcd_client::proto::PbKeyValue;
+use tokio::time::Instant;
 
 use super::connection::{Bounds, Connection, Error, entry, log_not_served, within};
 
@@ -33,6 +34,8 @@ const ATTEMPTS: usize = 3;
 /// A whole state of the range.
 #[derive(Debug)]
 pub(super) struct Listed {
+    /// When the first page was asked for: a linearizable read, as a [`Proof`](crate::source::Proof) is.
+    pub(super) asked_at: Instant,
     pub(super) revision: Revision,
     /// The entries that can be served, in ascending order of keys.
     pub(super) entries: Vec<Entry>,
@@ -53,6 +56,7 @@ pub(super) async fn list(connection: &mut Connection, bounds: &Bounds) -> Result
 
 async fn list_once(connection: &mut Connection, bounds: &Bounds) -> Result<Listed, Error> {
     let mut listed = Listed {
+        asked_at: Instant::now(),
         revision: Revision::NONE,
         entries: Vec::new(),
         keys: 0,

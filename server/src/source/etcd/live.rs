@@ -3,8 +3,11 @@
 //!
 //! A request for the revision is answered with the revision of a linearizable read. The source's
 //! updates must reach it soon after, though nothing under the prefix may have changed. When etcd's
-//! progress can be trusted, it is requested. Otherwise one read proves that nothing changed. If neither
-//! helps in time, the watch missed something or is stuck, and the state is listed again.
+//! progress can be trusted, it is requested. Otherwise one read compares the prefix with the position.
+//! If neither helps in time, the watch missed something or is stuck, and the state is listed again.
+//!
+//! Each such read is reported as an [`Update::Proof`], with the time when it was sent. Messages of the
+//! watch are not: a member that is cut off from the others sends them too.
 
 mod state;
 
@@ -24,7 +27,7 @@ use super::subtask::{self, Subtask};
 use super::transactions::Transactions;
 use super::watch::{Watch, WatchEvent};
 use super::{list, past};
-use crate::source::{SourceRequest, Update};
+use crate::source::{Proof, SourceRequest, Update};
 use crate::store::Span;
 
 /// An open watch and what runs beside it.
@@ -46,14 +49,16 @@ pub(super) struct Live {
 struct PendingRead {
     /// Who gets the revision.
     waiters: Vec<oneshot::Sender<Revision>>,
-    /// The position when the read started.
-    started_at: Revision,
-    /// The revision that etcd was known to have when the read started.
+    /// When the question was sent.
+    asked_at: Instant,
+    /// The revision that etcd was known to have then.
     reached: Revision,
+    /// Of a read that compares the prefix with the position: the position.
+    compared_with: Option<Revision>,
     answer: Answer,
 }
 
-/// etcd's revision, and whether it is proven that the prefix did not change since the read started.
+/// etcd's revision, and whether the prefix is unchanged, if the read compares it.
 type Answer = Pin<Box<dyn Future<Output = Result<(Revision, bool), Error>> + Send>>;
 
 impl Live {
@@ -125,6 +130,34 @@ impl Live {
                 Vec::new()
             }
         };
+        self.carry_out_all(core, actions)
+    }
+
+    /// etcd was read before the watch was opened, and had this revision.
+    pub(super) fn observed(
+        &mut self,
+        core: &mut Core,
+        revision: Revision,
+    ) -> Result<Option<State>, Error> {
+        let wanted = false;
+        let actions = self.decide(core, Event::Read { revision, wanted });
+        self.carry_out_all(core, actions)
+    }
+
+    fn decide(&mut self, core: &Core, event: Event) -> Vec<Action> {
+        let nowhere = Position {
+            revision: Revision::NONE,
+            keys: 0,
+        };
+        let position = core.position.unwrap_or(nowhere);
+        self.liveness.step(event, position, Instant::now())
+    }
+
+    fn carry_out_all(
+        &mut self,
+        core: &mut Core,
+        actions: Vec<Action>,
+    ) -> Result<Option<State>, Error> {
         for action in actions {
             if let Some(next) = self.carry_out(core, action)? {
                 return Ok(Some(next));
@@ -132,11 +165,6 @@ impl Live {
         }
         self.decide(core, Event::PositionMoved);
         Ok(None)
-    }
-
-    fn decide(&mut self, core: &Core, event: Event) -> Vec<Action> {
-        let position = core.position.map_or(Revision::NONE, |at| at.revision);
-        self.liveness.step(event, position, Instant::now())
     }
 
     /// Does what the liveness decided. Returns the source's next state, or `None` to stay.
@@ -149,9 +177,9 @@ impl Live {
                     core.ready.push_back(Update::Progress { revision });
                 }
             }
-            Action::ReportContact => core.ready.push_back(Update::Contact),
             Action::RequestProgress => self.watch.request_progress(),
             Action::Read => self.start_read(core, Vec::new()),
+            Action::Compare => self.start_comparison(core),
             Action::Relist { unreached } => {
                 tracing::warn!(
                     prefix = %core.range, revision = %unreached,
@@ -160,6 +188,8 @@ impl Live {
                 return Ok(Some(State::Listing(Box::new(self.connection.clone()))));
             }
             Action::Disconnect { silence } => return Err(Error::Silent { silence }),
+            // Carried out where the error is.
+            Action::GiveUp => {}
         }
         Ok(None)
     }
@@ -251,20 +281,32 @@ impl Live {
 
     /// Starts a read of etcd's revision. None must be under way.
     fn start_read(&mut self, core: &Core, waiters: Vec<oneshot::Sender<Revision>>) {
+        let Some(known) = &core.known_history else {
+            return;
+        };
+        let (connection, bounds) = (self.connection.clone(), core.bounds.clone());
+        self.read = Some(PendingRead {
+            waiters,
+            asked_at: Instant::now(),
+            reached: known.reached(),
+            compared_with: None,
+            answer: Box::pin(async move { Ok((connection.revision(bounds).await?, false)) }),
+        });
+    }
+
+    /// Starts a read that compares the prefix with the position. No read must be under way.
+    fn start_comparison(&mut self, core: &Core) {
         let (Some(position), Some(known)) = (core.position, &core.known_history) else {
             return;
         };
         let (connection, bounds) = (self.connection.clone(), core.bounds.clone());
-        let answer: Answer = if self.connection.orders_progress {
-            Box::pin(async move { Ok((connection.revision(bounds).await?, false)) })
-        } else {
-            Box::pin(connection.unchanged(bounds, position.revision, position.keys))
-        };
+        let (since, keys) = (position.revision, position.keys);
         self.read = Some(PendingRead {
-            waiters,
-            started_at: position.revision,
+            waiters: Vec::new(),
+            asked_at: Instant::now(),
             reached: known.reached(),
-            answer,
+            compared_with: Some(since),
+            answer: Box::pin(connection.unchanged(bounds, since, keys)),
         });
     }
 
@@ -277,10 +319,14 @@ impl Live {
         let (revision, unchanged) = match answer {
             Ok(answer) => answer,
             Err(Error::OtherCluster) => return Err(Error::OtherCluster),
-            // The dropped senders tell the waiters. Whether etcd is lost, the watch tells.
+            // The dropped senders tell the waiters.
             Err(error) => {
                 tracing::debug!(prefix = %core.range, %error, "a read of etcd's revision failed");
-                return Ok(Vec::new());
+                let actions = self.decide(core, Event::ReadFailed);
+                return match actions.contains(&Action::GiveUp) {
+                    true => Err(error),
+                    false => Ok(actions),
+                };
             }
         };
         if revision < read.reached {
@@ -289,17 +335,21 @@ impl Live {
         if let Some(known) = &mut core.known_history {
             known.record_revision(revision);
         }
+        let asked_at = read.asked_at;
+        core.ready
+            .push_back(Update::Proof(Proof { asked_at, revision }));
+        let wanted = !read.waiters.is_empty();
         for waiter in read.waiters {
             // It fails only when nobody waits any more.
             let _ = waiter.send(revision);
         }
-        let at_start = core
-            .position
-            .is_some_and(|position| position.revision == read.started_at);
-        let event = Event::Read {
-            revision,
-            unchanged,
-            at_start,
+        let event = match read.compared_with {
+            Some(since) => Event::Compared {
+                revision,
+                unchanged,
+                at_start: core.position.is_some_and(|at| at.revision == since),
+            },
+            None => Event::Read { revision, wanted },
         };
         Ok(self.decide(core, event))
     }

@@ -1,6 +1,6 @@
 //! List, then watch: the state machine of an etcd source.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::future::Future;
 use std::pin::pin;
 use std::time::Duration;
@@ -15,11 +15,15 @@ use super::history::{KnownHistory, Observation};
 use super::live::Live;
 use super::{LOG_TARGET, list};
 use crate::metrics::Metrics;
-use crate::source::{Source, SourceRequests, Update};
+use crate::source::{Proof, Source, SourceRequests, Update};
 use crate::store::{self, History};
 
 /// How long a watch must have been open for the next backoff to start at its shortest wait.
 const STABLE: Duration = Duration::from_secs(10);
+
+/// How many reasons of a loss are remembered, so that each is logged once. There are a few for each
+/// endpoint, unless a text holds something that varies.
+const LOGGED_REASONS: usize = 64;
 
 /// The state of one prefix in a real etcd. See the [module](super).
 #[derive(Debug)]
@@ -66,8 +70,10 @@ pub(super) struct Core {
     pub(super) known_history: Option<KnownHistory>,
     /// How the next state relates to the updates before it.
     next_history: History,
-    /// True once [`Update::Lost`] was reported, until etcd is found again.
-    lost: bool,
+    /// The reason of the latest [`Update::Lost`], until etcd is found again.
+    lost: Option<String>,
+    /// The reasons that were logged, until etcd is found again: several may alternate.
+    logged: BTreeSet<String>,
     backoff: Backoff,
     /// The endpoint to try next, modulo their number.
     endpoint: usize,
@@ -108,7 +114,8 @@ impl EtcdSource {
                 position: None,
                 known_history: None,
                 next_history: History::Continues,
-                lost: false,
+                lost: None,
+                logged: BTreeSet::new(),
                 endpoint: 0,
                 ready: VecDeque::new(),
             },
@@ -179,10 +186,13 @@ impl Core {
         }
         known.confirm(&observation);
         match Live::open(self, &mut connection, position).await {
-            Ok(live) => {
+            Ok(mut live) => {
                 self.connected();
-                self.ready.push_back(Update::Contact);
-                Ok(State::Watching(Box::new(live)))
+                let (asked_at, revision) = (observation.asked_at, observation.revision);
+                self.ready
+                    .push_back(Update::Proof(Proof { asked_at, revision }));
+                let next = live.observed(self, revision)?;
+                Ok(next.unwrap_or_else(|| State::Watching(Box::new(live))))
             }
             Err(Error::Compacted { .. } | Error::TooLarge) => {
                 Ok(State::Listing(Box::new(connection)))
@@ -197,6 +207,7 @@ impl Core {
         self.metrics.etcd_lists.inc();
         let known = self.known_history.get_or_insert_with(|| {
             KnownHistory::new(&Observation {
+                asked_at: listed.asked_at,
                 cluster: connection.cluster,
                 revision: listed.revision,
                 applied: 0,
@@ -219,6 +230,7 @@ impl Core {
             revision: listed.revision,
             entries: listed.entries,
             history: std::mem::replace(&mut self.next_history, History::Continues),
+            asked_at: Some(listed.asked_at),
         }));
         let live = Live::open(self, connection, position).await?;
         Ok(State::Watching(Box::new(live)))
@@ -231,14 +243,22 @@ impl Core {
         self.position = None;
     }
 
-    /// The connection failed: reports that once, and selects the next endpoint.
+    /// The connection failed: reports why, and selects the next endpoint. Each reason, which names the
+    /// endpoint, is logged once.
     fn disconnected(&mut self, error: &Error) -> State {
         let wait = self.backoff.next();
-        if !self.lost {
-            self.lost = true;
-            self.metrics.etcd_lost.inc();
-            let reason = format!("{}: {error}", self.endpoint());
+        let reason = format!("{}: {error}", self.endpoint());
+        if self.logged.len() == LOGGED_REASONS {
+            self.logged.clear();
+        }
+        if self.logged.insert(reason.clone()) {
             tracing::warn!(target: LOG_TARGET, prefix = %self.range, %reason, "etcd cannot be reached; retrying");
+        }
+        let told = self.lost.replace(reason.clone());
+        if told.is_none() {
+            self.metrics.etcd_lost.inc();
+        }
+        if told.as_ref() != Some(&reason) {
             self.ready.push_back(Update::Lost { reason });
         }
         self.endpoint = self.endpoint.wrapping_add(1);
@@ -247,7 +267,8 @@ impl Core {
 
     /// The connection works: logs that once.
     fn connected(&mut self) {
-        if std::mem::take(&mut self.lost) {
+        self.logged.clear();
+        if self.lost.take().is_some() {
             let endpoint = self.endpoint();
             tracing::info!(target: LOG_TARGET, prefix = %self.range, %endpoint, "connected to etcd");
         }

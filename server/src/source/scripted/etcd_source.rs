@@ -9,11 +9,12 @@ use tokio::time::Instant;
 
 use super::etcd::{Link, Model, in_range};
 use super::next_request;
-use crate::source::{Source, SourceRequest, SourceRequests, Update};
+use crate::source::{Proof, Source, SourceRequest, SourceRequests, Update};
 use crate::store::{History, State};
 
-/// How often idle sources report progress, as with etcd.
+/// How often idle sources ask etcd, as with a real one.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
+
 /// A source of a [`ScriptedEtcd`](super::ScriptedEtcd).
 #[derive(Debug)]
 pub struct ScriptedEtcdSource {
@@ -91,7 +92,7 @@ impl ScriptedEtcdSource {
             ));
         }
         if found {
-            return Some(Update::Contact);
+            return Some(proof(model.revision));
         }
         if let Some((revision, changes)) = model.changes_after(reported, &self.range) {
             self.position = Some((model.history, revision));
@@ -122,6 +123,7 @@ impl ScriptedEtcdSource {
             revision: model.revision,
             entries: in_range(&model.entries, range),
             history,
+            asked_at: Some(Instant::now()),
         })
     }
 
@@ -137,6 +139,7 @@ impl ScriptedEtcdSource {
         match request {
             SourceRequest::Revision(answer) => {
                 self.promised = model.revision;
+                self.answers.push_back(proof(model.revision));
                 let _ = answer.send(model.revision);
             }
             SourceRequest::Backfill(span) => {
@@ -180,12 +183,16 @@ impl Source for ScriptedEtcdSource {
                 }
                 () = tokio::time::sleep_until(self.progress_due), if !self.lost => {
                     self.promised = self.link.etcd().revision();
-                    if self.position.is_some_and(|(_, reported)| reported == self.promised) {
-                        self.progress_due = Instant::now() + PROGRESS_INTERVAL;
-                        return Update::Progress { revision: self.promised };
-                    }
+                    self.progress_due = Instant::now() + PROGRESS_INTERVAL;
+                    return proof(self.promised);
                 }
             }
         }
     }
+}
+
+/// The model answers at once.
+fn proof(revision: Revision) -> Update {
+    let asked_at = Instant::now();
+    Update::Proof(Proof { asked_at, revision })
 }

@@ -72,8 +72,9 @@ async fn model_reports_changes_and_answers_requests() {
     let (answer, update) = tokio::join!(handle.revision(), source.next());
     assert_eq!(answer, Some(outside));
     assert!(matches!(update, Update::Progress { revision } if revision == outside));
+    assert!(matches!(source.next().await, Update::Proof(proof) if proof.revision == outside));
     // By the clock, without a request.
-    assert!(matches!(source.next().await, Update::Progress { revision } if revision == outside));
+    assert!(matches!(source.next().await, Update::Proof(proof) if proof.revision == outside));
 }
 
 #[tokio::test(start_paused = true)]
@@ -94,7 +95,7 @@ async fn model_can_be_disconnected_compacted_and_restored() {
     };
     assert_eq!(nothing.await, None);
     etcd.connect();
-    assert!(matches!(source.next().await, Update::Contact));
+    assert!(matches!(source.next().await, Update::Proof(_)));
     changes(&mut source).await;
 
     etcd.disconnect();
@@ -145,7 +146,7 @@ async fn cut_link_does_not_affect_others() {
     };
     assert_eq!(nothing.await, None);
     link.mend();
-    assert!(matches!(cut.next().await, Update::Contact));
+    assert!(matches!(cut.next().await, Update::Proof(_)));
     assert_eq!(changes(&mut cut).await, (put, 1));
 
     etcd.disconnect();
@@ -153,9 +154,9 @@ async fn cut_link_does_not_affect_others() {
     assert!(matches!(other.next().await, Update::Lost { .. }));
     link.cut();
     etcd.connect();
-    assert!(matches!(other.next().await, Update::Contact));
+    assert!(matches!(other.next().await, Update::Proof(_)));
     link.mend();
-    assert!(matches!(cut.next().await, Update::Contact));
+    assert!(matches!(cut.next().await, Update::Proof(_)));
 }
 
 #[tokio::test]
@@ -163,13 +164,16 @@ async fn script_sends_updates_and_answers_requests() {
     let (handle, requests) = SourceHandle::channel();
     let (script, mut source) = ScriptedSource::new(requests);
     script.answer(Some(Revision::new(7)));
-    assert!(script.send(Update::Contact).await);
-    assert!(matches!(source.next().await, Update::Contact));
+    let lost = || Update::Lost {
+        reason: "a test".to_owned(),
+    };
+    assert!(script.send(lost()).await);
+    assert!(matches!(source.next().await, Update::Lost { .. }));
     let answer = tokio::select! {
         answer = handle.revision() => answer,
         update = source.next() => panic!("{update:?}"),
     };
     assert_eq!(answer, Some(Revision::new(7)));
     drop(source);
-    assert!(!script.send(Update::Contact).await);
+    assert!(!script.send(lost()).await);
 }
