@@ -50,6 +50,7 @@ impl fmt::Debug for v1::Snapshot {
             .field("digest", &Hidden(self.digest.len()))
             .field("reset", &self.reset)
             .field("epoch", &self.epoch)
+            .field("contact_ms", &self.contact_ms)
             .finish()
     }
 }

@@ -623,6 +623,7 @@ fn odd() -> impl Strategy<Value = Odd> {
             digest,
             reset,
             epoch: Bytes::new(),
+            contact_ms: 0,
         });
     let diff = (
         (number(), number()),

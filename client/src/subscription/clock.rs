@@ -5,14 +5,13 @@ use std::time::Duration;
 use driftless_proto::v1;
 use tokio::time::Instant;
 
-/// When etcd was last heard of, on the server's clock and on ours.
+/// When the state was last known to be etcd's, on the server's clock and on ours.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Clock {
     /// When the request was made, and the server's clock in its hello, in milliseconds. The hello was made
-    /// after the request, so etcd's answers may seem older than they are, and never younger.
+    /// after the request, so the state may seem older than it is, and never younger.
     origin: Option<(Instant, u64)>,
-    /// The server's newest contact with etcd, on the server's clock. It counts as proof once the state is
-    /// known to be the server's.
+    /// When the state was last known to be etcd's, on the server's clock; 0 if that is not known.
     contact: u64,
 }
 
@@ -21,17 +20,18 @@ impl Clock {
     pub(super) fn begin(&mut self, hello: &v1::Hello, requested: Instant) {
         // A server that does not send its time leaves both at 0.
         self.origin = (hello.clock_ms != 0).then_some((requested, hello.clock_ms));
-        self.contact = hello.contact_ms;
+        self.contact = 0;
     }
 
-    /// Takes the contact that a frame carries.
+    /// Takes what a frame says of the state that it leads to.
     pub(super) fn contact(&mut self, contact_ms: u64) {
         self.contact = self.contact.max(contact_ms);
     }
 
-    /// When etcd was last heard of, on our clock; at most now.
+    /// When the state was last known to be etcd's, on our clock; at most now. To be called once the
+    /// frames that were taken are applied.
     pub(super) fn proven(&self, now: Instant) -> Option<Instant> {
-        let (requested, clock) = self.origin?;
+        let (requested, clock) = self.origin.filter(|_| self.contact != 0)?;
         if self.contact <= clock {
             let before = Duration::from_millis(clock - self.contact);
             requested.checked_sub(before)

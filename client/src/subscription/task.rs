@@ -191,7 +191,8 @@ impl Task {
             Frame::Diff(diff) => self.clock.contact(diff.contact_ms),
             Frame::Current(current) => self.clock.contact(current.contact_ms),
             Frame::Progress(progress) => self.clock.contact(progress.contact_ms),
-            Frame::Snapshot(_) | Frame::Hello(_) | Frame::Goodbye(_) => {}
+            Frame::Snapshot(snapshot) => self.clock.contact(snapshot.contact_ms),
+            Frame::Hello(_) | Frame::Goodbye(_) => {}
         }
         let is_reset = matches!(&frame, Frame::Snapshot(chunk) if chunk.reset);
         let before = self.revision();

@@ -257,19 +257,19 @@ async fn clone_reports_changes_independently() {
     setting.call.wait_until_ended().await;
 }
 
-/// A server that sends its time: its last contact with etcd was `before` the hello.
+/// A server that sends its time: it last knew its state to be etcd's `before` the hello.
 async fn serve_with_clock(call: &Call, etcd: &EtcdModel, clock_ms: u64, before: u64) {
     let Frame::Hello(mut hello) = EtcdModel::hello() else {
         unreachable!()
     };
     hello.clock_ms = clock_ms;
-    hello.contact_ms = clock_ms - before;
     call.send(Frame::Hello(hello)).await;
-    call.send(etcd.snapshot()).await;
+    call.send(told_at(etcd.snapshot(), clock_ms - before)).await;
 }
 
 fn told_at(mut frame: Frame, contact_ms: u64) -> Frame {
     match &mut frame {
+        Frame::Snapshot(snapshot) => snapshot.contact_ms = contact_ms,
         Frame::Diff(diff) => diff.contact_ms = contact_ms,
         Frame::Progress(progress) => progress.contact_ms = contact_ms,
         _ => unreachable!(),

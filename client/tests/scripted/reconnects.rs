@@ -371,9 +371,12 @@ async fn age_is_the_time_since_the_last_proof() {
             unreachable!()
         };
         hello.clock_ms = 5_000_000;
-        hello.contact_ms = 5_000_000 - 7000;
         call.send(Frame::Hello(hello)).await;
-        call.send(etcd.snapshot()).await;
+        let Frame::Snapshot(mut snapshot) = etcd.snapshot() else {
+            unreachable!()
+        };
+        snapshot.contact_ms = 5_000_000 - 7000;
+        call.send(Frame::Snapshot(snapshot)).await;
         call
     });
     let age = watcher.unwrap().status().age().unwrap();

@@ -126,15 +126,10 @@ pub struct Hello {
     #[prost(bytes = "bytes", tag = "8")]
     pub token: ::prost::bytes::Bytes,
     /// The server's clock when it made this message, in milliseconds. Its origin has
-    /// no meaning outside this server. See `contact_ms`.
+    /// no meaning outside this server. 0: the server does not send times. See
+    /// `Snapshot.contact_ms`.
     #[prost(uint64, tag = "9")]
     pub clock_ms: u64,
-    /// When the server last had an answer from etcd, on the same clock. If the client
-    /// received this `Hello` t ms ago, its state is at most
-    /// (clock_ms + t - contact_ms) old. This is an instant and not an age because
-    /// streams share messages and may read them late.
-    #[prost(uint64, tag = "10")]
-    pub contact_ms: u64,
 }
 /// A key with its value, or one piece of it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -186,6 +181,14 @@ pub struct Snapshot {
     /// As in `Hello`, which the answer to a `Get` does not have. On the last chunk.
     #[prost(bytes = "bytes", tag = "6")]
     pub epoch: ::prost::bytes::Bytes,
+    /// When this state was last known to be etcd's: when the server sent a question
+    /// to which etcd answered with at most this state's revision. On the clock of
+    /// `Hello.clock_ms`; 0 if it is not known. If the client received the `Hello` t ms
+    /// ago, the state is at most (clock_ms + t - contact_ms) old. This is an instant
+    /// and not an age because streams share messages and may read them late. The
+    /// largest that a stream has sent counts. On the last chunk.
+    #[prost(uint64, tag = "7")]
+    pub contact_ms: u64,
 }
 /// What changed in the range between two revisions, in one or more chunks.
 ///
@@ -219,7 +222,7 @@ pub struct Diff {
     /// values are skipped. Has no patches.
     #[prost(bool, tag = "6")]
     pub conflated: bool,
-    /// As in `Hello`. On the last chunk.
+    /// As in `Snapshot`, of the state at `to`. On the last chunk.
     #[prost(uint64, tag = "7")]
     pub contact_ms: u64,
 }
@@ -309,7 +312,7 @@ pub struct Current {
     /// Digest of the range at `revision`, 16 bytes: equal to the client's.
     #[prost(bytes = "bytes", tag = "2")]
     pub digest: ::prost::bytes::Bytes,
-    /// As in `Hello`.
+    /// As in `Snapshot`.
     #[prost(uint64, tag = "3")]
     pub contact_ms: u64,
 }
@@ -325,7 +328,7 @@ pub struct Progress {
     /// Digest of the range at `revision`, 16 bytes.
     #[prost(bytes = "bytes", tag = "2")]
     pub digest: ::prost::bytes::Bytes,
-    /// As in `Hello`.
+    /// As in `Snapshot`.
     #[prost(uint64, tag = "3")]
     pub contact_ms: u64,
 }

@@ -130,6 +130,7 @@ pub(crate) fn snapshot(
         },
         reset,
         epoch: Bytes::new(),
+        contact_ms: 0,
     };
     chunks.into_iter().enumerate().map(chunk).collect()
 }

@@ -223,6 +223,7 @@ impl SyncResponse {
         let last = scanned.next.is_none();
         let only_last = |bytes: Bytes| if last { bytes } else { Bytes::new() };
         let digest = only_last(self.digest.to_bytes());
+        let contact_ms = if last { self.contact_ms } else { 0 };
         let to = self.root.revision().get();
         let mut out = Segments::default();
         match self.kind {
@@ -234,6 +235,7 @@ impl SyncResponse {
                     digest,
                     reset,
                     epoch: only_last(self.root.epoch().as_bytes().clone()),
+                    contact_ms,
                 };
                 message(&mut out, 2, &header, &fields);
             }
@@ -245,7 +247,7 @@ impl SyncResponse {
                     more: !last,
                     digest,
                     conflated: true,
-                    contact_ms: if last { self.contact_ms } else { 0 },
+                    contact_ms,
                 };
                 message(&mut out, 3, &header, &fields);
             }

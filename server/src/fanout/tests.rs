@@ -29,7 +29,7 @@ use crate::ingest;
 use crate::metrics::Metrics;
 use crate::source::scripted::{Op, Script, ScriptedEtcd, ScriptedSource};
 use crate::source::{SourceHandle, Update};
-use crate::store::{History, Replaced, State, Writer};
+use crate::store::{History, Proof, Replaced, State, Writer};
 use crate::testing::{Replica, edits, entry, frames, prefix};
 
 /// Counts how often it is woken.

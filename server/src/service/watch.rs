@@ -75,7 +75,6 @@ impl Service {
         features: Vec<i32>,
     ) -> Result<Response<Body>, Status> {
         let subscriber = stream.subscription();
-        let (clock_ms, contact_ms) = (subscriber.clock_ms(), start.view.contact_ms);
         let millis = |interval: Duration| u32::try_from(interval.as_millis()).unwrap_or(u32::MAX);
         let hello = v1::Hello {
             epoch: start.view.root.epoch().as_bytes().clone(),
@@ -89,8 +88,7 @@ impl Service {
             features,
             view: stream.stream().view().to_owned(),
             token: Bytes::new(),
-            clock_ms,
-            contact_ms,
+            clock_ms: subscriber.clock_ms(),
         };
         let (peer, range) = (
             stream
@@ -111,7 +109,7 @@ impl Service {
                 let current = v1::Current {
                     revision: root_revision.get(),
                     digest: digest.to_bytes(),
-                    contact_ms,
+                    contact_ms: start.view.contact_ms,
                 };
                 first.push(v1::watch_response::Frame::Current(current));
                 (None, root_revision)

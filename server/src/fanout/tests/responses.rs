@@ -77,3 +77,35 @@ async fn scope_keeps_a_bounded_number_of_responses() {
         .filter(|response| response.upgrade().is_some());
     assert_eq!(kept.count(), 8);
 }
+
+/// Who joins later gets the same snapshot, and must not think it newer.
+#[tokio::test(start_paused = true)]
+async fn shared_snapshot_keeps_the_time_of_its_state() {
+    let mut served = Prefix::new();
+    let stream = served.subscribe(prefix("/c/")).await;
+    let kind = SyncKind::Snapshot { reset: false };
+    let first = stream.view().unwrap();
+    let known_at = first.contact_ms;
+    assert_ne!(known_at, 0);
+    let response = stream.sync_response(kind, Revision::NONE, first);
+
+    tokio::time::advance(Duration::from_secs(5)).await;
+    served.put("/c/a", "newer");
+    served.publisher.prove(Proof {
+        asked_at: Instant::now(),
+        revision: served.etcd.revision(),
+    });
+    let view = stream.view().unwrap();
+    assert_eq!(view.contact_ms, known_at + 5000);
+    let shared = stream.sync_response(kind, Revision::NONE, view);
+    assert!(Arc::ptr_eq(&shared, &response));
+    let mut reader = SyncReader::new(shared);
+    let Chunk::Ready(chunk) = reader.next(served.fanout.metrics()) else {
+        panic!("it is small");
+    };
+    let messages = frames(chunk.segments());
+    let Some(Frame::Snapshot(snapshot)) = messages.last() else {
+        panic!("{messages:?}");
+    };
+    assert_eq!(snapshot.contact_ms, known_at);
+}
