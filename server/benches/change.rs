@@ -12,6 +12,7 @@ use std::time::Duration;
 use criterion::{Criterion, criterion_group, criterion_main};
 use driftless_proto::apply::Edit;
 use driftless_proto::{Entry, Epoch, Key, KeyRange, Revision};
+use driftless_server::internals::encode::PinnedStates;
 use driftless_server::internals::fanout::{
     ChangeLog, Fanout, Limits, Publisher, RangeView, Subscriber, fanout,
 };
@@ -53,6 +54,7 @@ fn ends() -> (Publisher, Fanout) {
     let limits = Limits {
         log_bytes: LOG_BYTES,
         progress_interval: Duration::from_secs(10),
+        pinned: PinnedStates::new(usize::MAX, Metrics::new()),
     };
     fanout(prefix("/config/"), limits, Metrics::new(), Instant::now())
 }

@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use crate::delta::JobPool;
+use crate::encode::PinnedStates;
 use crate::fanout::{self, fanout};
 use crate::ingest;
 use crate::metrics::Metrics;
@@ -111,6 +112,7 @@ impl Engine {
         let fanout_limits = fanout::Limits {
             log_bytes,
             progress_interval: settings.progress_interval(),
+            pinned: PinnedStates::new(settings.pinned_bytes(), metrics.clone()),
         };
         let limits = ingest::Limits {
             audit_interval: settings.audit_interval(),
@@ -121,8 +123,9 @@ impl Engine {
         let mut tasks = JoinSet::new();
         for (prefix, source, handle) in sources {
             let handle = ingest::Handle::new(handle);
+            let limits_of_fanout = fanout_limits.clone();
             let (publisher, fanout) =
-                fanout(prefix.clone(), fanout_limits, metrics.clone(), origin);
+                fanout(prefix.clone(), limits_of_fanout, metrics.clone(), origin);
             served.push(Served {
                 fanout,
                 ingest: handle.clone(),

@@ -20,6 +20,7 @@ mod chunk_cache;
 mod fields;
 mod frame;
 mod message;
+mod pinned;
 mod response;
 #[cfg(test)]
 mod tests;
@@ -29,4 +30,5 @@ pub use chunk_cache::ChunkCache;
 pub use fields::Fields;
 pub use frame::Frame;
 pub use message::{is_small, padded, unary};
+pub use pinned::{PinnedOfPrefix, PinnedStates};
 pub use response::{Chunk, SyncKind, SyncReader, SyncResponse};

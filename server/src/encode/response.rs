@@ -2,9 +2,11 @@
 //! for all who read the same.
 //!
 //! A [`SyncResponse`] holds an immutable snapshot and the place at which each chunk starts in it, so
-//! that a chunk which was dropped can be made again. The [`ChunkCache`] bounds how many are kept.
+//! that a chunk which was dropped can be made again. The [`ChunkCache`] bounds how many are kept, and
+//! [`PinnedStates`](super::PinnedStates) for how long the snapshot is held while the state changes.
 
-use std::sync::{Arc, Weak};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 
 use bytes::Bytes;
 use driftless_proto::apply::Edit;
@@ -16,6 +18,7 @@ use super::chunk_cache::ChunkCache;
 use super::fields::{change_field, entry_field};
 use super::frame::{Frame, SEGMENT, Segments};
 use super::message::message;
+use super::pinned::{Pin, PinnedOfPrefix};
 use crate::metrics::Metrics;
 use crate::store::{Changed, Position, Snapshot};
 
@@ -82,6 +85,8 @@ enum Cached {
 
 #[derive(Debug)]
 struct Chunks {
+    /// `None` once it was taken away.
+    root: Option<Snapshot>,
     made: Vec<Made>,
     /// Where the next one starts; `None` once the last was made.
     next: Option<Start>,
@@ -92,13 +97,15 @@ struct Chunks {
 /// A snapshot or conflated diff of one range, for any number of readers.
 #[derive(Debug)]
 pub struct SyncResponse {
-    root: Snapshot,
+    revision: Revision,
     range: KeyRange,
     kind: SyncKind,
     digest: Digest,
     contact_ms: u64,
     cache: Arc<ChunkCache>,
     chunks: Mutex<Chunks>,
+    pin: OnceLock<Pin>,
+    revoked: AtomicBool,
 }
 
 /// The result of [`SyncReader::next`].
@@ -110,10 +117,12 @@ pub enum Chunk {
     Scanning,
     /// There are no more.
     Done,
+    /// The state was taken away, because what it cost was needed: the reader has to begin anew.
+    Revoked,
 }
 
 impl SyncResponse {
-    /// A response for `range` in `root`, whose digest over the range is `digest`.
+    /// A response for `range` in `root`, whose digest over the range is `digest`. It pins the root.
     pub fn new(
         root: Snapshot,
         range: KeyRange,
@@ -121,30 +130,53 @@ impl SyncResponse {
         digest: Digest,
         contact_ms: u64,
         cache: Arc<ChunkCache>,
-    ) -> Self {
+        pinned: &PinnedOfPrefix,
+    ) -> Arc<Self> {
         let after = match kind {
             SyncKind::Diff { since } => After::Change(Position::after(since)),
             SyncKind::Snapshot { .. } => After::Key(None),
         };
-        let chunks = Chunks {
-            made: Vec::new(),
-            next: Some(Start { after, piece: 0 }),
-            cached: 0,
-        };
-        Self {
-            root,
+        let revision = root.revision();
+        let response = Arc::new(Self {
+            revision,
             range,
             kind,
             digest,
             contact_ms,
             cache,
-            chunks: Mutex::new(chunks),
-        }
+            chunks: Mutex::new(Chunks {
+                root: Some(root.clone()),
+                made: Vec::new(),
+                next: Some(Start { after, piece: 0 }),
+                cached: 0,
+            }),
+            pin: OnceLock::new(),
+            revoked: AtomicBool::new(false),
+        });
+        let pin = pinned.pin(&root, Arc::downgrade(&response));
+        let _ = response.pin.set(pin);
+        response
+    }
+
+    /// Takes the state and all chunks away from its readers.
+    pub(super) fn revoke(&self) {
+        self.revoked.store(true, Ordering::Relaxed);
+        let mut chunks = self.chunks.lock();
+        let root = chunks.root.take();
+        let made = std::mem::take(&mut chunks.made);
+        self.cache.release(std::mem::take(&mut chunks.cached));
+        drop(chunks);
+        drop((root, made));
+    }
+
+    /// Whether the state was taken away.
+    pub fn is_revoked(&self) -> bool {
+        self.revoked.load(Ordering::Relaxed)
     }
 
     /// The revision of a reader that has read everything.
     pub const fn revision(&self) -> Revision {
-        self.root.revision()
+        self.revision
     }
 
     /// The kind of the response.
@@ -156,24 +188,28 @@ impl SyncResponse {
     /// for a time that `CHUNK` and `SCAN` bound.
     fn chunk(&self, number: usize, metrics: &Metrics) -> Chunk {
         let mut chunks = self.chunks.lock();
+        let chunks = &mut *chunks;
+        let Some(root) = &chunks.root else {
+            return Chunk::Revoked;
+        };
         if let Some(made) = chunks.made.get_mut(number) {
             if let Some(frame) = made.frame() {
                 return Chunk::Ready(frame);
             }
-            let scanned = self.scan(&made.start);
-            let frame = Arc::new(self.encode(&scanned, metrics));
+            let scanned = self.scan(root, &made.start);
+            let frame = Arc::new(self.encode(root, &scanned, metrics));
             made.frame = Cached::Borrowed(Arc::downgrade(&frame));
             return Chunk::Ready(frame);
         }
         let Some(start) = chunks.next.take() else {
             return Chunk::Done;
         };
-        let scanned = self.scan(&start);
+        let scanned = self.scan(root, &start);
         if scanned.fields.is_empty() && scanned.next.is_some() {
             chunks.next = scanned.next;
             return Chunk::Scanning;
         }
-        let frame = Arc::new(self.encode(&scanned, metrics));
+        let frame = Arc::new(self.encode(root, &scanned, metrics));
         let cached = if self.cache.reserve(frame.len()) {
             chunks.cached += frame.len();
             Cached::Kept(Arc::clone(&frame))
@@ -190,10 +226,10 @@ impl SyncResponse {
 
     /// The fields of the chunk that starts there. Depends on the root only, so that a chunk made
     /// again is the same.
-    fn scan(&self, start: &Start) -> Scanned {
+    fn scan(&self, root: &Snapshot, start: &Start) -> Scanned {
         match &start.after {
             After::Key(after) => {
-                let entries = self.root.entries(&self.range, after.as_ref());
+                let entries = root.entries(&self.range, after.as_ref());
                 let items = entries.map(|stored| {
                     let at = After::Key(Some(stored.entry.key.clone()));
                     (at, entry_field(2, None, &stored.entry).0)
@@ -201,30 +237,27 @@ impl SyncResponse {
                 collect(start, items)
             }
             After::Change(after) => {
-                let items = self
-                    .root
-                    .changed(after)
-                    .map(|(at, revision, key, changed)| {
-                        let fields = if self.range.contains(key) {
-                            changed_fields(revision, key, changed)
-                        } else {
-                            Vec::new()
-                        };
-                        (After::Change(at.clone()), fields)
-                    });
+                let items = root.changed(after).map(|(at, revision, key, changed)| {
+                    let fields = if self.range.contains(key) {
+                        changed_fields(revision, key, changed)
+                    } else {
+                        Vec::new()
+                    };
+                    (After::Change(at.clone()), fields)
+                });
                 collect(start, items)
             }
         }
     }
 
-    fn encode(&self, scanned: &Scanned, metrics: &Metrics) -> Frame {
+    fn encode(&self, root: &Snapshot, scanned: &Scanned, metrics: &Metrics) -> Frame {
         metrics.chunks_encoded.inc();
         let fields: Vec<&Frame> = scanned.fields.iter().collect();
         let last = scanned.next.is_none();
         let only_last = |bytes: Bytes| if last { bytes } else { Bytes::new() };
         let digest = only_last(self.digest.to_bytes());
         let contact_ms = if last { self.contact_ms } else { 0 };
-        let to = self.root.revision().get();
+        let to = self.revision.get();
         let mut out = Segments::default();
         match self.kind {
             SyncKind::Snapshot { reset } => {
@@ -234,7 +267,7 @@ impl SyncResponse {
                     more: !last,
                     digest,
                     reset,
-                    epoch: only_last(self.root.epoch().as_bytes().clone()),
+                    epoch: only_last(root.epoch().as_bytes().clone()),
                     contact_ms,
                 };
                 message(&mut out, 2, &header, &fields);

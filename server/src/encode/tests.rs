@@ -124,8 +124,8 @@ fn diff(
 }
 
 /// All segments of a response, and how often its reader was told to yield.
-fn exhaust(response: SyncResponse, metrics: &Metrics) -> (Vec<Bytes>, usize) {
-    read(&Arc::new(response), metrics)
+fn exhaust(response: Arc<SyncResponse>, metrics: &Metrics) -> (Vec<Bytes>, usize) {
+    read(&response, metrics)
 }
 
 fn read(response: &Arc<SyncResponse>, metrics: &Metrics) -> (Vec<Bytes>, usize) {
@@ -142,6 +142,7 @@ fn read(response: &Arc<SyncResponse>, metrics: &Metrics) -> (Vec<Bytes>, usize) 
             }
             Chunk::Scanning => scans += 1,
             Chunk::Done => break,
+            Chunk::Revoked => panic!("nothing was overwritten"),
         }
     }
     assert!(
@@ -152,7 +153,7 @@ fn read(response: &Arc<SyncResponse>, metrics: &Metrics) -> (Vec<Bytes>, usize) 
 }
 
 /// A response whose chunks are not cached.
-fn uncached(root: &Snapshot, range: &KeyRange, kind: SyncKind) -> SyncResponse {
+fn uncached(root: &Snapshot, range: &KeyRange, kind: SyncKind) -> Arc<SyncResponse> {
     cached(root, range, kind, &Arc::new(ChunkCache::new(0)))
 }
 
@@ -161,17 +162,18 @@ fn cached(
     range: &KeyRange,
     kind: SyncKind,
     cache: &Arc<ChunkCache>,
-) -> SyncResponse {
+) -> Arc<SyncResponse> {
     let digest = digest(root, range);
     let cache = Arc::clone(cache);
-    SyncResponse::new(root.clone(), range.clone(), kind, digest, 5, cache)
+    let pinned = PinnedStates::new(usize::MAX, Metrics::new()).add_prefix();
+    SyncResponse::new(root.clone(), range.clone(), kind, digest, 5, cache, &pinned)
 }
 
-fn snapshot(root: &Snapshot, range: &KeyRange) -> SyncResponse {
+fn snapshot(root: &Snapshot, range: &KeyRange) -> Arc<SyncResponse> {
     uncached(root, range, SyncKind::Snapshot { reset: false })
 }
 
-fn diff_since(root: &Snapshot, range: &KeyRange, since: Revision) -> SyncResponse {
+fn diff_since(root: &Snapshot, range: &KeyRange, since: Revision) -> Arc<SyncResponse> {
     uncached(root, range, SyncKind::Diff { since })
 }
 
@@ -458,7 +460,7 @@ fn many_readers_share_chunks_encoded_once() {
     let kind = SyncKind::Snapshot { reset: false };
 
     let cache = Arc::new(ChunkCache::new(MIB * 2));
-    let response = Arc::new(cached(root, &range, kind, &cache));
+    let response = cached(root, &range, kind, &cache);
     let (first, _) = read(&response, &metrics);
     let made = metrics.chunks_encoded.get();
     assert!(made > 10, "{made}");
@@ -482,7 +484,7 @@ fn uncached_chunks_are_shared_while_read_and_made_again() {
     let (root, range) = (writer.snapshot(), prefix("/c/"));
     let cache = Arc::new(ChunkCache::new(70_000));
     let kind = SyncKind::Snapshot { reset: false };
-    let response = Arc::new(cached(root, &range, kind, &cache));
+    let response = cached(root, &range, kind, &cache);
 
     let mut together: Vec<_> = (0..5)
         .map(|_| SyncReader::new(Arc::clone(&response)))

@@ -31,7 +31,7 @@ const BEHIND_AFTER: Duration = Duration::from_secs(45);
 #[derive(Debug)]
 pub struct Publisher {
     shared: Arc<Shared>,
-    limits: Limits,
+    log_bytes: usize,
     schedule: Schedule,
     proofs: Proofs,
     /// Since when the state is behind what etcd's answers say; `None` if it is not.
@@ -51,10 +51,10 @@ enum Standing {
 }
 
 impl Publisher {
-    pub(super) fn new(shared: Arc<Shared>, limits: Limits) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, limits: &Limits) -> Self {
         Self {
             shared,
-            limits,
+            log_bytes: limits.log_bytes,
             schedule: Schedule::new(Instant::now(), limits.progress_interval),
             proofs: Proofs::new(),
             behind_since: None,
@@ -183,7 +183,8 @@ impl Publisher {
         self.proofs.restart(revision, asked_at);
         let contact_ms = self.contact_ms();
         let mut published = self.shared.published.lock();
-        let log = ChangeLog::new(revision, self.limits.log_bytes);
+        let log = ChangeLog::new(revision, self.log_bytes);
+        let overwritten = snapshot.overwritten();
         let old = published.state.replace(PublishedState {
             snapshot,
             log,
@@ -191,6 +192,7 @@ impl Publisher {
         });
         let ended = published.end(Ending::History);
         drop(published);
+        self.shared.pinned.published(overwritten);
         ended.iter().for_each(|scope| scope.wake());
         if let Some(old) = old {
             self.shared
@@ -264,6 +266,7 @@ impl Publisher {
         let too_much = pending.drop_excess(&batch, &mut replaced);
         let mut wanted = WantedDeltas::new(&batch, &replaced);
         let before = state.log.bytes();
+        let overwritten = snapshot.overwritten();
         let old = std::mem::replace(&mut state.snapshot, snapshot);
         state.contact_ms = contact_ms;
         let dropped = state.log.push(Arc::clone(&batch));
@@ -292,6 +295,7 @@ impl Publisher {
         wake.iter().for_each(|scope| scope.wake());
         // May be large, so it is freed outside the lock.
         drop((old, dropped, replaced));
+        self.shared.pinned.published(overwritten);
         self.stand(proven);
     }
 

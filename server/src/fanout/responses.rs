@@ -44,7 +44,10 @@ impl Responses {
     ) -> Option<Arc<SyncResponse>> {
         let found = self.0.iter_mut().find(|shared| {
             let response = &shared.response;
-            shared.is_fresh(now) && response.kind() == kind && usable(response.revision())
+            shared.is_fresh(now)
+                && response.kind() == kind
+                && !response.is_revoked()
+                && usable(response.revision())
         })?;
         found.used = now;
         Some(Arc::clone(&found.response))

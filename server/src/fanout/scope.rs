@@ -368,7 +368,7 @@ impl Scope {
         &self,
         kind: SyncKind,
         held: Revision,
-        make: impl FnOnce() -> SyncResponse,
+        make: impl FnOnce() -> Arc<SyncResponse>,
     ) -> Arc<SyncResponse> {
         let now = Instant::now();
         let mut responses = self.responses.lock();
@@ -377,7 +377,7 @@ impl Scope {
         if let Some(response) = responses.find(kind, now, usable) {
             return response;
         }
-        let response = Arc::new(make());
+        let response = make();
         let dropped = responses.add(&response, now);
         drop(responses);
         drop(dropped);

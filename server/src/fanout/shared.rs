@@ -14,7 +14,7 @@ use super::pending::PendingDeltas;
 use super::publisher::Publisher;
 use super::scope::Scope;
 use super::scopes::Scopes;
-use crate::encode::ChunkCache;
+use crate::encode::{ChunkCache, PinnedOfPrefix, PinnedStates};
 use crate::metrics::Metrics;
 use crate::store::Snapshot;
 
@@ -23,12 +23,14 @@ use crate::store::Snapshot;
 const CHUNK_CACHE: usize = 32 * 1024 * 1024;
 
 /// Limits of one prefix.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Limits {
     /// Bytes that the change log may hold.
     pub log_bytes: usize,
     /// How often streams get a progress message.
     pub progress_interval: Duration,
+    /// The budget for states that are pinned, which all prefixes share.
+    pub pinned: PinnedStates,
 }
 
 /// Why all streams of a prefix have to end.
@@ -61,6 +63,7 @@ pub(super) struct Shared {
     pub(super) prefix: KeyRange,
     pub(super) metrics: Metrics,
     pub(super) chunk_cache: Arc<ChunkCache>,
+    pub(super) pinned: PinnedOfPrefix,
     pub(super) published: Mutex<Published>,
     /// The published revision, for those who wait for one. 0 before the first state.
     pub(super) revision: watch::Sender<Revision>,
@@ -134,10 +137,11 @@ pub fn fanout(
         prefix,
         metrics,
         chunk_cache: Arc::new(ChunkCache::new(CHUNK_CACHE)),
+        pinned: limits.pinned.add_prefix(),
         published: Mutex::new(published),
         revision: watch::Sender::new(Revision::NONE),
         origin,
     });
-    let publisher = Publisher::new(Arc::clone(&shared), limits);
+    let publisher = Publisher::new(Arc::clone(&shared), &limits);
     (publisher, Fanout::new(shared))
 }

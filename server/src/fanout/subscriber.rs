@@ -99,10 +99,19 @@ impl Subscriber {
     }
 
     /// A sync response that leads a client to just this view, and is not shared.
-    pub fn own_sync_response(&self, kind: SyncKind, view: RangeView) -> SyncResponse {
+    pub fn own_sync_response(&self, kind: SyncKind, view: RangeView) -> Arc<SyncResponse> {
         let cache = Arc::clone(&self.shared.chunk_cache);
         let range = self.range().clone();
-        SyncResponse::new(view.root, range, kind, view.digest, view.contact_ms, cache)
+        let pinned = &self.shared.pinned;
+        SyncResponse::new(
+            view.root,
+            range,
+            kind,
+            view.digest,
+            view.contact_ms,
+            cache,
+            pinned,
+        )
     }
 
     /// Whether the changes after `revision` can be sent one by one, and are few enough for that. If only

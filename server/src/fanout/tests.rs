@@ -24,7 +24,7 @@ use super::pace::BURST;
 use super::responses::{IDLE_FOR, SHARED_FOR};
 use super::*;
 use crate::delta::JobPool;
-use crate::encode::{Chunk, SyncKind, SyncReader, SyncResponse};
+use crate::encode::{Chunk, PinnedStates, SyncKind, SyncReader, SyncResponse};
 use crate::ingest;
 use crate::metrics::Metrics;
 use crate::source::scripted::{Op, Script, ScriptedEtcd, ScriptedSource};
@@ -44,11 +44,13 @@ impl Wake for Woken {
 
 /// Both ends of the prefix `/c/`.
 fn ends(log_bytes: usize, progress_interval: Duration) -> (Publisher, Fanout) {
+    let metrics = Metrics::new();
     let limits = Limits {
         log_bytes,
         progress_interval,
+        pinned: PinnedStates::new(usize::MAX, metrics.clone()),
     };
-    fanout(prefix("/c/"), limits, Metrics::new(), Instant::now())
+    fanout(prefix("/c/"), limits, metrics, Instant::now())
 }
 
 /// An etcd, and the publishing side of its prefix `/c/`, without the loop between them.
@@ -261,6 +263,7 @@ impl Stream {
                 Chunk::Ready(frame) => segments.extend(frame.alone().to_vec()),
                 Chunk::Scanning => {}
                 Chunk::Done => break,
+                Chunk::Revoked => panic!("there is no limit"),
             }
         }
         self.replica.take_all(frames(&segments));

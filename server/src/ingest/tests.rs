@@ -13,6 +13,7 @@ use tokio::time::{Instant, advance, sleep, timeout};
 
 use super::*;
 use crate::delta::JobPool;
+use crate::encode::PinnedStates;
 use crate::fanout::{self, Fanout, Next, Publisher, Subscriber, fanout};
 use crate::metrics::Metrics;
 use crate::source::{Proof, Source, SourceHandle, SourceRequest, SourceRequests, Update};
@@ -43,11 +44,13 @@ fn state() -> Update {
 
 /// Both ends of the prefix `/c/`.
 fn prefix_c() -> (Publisher, Fanout) {
+    let metrics = Metrics::new();
     let limits = fanout::Limits {
         log_bytes: 1024 * 1024,
         progress_interval: Duration::from_secs(10),
+        pinned: PinnedStates::new(usize::MAX, metrics.clone()),
     };
-    fanout(prefix("/c/"), limits, Metrics::new(), Instant::now())
+    fanout(prefix("/c/"), limits, metrics, Instant::now())
 }
 
 /// The loop of a prefix at revision 5,000, which audits once a second.

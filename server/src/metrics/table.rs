@@ -52,8 +52,16 @@ metrics! {
     syncs_snapshot: Counter;
     /// Streams that were told to retry later, because too many snapshots and diffs were being sent.
     syncs_deferred: Counter;
+    /// Streams cut off in a snapshot or conflated diff that they did not read fast enough. Their clients
+    /// come back.
+    syncs_cut_off: Counter;
     /// Snapshots and conflated diffs that are being sent.
     syncs_in_progress: Gauge;
+    /// Those of them that are read slowly or for long, and do not count against the limit.
+    syncs_in_background: Gauge;
+    /// Estimated bytes of what was overwritten and is kept for snapshots and conflated diffs that are
+    /// being sent.
+    pinned_bytes: Gauge, unit Bytes;
     /// Times that a stream fell behind the log and got one conflated diff.
     conflated: Counter;
 

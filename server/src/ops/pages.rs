@@ -85,6 +85,7 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
+    use crate::encode::PinnedStates;
     use crate::fanout::{Limits, Publisher, fanout};
     use crate::ingest;
     use crate::service::{Intervals, Served};
@@ -98,6 +99,7 @@ mod tests {
         let limits = Limits {
             log_bytes: 1024 * 1024,
             progress_interval: Duration::from_secs(3600),
+            pinned: PinnedStates::new(usize::MAX, metrics.clone()),
         };
         let (publisher, fanout) = fanout(prefix, limits, metrics.clone(), Instant::now());
         let (handle, _) = SourceHandle::channel();

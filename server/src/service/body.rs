@@ -15,14 +15,14 @@ use http_body::{Body, Frame};
 use tonic::Status;
 
 use super::grpc::{self, ok_trailers, trailers};
-use super::refusals::no_permit;
+use super::refusals::{history_changed, no_permit};
 use crate::encode::{self, Chunk, SyncKind, SyncReader};
 use crate::fanout::{Ending, Next, Subscriber};
 use crate::metrics::Metrics;
-use crate::session::{Refused, SYNC_PINNED_AT_MOST, StreamGuard};
+use crate::session::{Refused, StreamGuard};
 
-/// How long a client should wait that did not read its snapshot or diff in time: it gets it from the
-/// start again, and whatever kept it from reading may take a while.
+/// How long a client should wait that did not read its snapshot or diff in time, or not as fast as others
+/// who wait would: it gets it from the start again, and whatever kept it from reading may take a while.
 const RETRY_STALLED: Duration = Duration::from_secs(5);
 
 /// The response to `Watch`.
@@ -34,6 +34,8 @@ pub(super) struct WatchBody {
     cursor: Revision,
     /// Number of the latest progress that was sent.
     progress: u64,
+    /// How long the client waits for a snapshot or conflated diff.
+    patience: Duration,
     sending: Sending<Subscriber>,
     /// Whether the goodbye is on its way.
     ending: bool,
@@ -56,6 +58,7 @@ impl WatchBody {
         first: Bytes,
         due: Option<Due>,
         cursor: Revision,
+        patience: Duration,
     ) -> Self {
         let subscriber = stream.subscription();
         let metrics = subscriber.metrics().clone();
@@ -65,6 +68,7 @@ impl WatchBody {
             due,
             cursor,
             progress,
+            patience,
             sending: Sending::new(VecDeque::from([first]), stream, metrics),
             ending: false,
         }
@@ -78,7 +82,7 @@ impl WatchBody {
     /// Asks for one conflated diff, because the changes cannot be sent one by one any more.
     fn catch_up(&mut self) {
         self.sending.metrics.conflated.inc();
-        match self.sending.stream.request_permit() {
+        match self.sending.stream.request_permit(self.patience) {
             Ok(()) => {
                 self.due = Some(Due {
                     kind: SyncKind::Diff { since: self.cursor },
@@ -210,21 +214,33 @@ impl Body for WatchBody {
 /// The response to `Get`: a snapshot, and that is all.
 #[derive(Debug)]
 pub(super) struct GetBody {
-    due: Option<SyncReader>,
+    /// The range, until the stream has its permit. What is in it is looked up then, so that a waiting
+    /// stream pins nothing.
+    due: Option<Subscriber>,
     sending: Sending<()>,
 }
 
 impl GetBody {
-    /// Sends the answer, for which the stream has asked for a permit.
-    pub(super) const fn new(answer: SyncReader, stream: StreamGuard<()>, metrics: Metrics) -> Self {
+    /// Sends what is in the range. The stream has asked for a permit.
+    pub(super) const fn new(range: Subscriber, stream: StreamGuard<()>, metrics: Metrics) -> Self {
         Self {
-            due: Some(answer),
+            due: Some(range),
             sending: Sending::new(VecDeque::new(), stream, metrics),
         }
     }
 
+    /// The stream has its permit.
+    fn begin(&mut self, range: &Subscriber) -> Result<(), Status> {
+        // None when the history has just ended.
+        let view = range.view().ok_or_else(history_changed)?;
+        self.sending.stream.set_cursor(view.root.revision());
+        // Not shared: a `Get` asks for the state now.
+        let answer = range.own_sync_response(SyncKind::Snapshot { reset: false }, view);
+        self.sending.begin(SyncReader::new(answer));
+        Ok(())
+    }
+
     fn fail(&mut self, status: &Status) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        self.due = None;
         self.sending.done = true;
         Poll::Ready(Some(Ok(Frame::trailers(trailers(status)))))
     }
@@ -240,21 +256,21 @@ impl Body for GetBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = self.get_mut();
         this.sending.stream.polled_by(cx);
-        if let Some(answer) = this.due.take() {
+        if let Some(range) = this.due.take() {
             if this.sending.stream.goodbye().is_some() {
                 return this.fail(&ended());
             }
-            match this.sending.stream.poll_permit(cx) {
+            let begun = match this.sending.stream.poll_permit(cx) {
                 Poll::Pending => {
-                    this.due = Some(answer);
+                    this.due = Some(range);
                     this.sending.stream.idle();
                     return Poll::Pending;
                 }
-                Poll::Ready(Ok(())) => this.sending.begin(answer),
-                Poll::Ready(Err(refused)) => {
-                    let status = no_permit(refused, &this.sending.metrics);
-                    return this.fail(&status);
-                }
+                Poll::Ready(Ok(())) => this.begin(&range),
+                Poll::Ready(Err(refused)) => Err(no_permit(refused, &this.sending.metrics)),
+            };
+            if let Err(status) = begun {
+                return this.fail(&status);
             }
         }
         this.sending.poll(cx, true).unwrap_or(Poll::Ready(None))
@@ -268,7 +284,7 @@ struct Sending<S> {
     segments: VecDeque<Bytes>,
     /// A snapshot or conflated diff, which is encoded as it is sent.
     answer: Option<SyncReader>,
-    /// Whether it was cut off: not read in time, or the stream was ended meanwhile.
+    /// Whether it was cut off: not read fast enough, or the stream was ended meanwhile.
     cut_off: bool,
     /// Whether the trailers were sent.
     done: bool,
@@ -298,6 +314,14 @@ impl<S> Sending<S> {
         self.stream.end_sync();
     }
 
+    fn cut_off(&mut self) {
+        if self.stream.goodbye().is_none() {
+            self.metrics.syncs_cut_off.inc();
+        }
+        self.end_answer();
+        self.cut_off = true;
+    }
+
     /// The next piece; `None` when nothing is being sent. With `last`, the trailers come after that.
     #[allow(clippy::type_complexity)]
     fn poll(
@@ -315,8 +339,7 @@ impl<S> Sending<S> {
             if self.answer.is_some()
                 && (self.stream.goodbye().is_some() || self.stream.is_sync_overdue())
             {
-                self.end_answer();
-                self.cut_off = true;
+                self.cut_off();
             }
             let answer = self.answer.as_mut();
             let next = answer.map(|answer| answer.next(&self.metrics));
@@ -328,6 +351,7 @@ impl<S> Sending<S> {
                     return Some(Poll::Pending);
                 }
                 Some(Chunk::Done) => self.end_answer(),
+                Some(Chunk::Revoked) => self.cut_off(),
                 None if !last => return None,
                 None if self.done => return Some(Poll::Ready(None)),
                 None => {
@@ -346,9 +370,9 @@ impl<S> Sending<S> {
 
 /// The status of a call whose client did not read its snapshot in time.
 fn too_slow() -> Status {
-    let status = Status::deadline_exceeded(format!(
-        "the answer was not read within {SYNC_PINNED_AT_MOST:?}; retry, or ask for a smaller range"
-    ));
+    let status = Status::deadline_exceeded(
+        "the answer was not read fast enough; retry, or ask for a smaller range",
+    );
     grpc::retry_after(RETRY_STALLED, status)
 }
 

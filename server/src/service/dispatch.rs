@@ -93,7 +93,7 @@ impl Service {
             Ok(reflection) => standard = standard.add_service(reflection),
             Err(error) => tracing::error!(%error, "reflection is not available"),
         }
-        let sessions = Registry::new(metrics.clone(), intervals.progress);
+        let sessions = Registry::new(metrics.clone());
         Self(Arc::new(Inner {
             served,
             intervals,

@@ -1,7 +1,5 @@
 //! `Get`: one range, now, from memory.
 
-use std::sync::Arc;
-
 use driftless_proto::{Revision, v1};
 use http::{Request, Response};
 use tonic::Status;
@@ -11,8 +9,7 @@ use super::arrival::Arrived;
 use super::body::GetBody;
 use super::dispatch::ATTEMPTS;
 use super::refusals::{check_client, history_changed, no_permit, unavailable};
-use super::{Service, grpc};
-use crate::encode::{SyncKind, SyncReader};
+use super::{Service, grpc, patience};
 use crate::session::{CallKind, Connection, NewStream};
 
 impl Service {
@@ -22,11 +19,12 @@ impl Service {
         connection: &Connection,
     ) -> Result<Response<Body>, Status> {
         let token = grpc::bearer_token(&request);
+        let patience = patience::of_get(request.headers());
         let (request, _held) = request.into_body().decode::<v1::GetRequest>()?;
         check_client(request.client.as_ref())?;
         let (range, served) = self.find(request.range)?;
         for _ in 0..ATTEMPTS {
-            // A subscription for a moment: a range that is watched already has its digest.
+            // A subscription until it is read: a range that is watched already has its digest.
             let subscriber = served
                 .fanout
                 .subscribe(range.clone())
@@ -43,16 +41,11 @@ impl Service {
                 outcome: None,
             };
             let mut stream = self.0.sessions.open(connection, new, ());
-            let permit = stream.request_permit();
+            let permit = stream.request_permit(patience);
             permit.map_err(|refused| no_permit(refused, &self.0.metrics))?;
             stream.set_cursor(view.root.revision());
-            // Not shared: a `Get` asks for the state now.
-            let answer = subscriber.own_sync_response(SyncKind::Snapshot { reset: false }, view);
-            return Ok(grpc::streaming(Body::new(GetBody::new(
-                SyncReader::new(Arc::new(answer)),
-                stream,
-                self.0.metrics.clone(),
-            ))));
+            let body = GetBody::new(subscriber, stream, self.0.metrics.clone());
+            return Ok(grpc::streaming(Body::new(body)));
         }
         Err(history_changed())
     }

@@ -23,6 +23,7 @@ mod grpc;
 mod health;
 mod idle;
 mod lookup;
+mod patience;
 mod places;
 mod refusals;
 mod repeated;

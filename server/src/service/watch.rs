@@ -15,7 +15,7 @@ use super::dispatch::ATTEMPTS;
 use super::refusals::{check_client, history_changed, no_permit, unavailable};
 use super::report::check_outcome;
 use super::resume::{Answer, Has, Have, answer};
-use super::{Served, Service, grpc};
+use super::{Served, Service, grpc, patience};
 use crate::encode::{self, SyncKind};
 use crate::fanout::{RangeView, Subscriber};
 use crate::ingest::REQUEST_TIMEOUT;
@@ -32,6 +32,7 @@ impl Service {
         connection: &Connection,
     ) -> Result<Response<Body>, Status> {
         let token = grpc::bearer_token(&request);
+        let patience = patience::of_watch(request.headers(), self.0.intervals.progress);
         let (request, _held) = request.into_body().decode::<v1::WatchRequest>()?;
         check_client(request.client.as_ref())?;
         let (range, served) = self.find(request.range)?;
@@ -62,7 +63,7 @@ impl Service {
                         .filter(|outcome| check_outcome(Some(outcome)).is_ok()),
                 };
                 let stream = self.0.sessions.open(connection, new, subscriber);
-                return self.stream(stream, start, features);
+                return self.stream(stream, start, features, patience);
             }
         }
         Err(history_changed())
@@ -73,6 +74,7 @@ impl Service {
         mut stream: StreamGuard<Subscriber>,
         start: Start,
         features: Vec<i32>,
+        patience: Duration,
     ) -> Result<Response<Body>, Status> {
         let subscriber = stream.subscription();
         let millis = |interval: Duration| u32::try_from(interval.as_millis()).unwrap_or(u32::MAX);
@@ -123,7 +125,7 @@ impl Service {
                     SyncKind::Snapshot { .. } => metrics.syncs_snapshot.inc(),
                     SyncKind::Diff { .. } => metrics.syncs_diff.inc(),
                 };
-                let permit = stream.request_permit();
+                let permit = stream.request_permit(patience);
                 permit.map_err(|refused| no_permit(refused, metrics))?;
                 let held = start.held;
                 (Some(Due { kind, held }), held)
@@ -134,7 +136,7 @@ impl Service {
             .into_iter()
             .flat_map(|frame| encode::unary(&v1::WatchResponse { frame: Some(frame) }))
             .collect();
-        let body = WatchBody::new(stream, first, due, cursor);
+        let body = WatchBody::new(stream, first, due, cursor, patience);
         Ok(grpc::streaming(Body::new(body)))
     }
 }

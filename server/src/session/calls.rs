@@ -176,7 +176,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn calls_hold_no_more_than_the_bound() {
-        let registry = Registry::new(Metrics::new(), Duration::from_secs(10));
+        let registry = Registry::new(Metrics::new());
         let guard = registry.connect(None);
         let connection = guard.connection();
         let (mut one, mut other) = (HeldBytes::of(connection), HeldBytes::of(connection));
@@ -196,7 +196,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn only_answers_that_lie_unread_are_stalled() {
         const TIMEOUT: u64 = 60_000;
-        let registry = Registry::new(Metrics::new(), Duration::from_secs(10));
+        let registry = Registry::new(Metrics::new());
         let guard = registry.connect(None);
         let connection = guard.connection();
         let stalled = || connection.is_stalled(registry.clock().now(), TIMEOUT);

@@ -12,7 +12,7 @@
 //! * its place in the scope of its range, with its waker. Each change wakes the scope's streams, under
 //!   the scope's lock.
 //! * its `Permit` to read a snapshot or conflated diff, or its place in the queue for one. That is a
-//!   queue in order of arrival, with a limit that is measured for each piece sent (`Admission`).
+//!   fair queue, with a limit that is measured for each piece sent (`Admission`).
 //!
 //! Nothing here knows gRPC or HTTP/2. No lock is taken for a frame that is sent: what changes with
 //! each frame are atomics in the stream's record.
@@ -22,7 +22,6 @@ mod calls;
 mod connection;
 mod control;
 mod kept;
-mod limit;
 mod registry;
 mod slow_consumers;
 mod stream;
@@ -34,6 +33,6 @@ pub(crate) use connection::ConnectionGuard;
 pub use connection::{Connection, ConnectionId};
 pub(crate) use control::ConnectionControl;
 pub use registry::{Connections, Registry, Streams};
-pub(crate) use slow_consumers::{SYNC_PINNED_AT_MOST, SlowConsumers};
+pub(crate) use slow_consumers::SlowConsumers;
 pub use stream::{CallKind, Report, Stream, StreamId, WatchId};
 pub(crate) use stream::{NewStream, StreamGuard};

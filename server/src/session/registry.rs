@@ -62,13 +62,13 @@ struct Open {
 }
 
 impl Registry {
-    /// An empty one. Clients hear from each stream at this interval, and give up after three of it.
-    pub(crate) fn new(metrics: Metrics, progress_interval: Duration) -> Self {
+    /// An empty one.
+    pub(crate) fn new(metrics: Metrics) -> Self {
         Self(Arc::new(Inner {
             open: Mutex::default(),
             next_id: AtomicU64::new(0),
             clock: Clock(Instant::now()),
-            admission: Admission::new(metrics.clone(), progress_interval),
+            admission: Admission::new(metrics.clone()),
             ended: Notify::new(),
             metrics,
         }))

@@ -34,7 +34,7 @@ const CHECK_AT_LEAST_EVERY: Duration = Duration::from_secs(30);
 /// somebody began to read. So there has to be an end to it for whoever takes a little now and then,
 /// too, whatever the size. 100 MiB at 200 KiB/s take this long; whoever is slower than that, or
 /// watches more, should watch smaller ranges.
-pub(crate) const SYNC_PINNED_AT_MOST: Duration = Duration::from_secs(600);
+pub(super) const SYNC_PINNED_AT_MOST: Duration = Duration::from_secs(600);
 
 /// How long a stream that was ended may take to be gone. A client that reads is through with its
 /// goodbye in one round trip.

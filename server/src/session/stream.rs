@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::Bytes;
 use driftless_proto::{KeyRange, Revision, v1};
@@ -11,7 +12,7 @@ use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::admission::{Permit, Refused};
+use super::admission::{Permit, Refused, Requester};
 use super::connection::Connection;
 use super::kept::Kept;
 use super::registry::{Clock, Registry};
@@ -278,6 +279,8 @@ pub(crate) struct StreamGuard<S> {
     permit: Option<Permit>,
     /// Whether a snapshot or conflated diff is being read, for which the permit is.
     syncing: bool,
+    /// Whether that has to end, because it is read too slowly.
+    revoked: bool,
     /// The waker that is registered with the stream.
     waker: Option<Waker>,
     _counted: Option<GaugeGuard>,
@@ -295,6 +298,7 @@ impl<S> StreamGuard<S> {
             subscription,
             permit: None,
             syncing: false,
+            revoked: false,
             waker: None,
             _counted: counted,
         }
@@ -328,12 +332,14 @@ impl<S> StreamGuard<S> {
         self.stream.0.cursor.store(cursor.get(), Ordering::Relaxed);
     }
 
-    /// Asks for a permit to read a snapshot or conflated diff.
+    /// Asks for a permit to read a snapshot or conflated diff, for a client that gives up after
+    /// `patience`.
     ///
     /// # Errors
     /// When the wait would be too long, or the server shuts down.
-    pub(crate) fn request_permit(&mut self) -> Result<(), Refused> {
-        self.permit = Some(self.registry.admission().request()?);
+    pub(crate) fn request_permit(&mut self, patience: Duration) -> Result<(), Refused> {
+        let who = Requester::of(self.stream.connection());
+        self.permit = Some(self.registry.admission().request(who, patience)?);
         Ok(())
     }
 
@@ -359,19 +365,20 @@ impl<S> StreamGuard<S> {
     pub(crate) fn end_sync(&mut self) {
         self.stream.0.sync_until.store(0, Ordering::Relaxed);
         self.syncing = false;
+        self.revoked = false;
         self.permit = None;
     }
 
     /// Whether the snapshot or conflated diff takes longer than it may.
     pub(crate) fn is_sync_overdue(&self) -> bool {
         let until = self.stream.0.sync_until.load(Ordering::Relaxed);
-        until > 0 && self.now() >= until
+        self.revoked || (until > 0 && self.now() >= until)
     }
 
     /// The connection asks for the next piece, so it has taken the one before.
-    pub(crate) fn piece_taken(&self) {
+    pub(crate) fn piece_taken(&mut self) {
         if let Some(permit) = self.permit.as_ref().filter(|_| self.syncing) {
-            permit.piece_taken();
+            self.revoked = !permit.piece_taken();
         }
     }
 

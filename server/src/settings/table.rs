@@ -82,6 +82,14 @@ settings! {
         default "64MiB",
         min "1MiB": "a smaller log cannot hold one large value, and clients would get snapshots";
 
+    /// Memory for what was overwritten while clients still read it.
+    ///
+    /// A snapshot is read at one revision, so a slow reader keeps old values. All prefixes share this.
+    /// Beyond it, the client that began first gets the state of then from the start.
+    PinnedBytes, pinned_bytes: usize as Bytes,
+        default "256MiB",
+        min "1MiB": "a client could not read one large value that changes meanwhile";
+
     /// How often an idle stream tells its client that it is alive.
     ///
     /// Clients reconnect when they hear nothing for three intervals.
@@ -114,7 +122,8 @@ settings! {
     /// How long a client may leave data unread before the server closes its connection.
     ///
     /// The client reconnects with what it has. A stream with nothing to read may be idle for ever. A
-    /// client that reads slowly has ten minutes for a snapshot. The server may take a quarter longer,
+    /// client that reads slowly has ten minutes for a snapshot, and less if the state changes
+    /// (`pinned_bytes`). The server may take a quarter longer,
     /// 30 s at most. `driftless_slow_consumers_closed_total` counts the connections.
     StallTimeout, stall_timeout: Duration as Time,
         default "2m",

@@ -15,6 +15,12 @@ use imbl::OrdMap;
 
 use super::sums::Sums;
 
+/// Estimated bytes of an entry besides its key and value: its record, and its part of the maps.
+const ENTRY_OVERHEAD: u64 = 384;
+
+/// Estimated bytes of the maps that a change makes anew while an earlier state keeps the old ones.
+const PATH_OVERHEAD: u64 = 3072;
+
 /// An entry and its hash, computed once when it arrives.
 #[derive(Debug)]
 pub struct Stored {
@@ -29,6 +35,11 @@ impl Stored {
     pub fn new(entry: Entry) -> Self {
         let hash = Digest::of(&entry);
         Self { entry, hash }
+    }
+
+    fn bytes(&self) -> u64 {
+        let Entry { key, value, .. } = &self.entry;
+        (key.as_ref().len() + value.len()) as u64 + ENTRY_OVERHEAD
     }
 }
 
@@ -61,6 +72,8 @@ pub struct Snapshot {
     pub(super) by_mod: OrdMap<Position, Changed>,
     pub(super) sums: Sums,
     pub(super) floor: Revision,
+    bytes: u64,
+    pub(super) overwritten: u64,
 }
 
 impl Snapshot {
@@ -73,6 +86,8 @@ impl Snapshot {
             by_mod: OrdMap::new(),
             sums: Sums::new(),
             floor: revision,
+            bytes: 0,
+            overwritten: 0,
         }
     }
 
@@ -89,6 +104,17 @@ impl Snapshot {
     /// The revision from which on [`Snapshot::changed`] knows every delete.
     pub const fn floor(&self) -> Revision {
         self.floor
+    }
+
+    /// Estimated bytes of all that it has.
+    pub const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Estimated bytes of all that was overwritten or deleted before it, from the first state on. Of two
+    /// states, the earlier one keeps what this grew by in between, and no more than all it has.
+    pub const fn overwritten(&self) -> u64 {
+        self.overwritten
     }
 
     /// The entry of a key.
@@ -139,9 +165,12 @@ impl Snapshot {
     pub(super) fn insert(&mut self, stored: Arc<Stored>) -> Option<Arc<Stored>> {
         let key = stored.entry.key.clone();
         let at = Position(stored.entry.mod_revision, key.as_bytes().clone());
+        self.bytes += stored.bytes();
+        self.overwritten += PATH_OVERHEAD;
         let old = self.by_key.insert(key, Arc::clone(&stored));
         self.sums.inserted(&stored, old.as_deref(), &self.by_key);
         if let Some(old) = &old {
+            self.overwrite(old);
             self.forget(old.entry.mod_revision, &old.entry.key);
         }
         // After that, in case both have the same revision.
@@ -152,8 +181,15 @@ impl Snapshot {
     pub(super) fn remove(&mut self, key: &Key) -> Option<Arc<Stored>> {
         let old = self.by_key.remove(key)?;
         self.sums.removed(&old);
+        self.overwritten += PATH_OVERHEAD;
+        self.overwrite(&old);
         self.forget(old.entry.mod_revision, key);
         Some(old)
+    }
+
+    fn overwrite(&mut self, old: &Stored) {
+        self.bytes -= old.bytes();
+        self.overwritten += old.bytes();
     }
 
     pub(super) fn record_tombstone(&mut self, revision: Revision, key: &Key) {

@@ -81,8 +81,7 @@ impl Writer {
             && state.epoch == self.snapshot.epoch
             && state.revision >= self.snapshot.revision;
         if !continues {
-            *self = Self::with(state, self.tombstones.cleared());
-            return Replaced::Anew;
+            return self.start_over(state);
         }
         let edits = self.difference(&state.entries, state.revision);
         if edits.is_empty() {
@@ -97,13 +96,20 @@ impl Writer {
             Edit::Delete { .. } => state.revision == self.snapshot.revision,
         };
         if edits.iter().any(was_not_there) {
-            *self = Self::with(state, self.tombstones.cleared());
-            return Replaced::Anew;
+            return self.start_over(state);
         }
         match self.commit(state.revision, edits, true) {
             Some(batch) => Replaced::Continued(batch),
             None => Replaced::Unchanged,
         }
+    }
+
+    /// Takes a state of another history.
+    fn start_over(&mut self, state: State) -> Replaced {
+        let overwritten = self.snapshot.overwritten() + self.snapshot.bytes();
+        *self = Self::with(state, self.tombstones.cleared());
+        self.snapshot.overwritten += overwritten;
+        Replaced::Anew
     }
 
     /// The edits that lead from the state to `entries`.
