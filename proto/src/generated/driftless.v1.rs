@@ -598,8 +598,9 @@ pub mod config_client {
         ///                     `grpc-retry-pushback-ms`
         ///
         /// A request may be 64 KiB long, a report 1 MiB, and each has 10 s to arrive. The
-        /// requests that arrive on a connection and the answers that lie unread on it may
-        /// take 2 MiB together. A request that is not gRPC gets HTTP status 415.
+        /// requests that arrive on a connection, the answers that lie unread on it, and the
+        /// ranges and rejections of its streams may take 1.5 MiB together. A request that
+        /// is not gRPC gets HTTP status 415.
         ///
         /// One connection may have 1,024 calls open, unless the server's setting
         /// `max_streams_per_connection` says otherwise (HTTP/2 tells clients, in
@@ -714,8 +715,9 @@ pub mod config_server {
         ///                     `grpc-retry-pushback-ms`
         ///
         /// A request may be 64 KiB long, a report 1 MiB, and each has 10 s to arrive. The
-        /// requests that arrive on a connection and the answers that lie unread on it may
-        /// take 2 MiB together. A request that is not gRPC gets HTTP status 415.
+        /// requests that arrive on a connection, the answers that lie unread on it, and the
+        /// ranges and rejections of its streams may take 1.5 MiB together. A request that
+        /// is not gRPC gets HTTP status 415.
         ///
         /// One connection may have 1,024 calls open, unless the server's setting
         /// `max_streams_per_connection` says otherwise (HTTP/2 tells clients, in

@@ -115,10 +115,9 @@ impl Partial {
     fn push(&mut self, data: &[u8]) -> Result<(), Status> {
         let needed = self.bytes.len() + data.len();
         if needed > self.bytes.capacity() {
-            // Twice as much, so that small pieces are not copied again and again; but no more than is
-            // announced.
-            let twice = self.bytes.capacity() * 2;
-            let capacity = twice.min(self.len()?.unwrap_or(needed)).max(needed);
+            // Eight times as much, so that little is copied; but no more than is announced.
+            let more = self.bytes.capacity() * 8;
+            let capacity = more.min(self.len()?.unwrap_or(needed)).max(needed);
             if !self.held.add(capacity - self.bytes.capacity()) {
                 return Err(busy());
             }
@@ -299,7 +298,7 @@ pub(super) fn busy() -> Status {
     grpc::retry_after(
         RETRY_BUSY,
         Status::resource_exhausted(
-            "too many bytes of requests and unread answers at a time on one connection; retry",
+            "too many bytes of requests, streams and unread answers on one connection; retry, or open another",
         ),
     )
 }

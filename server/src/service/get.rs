@@ -20,7 +20,7 @@ impl Service {
     ) -> Result<Response<Body>, Status> {
         let token = grpc::bearer_token(&request);
         let patience = patience::of_get(request.headers());
-        let (request, _held) = request.into_body().decode::<v1::GetRequest>()?;
+        let (request, held) = request.into_body().decode::<v1::GetRequest>()?;
         check_client(request.client.as_ref())?;
         let (range, served) = self.find(request.range)?;
         for _ in 0..ATTEMPTS {
@@ -39,6 +39,7 @@ impl Service {
                 token,
                 resumed_from: Revision::NONE,
                 outcome: None,
+                held,
             };
             let mut stream = self.0.sessions.open(connection, new, ());
             let permit = stream.request_permit(patience);

@@ -33,7 +33,7 @@ impl Service {
     ) -> Result<Response<Body>, Status> {
         let token = grpc::bearer_token(&request);
         let patience = patience::of_watch(request.headers(), self.0.intervals.progress);
-        let (request, _held) = request.into_body().decode::<v1::WatchRequest>()?;
+        let (request, held) = request.into_body().decode::<v1::WatchRequest>()?;
         check_client(request.client.as_ref())?;
         let (range, served) = self.find(request.range)?;
         let have = request.have.map(have).transpose()?;
@@ -61,6 +61,7 @@ impl Service {
                     outcome: request
                         .outcome
                         .filter(|outcome| check_outcome(Some(outcome)).is_ok()),
+                    held,
                 };
                 let stream = self.0.sessions.open(connection, new, subscriber);
                 return self.stream(stream, start, features, patience);

@@ -2,12 +2,11 @@
 //!
 //! A connection may have hundreds of calls open, so a bound for each of them is none. Two things are
 //! counted for the connection instead. [`HeldBytes`] are the bytes of requests that arrive or are being
-//! answered, and of answers that the client has not taken. [`Answer`] says since when an answer waits
+//! answered, what streams keep of them, and answers that the client has not taken. [`Answer`] says since when an answer waits
 //! for its client. Both are counted until they are dropped, whoever drops them: HTTP/2 drops a piece
 //! of an answer when it has written it.
 //!
-//! Streams of the registry are not counted here: they share what they send, and have a clock of their
-//! own.
+//! What streams of the registry send is not counted here: they share it, and have a clock of their own.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -18,11 +17,12 @@ use slab::Slab;
 use super::connection::Connection;
 use super::registry::Clock;
 
-/// What the calls of one connection may hold together, in bytes: twice the largest report, and far more
-/// than all the requests that a client begins at a time, which arrive whole, and all the answers that
-/// are on their way to a client that reads. With what HTTP/2 itself buffers, it keeps a connection
-/// below 4 MiB.
-const MOST_HELD: usize = 2 * 1024 * 1024;
+/// What the calls of one connection may hold together, in bytes: one and a half of the largest report,
+/// and far more than all the requests that a client begins at a time, which arrive whole, and all the
+/// answers that are on their way to a client that reads. Each open stream counts with its range and the
+/// outcome that its client reported: 1.5 KiB for each of a thousand, of which a client that is not after
+/// trouble needs a tenth. With what HTTP/2 needs for a thousand calls, a connection stays below 4 MiB.
+const MOST_HELD: usize = 1536 * 1024;
 
 /// What the calls of one connection hold.
 #[derive(Debug, Default)]
@@ -107,6 +107,18 @@ impl HeldBytes {
         }
         added
     }
+
+    /// The call holds this much from now on. Returns `false`, and changes nothing, when the connection's
+    /// calls would hold too much.
+    pub(crate) fn set(&mut self, bytes: usize) -> bool {
+        let Some(less) = self.bytes.checked_sub(bytes) else {
+            return self.add(bytes - self.bytes);
+        };
+        let held = &self.connection.calls().held;
+        held.fetch_sub(less, Ordering::Relaxed);
+        self.bytes = bytes;
+        true
+    }
 }
 
 impl Drop for HeldBytes {
@@ -183,6 +195,9 @@ mod tests {
         assert!(one.add(MOST_HELD - 1) && other.add(1));
         assert!(!other.add(1) && !one.add(usize::MAX));
         assert_eq!(connection.held_bytes(), MOST_HELD);
+        assert!(one.set(7) && other.set(MOST_HELD - 7) && !one.set(8));
+        assert_eq!(connection.held_bytes(), MOST_HELD);
+        assert!(other.set(1));
         drop(one);
         assert_eq!(
             connection.held_bytes(),

@@ -10,10 +10,9 @@ use parking_lot::Mutex;
 use crate::auth::BearerToken;
 
 /// What all streams of one connection may keep of the tokens and client infos in their requests, in
-/// bytes: 4 KiB for each of the 1,024 that may be open by default. Ranges and reports are bounded for each
-/// stream. A client that sends the same with each of them, as all do that speak for one process,
-/// needs it once.
-const MAX_BYTES: usize = 4 * 1024 * 1024;
+/// bytes: those of some hundred clients that share a connection. A client that sends the same with each
+/// of its streams, as all do that speak for one process, needs it once.
+const MAX_BYTES: usize = 512 * 1024;
 
 /// What the allocator and a map take for each label, in bytes.
 const LABEL_OVERHEAD: usize = 64;

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::admission::{Permit, Refused, Requester};
+use super::calls::HeldBytes;
 use super::connection::Connection;
 use super::kept::Kept;
 use super::registry::{Clock, Registry};
@@ -69,7 +70,8 @@ pub enum CallKind {
 pub struct Report {
     /// Its place among the client's reports about this stream. 0: it came with the request.
     pub sequence: u64,
-    /// What the client did with what it got. `None` when the report does not say.
+    /// What the client did with what it got. `None` when the report does not say, or the connection's
+    /// calls hold too much already.
     pub outcome: Option<v1::Outcome>,
 }
 
@@ -84,6 +86,8 @@ pub(crate) struct NewStream {
     pub(crate) resumed_from: Revision,
     /// What it did with that.
     pub(crate) outcome: Option<v1::Outcome>,
+    /// What the request counts for on its connection: at least what the stream keeps of it.
+    pub(crate) held: HeldBytes,
 }
 
 /// One open stream. Cheap to clone; it says what is true when it is asked. Reading from it after the
@@ -109,7 +113,7 @@ struct Inner {
     unread_since: AtomicU64,
     /// When the snapshot or conflated diff that it reads has to be over.
     sync_until: AtomicU64,
-    report: Mutex<Option<Report>>,
+    report: Mutex<Reported>,
     /// Set once, by whoever ends the stream.
     goodbye: OnceLock<v1::Goodbye>,
     ended_at: AtomicU64,
@@ -117,10 +121,26 @@ struct Inner {
     waker: AtomicWaker,
 }
 
+/// The latest report.
+#[derive(Debug)]
+struct Reported {
+    latest: Option<Report>,
+    /// Counts its outcome, and the stream's range.
+    held: HeldBytes,
+}
+
+/// The texts of an outcome, in bytes.
+fn texts(outcome: Option<&v1::Outcome>) -> usize {
+    let rejection = outcome.and_then(|outcome| outcome.rejection.as_ref());
+    rejection.map_or(0, |it| it.kind.len() + it.key.len() + it.path.len())
+}
+
 impl Stream {
     pub(super) fn new(id: StreamId, connection: &Connection, new: NewStream, clock: Clock) -> Self {
         let kept = connection.kept();
-        let report = new.outcome.map(|outcome| Report {
+        let mut held = new.held;
+        held.set(new.range.start().as_bytes().len() + texts(new.outcome.as_ref()));
+        let latest = new.outcome.map(|outcome| Report {
             sequence: 0,
             outcome: Some(outcome),
         });
@@ -140,7 +160,7 @@ impl Stream {
             cursor: AtomicI64::new(new.resumed_from.get()),
             unread_since: AtomicU64::new(0),
             sync_until: AtomicU64::new(0),
-            report: Mutex::new(report),
+            report: Mutex::new(Reported { latest, held }),
             goodbye: OnceLock::new(),
             ended_at: AtomicU64::new(0),
             waker: AtomicWaker::new(),
@@ -207,7 +227,7 @@ impl Stream {
 
     /// What the client reported last. `None` when it did not report yet.
     pub fn report(&self) -> Option<Report> {
-        self.0.report.lock().clone()
+        self.0.report.lock().latest.clone()
     }
 
     /// When the piece that is in hand was handed to the connection, which has not taken it yet. `None`
@@ -229,11 +249,16 @@ impl Stream {
 
     /// Takes a report, unless there is a later one.
     pub(super) fn take_report(&self, sequence: u64, outcome: Option<&v1::Outcome>) {
-        let mut latest = self.0.report.lock();
-        let before = latest.as_ref().map_or(0, |report| report.sequence);
+        let mut report = self.0.report.lock();
+        let before = report.latest.as_ref().map_or(0, |report| report.sequence);
         if sequence > before {
-            let outcome = outcome.cloned();
-            *latest = Some(Report { sequence, outcome });
+            let range = self.0.range.start().as_bytes().len();
+            let fits = report.held.set(range + texts(outcome));
+            if !fits {
+                report.held.set(range);
+            }
+            let outcome = outcome.filter(|_| fits).cloned();
+            report.latest = Some(Report { sequence, outcome });
         }
     }
 
@@ -410,6 +435,8 @@ impl<S> StreamGuard<S> {
 
 impl<S> Drop for StreamGuard<S> {
     fn drop(&mut self) {
+        // Somebody may still look at the stream.
+        self.stream.0.report.lock().held.set(0);
         self.registry.remove_stream(&self.stream);
     }
 }

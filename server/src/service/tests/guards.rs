@@ -360,7 +360,7 @@ async fn until_closed(engine: &Engine) {
 
 #[tokio::test(start_paused = true)]
 async fn unread_answers_are_bounded_per_connection() {
-    const MOST: usize = 2 * 1024 * 1024;
+    const MOST: usize = 1536 * 1024;
     let (engine, etcd, other) = served().await;
     let client = Client::connect(&engine, (0, 65_535)).await;
     let report = v1::ReportRequest {
@@ -531,7 +531,7 @@ async fn open_reflection_calls_are_bounded_per_connection() {
         }
     }
     assert!(
-        open.len() == 7 && refused == 93,
+        open.len() == 5 && refused == 95,
         "{} and {refused}",
         open.len()
     );
@@ -539,4 +539,58 @@ async fn open_reflection_calls_are_bounded_per_connection() {
     assert_eq!(other.get(&range).await, etcd.state(&range));
     drop(open);
     until(|| held(&engine) == 0).await;
+}
+
+/// Ranges and reports were bounded for each stream, of which there may be thousands.
+#[tokio::test(start_paused = true)]
+async fn what_open_streams_keep_is_bounded_per_connection() {
+    const MOST: usize = 1536 * 1024;
+    const RANGE: usize = 4000;
+    let (engine, etcd, other) = served().await;
+    // With room for the first message of each.
+    let client = Client::connect(&engine, WINDOWS[1]).await;
+    let (mut open, mut refused) = (Vec::new(), 0);
+    for n in 0..1000 {
+        let range = KeyRange::key(format!("/c/{n:0$}", RANGE - 3)).unwrap();
+        let call = client.watch(&range, None).await;
+        match call.headers.contains_key("grpc-status") {
+            false => open.push(call),
+            true => refused += 1,
+        }
+    }
+    assert_eq!(held(&engine), open.len() * RANGE);
+    // A request is longer than what is kept of it.
+    assert!(open.len() >= MOST / RANGE - 1, "{} open", open.len());
+    assert_eq!(open.len() + refused, 1000);
+
+    // There is no room for what a client rejected; that it reported is known.
+    let id = |stream: &crate::session::Stream| stream.watch_id().unwrap().to_bytes();
+    let streams: Vec<_> = engine.sessions().streams().collect();
+    drop(open.split_off(3));
+    until(|| held(&engine) == 3 * RANGE).await;
+    let rejection = |len: usize| v1::Rejection {
+        path: "p".repeat(len),
+        ..Default::default()
+    };
+    for (len, sequence) in [(4096, 1), (10, 2)] {
+        let report = v1::ReportRequest {
+            client: None,
+            watches: vec![v1::WatchReport {
+                watch_id: id(&streams[0]),
+                sequence,
+                outcome: Some(v1::Outcome {
+                    rejection: Some(rejection(len)),
+                    ..Default::default()
+                }),
+            }],
+        };
+        let mut call = client.call(REPORT, &report).await;
+        assert_eq!(call.status().await.0, Code::Ok);
+        assert_eq!(held(&engine), 3 * RANGE + len);
+        assert!(streams[0].report().unwrap().outcome.is_some());
+    }
+    drop((open, streams));
+    until(|| held(&engine) == 0).await;
+    let range = prefix("/c/");
+    assert_eq!(other.get(&range).await, etcd.state(&range));
 }

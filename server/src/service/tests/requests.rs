@@ -274,7 +274,7 @@ async fn requests_above_the_contracts_size_are_refused() {
 #[tokio::test(start_paused = true)]
 async fn incomplete_requests_are_bounded_per_connection() {
     const EACH: usize = 60 * 1024;
-    const HELD: usize = 2 * 1024 * 1024 / EACH;
+    const HELD: usize = 1536 * 1024 / EACH;
     let etcd = ScriptedEtcd::default();
     etcd.put("/c/a", "1");
     let engine = engine(&etcd);
