@@ -25,6 +25,11 @@ impl Key {
         &self.0
     }
 
+    /// For messages: as `Display` shows it, but at most the first 200 bytes of it, and its length.
+    pub fn shortened(&self) -> impl fmt::Display {
+        Shortened(self)
+    }
+
     /// The key as text, if it is UTF-8.
     pub fn as_str(&self) -> Option<&str> {
         std::str::from_utf8(&self.0).ok()
@@ -53,6 +58,25 @@ impl fmt::Display for Key {
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{self}")
+    }
+}
+
+/// How much of a key a message shows, in bytes. Long enough for keys that people write.
+const SHOWN_BYTES: usize = 200;
+
+/// A key in a message.
+struct Shortened<'a>(&'a Key);
+
+impl fmt::Display for Shortened<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = self.0.as_ref();
+        match bytes.get(..SHOWN_BYTES) {
+            Some(start) if bytes.len() > SHOWN_BYTES => {
+                write_escaped(start, f)?;
+                write!(f, "... ({} bytes)", bytes.len())
+            }
+            _ => write_escaped(bytes, f),
+        }
     }
 }
 
@@ -242,6 +266,13 @@ mod tests {
             KeyRange::try_from(None),
             Err(RangeError::Empty { what: "range" })
         );
+    }
+
+    #[test]
+    fn long_keys_are_cut_in_messages() {
+        let shown = |len: usize| Key::new(vec![b'k'; len]).unwrap().shortened().to_string();
+        assert_eq!(shown(200), "k".repeat(200));
+        assert_eq!(shown(201), format!("{}... (201 bytes)", "k".repeat(200)));
     }
 
     #[test]

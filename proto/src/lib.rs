@@ -42,3 +42,10 @@ pub const MAX_CHUNK_BYTES: usize = 1024 * 1024;
 /// etcd rejects requests over 1.5 MiB by default, and its documentation advises against more than
 /// 10 MiB. So a peer that claims a longer value is broken or hostile.
 pub const MAX_VALUE_BYTES: usize = 16 * 1024 * 1024;
+
+/// The longest key that a message can carry, in bytes: 1 MiB. etcd rejects larger requests by default.
+pub const MAX_KEY_BYTES: usize = 1024 * 1024;
+
+/// The longest message that a server sends, in bytes: a piece of a value, its key, and room for the
+/// other fields. A client refuses a longer one before it reserves memory for it.
+pub const MAX_MESSAGE_BYTES: usize = MAX_CHUNK_BYTES + MAX_KEY_BYTES + 64 * 1024;

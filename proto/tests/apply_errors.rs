@@ -87,7 +87,10 @@ fn older_snapshot_needs_reset() {
         .expect_err("is refused");
     let (to, held) = (Revision::new(4), Revision::new(5));
     assert_eq!(error, ApplyError::WentBack { to, held });
-    assert!(!error.keeps_state());
+    assert!(
+        error.keeps_state(),
+        "or no server can tell that a reset is due"
+    );
     // A reset may, and so may another history.
     let action = client.snapshot(snapshot(4, &older, true, Cuts::none()));
     assert!(matches!(action, Ok(Action::Replace { reset: true, .. })));
@@ -181,7 +184,7 @@ fn state_over_limit_is_too_large() {
 /// Each diff was within the limit, and the state grew without bound.
 #[test]
 fn many_small_diffs_stay_within_limit() {
-    let limit = 2048;
+    let limit = 4096;
     let mut client = holding(limit);
     let mut held = client.state.clone();
     let mut error = None;
@@ -201,7 +204,7 @@ fn many_small_diffs_stay_within_limit() {
         }
     }
     assert_eq!(error, Some(ApplyError::TooLarge { limit }));
-    assert!(client.state.len() < limit / 128);
+    assert!(client.state.len() < limit / 256);
     // Deleted entries make room again, also after a resume.
     let revision = client.applier.revision();
     let entries: Vec<Entry> = client.state.values().cloned().collect();
@@ -227,7 +230,7 @@ fn many_small_diffs_stay_within_limit() {
 /// A client near its limit could never take a conflated diff that replaced all of its state.
 #[test]
 fn diff_may_replace_a_state_near_the_limit() {
-    let limit = 2048;
+    let limit = 4096;
     let old: Vec<Entry> = (0..12)
         .map(|i| entry(&format!("/r/old{i}"), "x", 5))
         .collect();

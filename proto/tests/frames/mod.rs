@@ -209,8 +209,8 @@ pub(crate) struct History {
 impl History {
     pub(crate) fn new() -> Self {
         Self {
-            revision: 0,
-            states: vec![(0, State::new())],
+            revision: 1,
+            states: vec![(1, State::new())],
         }
     }
 

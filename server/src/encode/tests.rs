@@ -286,7 +286,7 @@ fn many_small_changes_share_bounded_segments() {
 #[test]
 fn keys_as_large_as_values_are_encoded() {
     let metrics = Metrics::new();
-    let long = format!("/c/{}", "k".repeat(MIB));
+    let long = format!("/c/{}", "k".repeat(MIB - 3));
     let mut writer = Writer::new(state(1, vec![entry("/c/a", "", 1)]));
     let put = vec![Edit::Put(entry(&long, value(MIB + 1, 1), 2))];
     let batch = EncodedBatch::new(writer.apply(Revision::new(2), put).unwrap(), 0);

@@ -7,7 +7,7 @@
 use std::future::Future;
 use std::time::Duration;
 
-use driftless_proto::{Entry, Key, KeyRange, MAX_VALUE_BYTES, Revision};
+use driftless_proto::{Entry, Key, KeyRange, MAX_KEY_BYTES, MAX_VALUE_BYTES, Revision};
 use etcd_client::proto::{PbKeyValue, PbTxnOpResponse};
 use etcd_client::{Client, ConnectOptions, GetOptions, KvClient, Txn, TxnOp, WatchClient};
 use tokio::time::Instant;
@@ -33,9 +33,6 @@ const PING_TIMEOUT: Duration = Duration::from_secs(5);
 /// The largest message accepted from etcd. It holds several values of the largest size, since etcd may
 /// put the events of many transactions into one message.
 const MAX_MESSAGE_BYTES: usize = 4 * MAX_VALUE_BYTES;
-
-/// The longest key that the protocol can carry: a message holds one besides a chunk of values.
-const MAX_KEY_BYTES: usize = driftless_proto::MAX_CHUNK_BYTES;
 
 /// gRPC's status code for an unknown call, or for an answer that is not gRPC.
 const UNIMPLEMENTED: i32 = 12;
