@@ -8,8 +8,11 @@
 //! Client and server depend on this crate and never on each other.
 
 pub mod apply;
+#[cfg(any(feature = "client", feature = "server"))]
+pub mod codec;
 pub mod delta;
 pub mod digest;
+pub mod elements;
 mod entry;
 mod key;
 mod redact;

@@ -39,6 +39,7 @@ fn generate(out: &Path) {
     tonic_prost_build::configure()
         .out_dir(out)
         .build_transport(false)
+        .codec_path("crate::codec::CountingCodec")
         .client_mod_attribute("driftless.v1", "#[cfg(feature = \"client\")]")
         .server_mod_attribute("driftless.v1", "#[cfg(feature = \"server\")]")
         .compile_fds_with_config(descriptors.clone(), config)

@@ -97,11 +97,11 @@ pub mod watch_response {
 /// The first message of every stream.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Hello {
-    /// The etcd history that this stream's revisions belong to. Opaque. Never
-    /// compare revisions of different epochs.
+    /// The etcd history that this stream's revisions belong to. Opaque, at most 256
+    /// bytes. Never compare revisions of different epochs.
     #[prost(bytes = "bytes", tag = "1")]
     pub epoch: ::prost::bytes::Bytes,
-    /// Identifies this stream in reports. 16 random bytes.
+    /// Identifies this stream in reports. 16 random bytes; a client accepts up to 64.
     #[prost(bytes = "bytes", tag = "2")]
     pub watch_id: ::prost::bytes::Bytes,
     /// The server sends a `Progress` at least this often while the stream is live. A
@@ -122,7 +122,7 @@ pub struct Hello {
     /// Which view of the range this is. Empty: the range has only one.
     #[prost(string, tag = "7")]
     pub view: ::prost::alloc::string::String,
-    /// Sent back in `Have.token` to resume. Opaque, may be empty.
+    /// Sent back in `Have.token` to resume. Opaque, at most 4096 bytes, may be empty.
     #[prost(bytes = "bytes", tag = "8")]
     pub token: ::prost::bytes::Bytes,
     /// The server's clock when it made this message, in milliseconds. Its origin has
@@ -135,6 +135,7 @@ pub struct Hello {
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]
 pub struct Entry {
+    /// At least one byte, at most 1 MiB.
     #[prost(bytes = "bytes", tag = "1")]
     pub key: ::prost::bytes::Bytes,
     /// The value, or the piece of it that starts at `offset`.
@@ -196,6 +197,10 @@ pub struct Snapshot {
 /// * `to` <= R: the client has this already; skip it.
 /// * `from` <= R < `to`: apply it.
 /// * `from` > R: a change is missing in between; reconnect with what is held.
+///
+/// A snapshot below R that is not a reset is not applied either. The client reconnects
+/// with what it holds: a server that learns R finds out whether etcd ever reached it,
+/// and if not, sends a reset.
 ///
 /// `from` is the revision of the range's previous change, not of the previous
 /// message. So a client that `Progress` moved to a higher revision applies the diff
@@ -622,7 +627,7 @@ pub mod config_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::CountingCodec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/driftless.v1.Config/Watch",
             );
@@ -647,7 +652,7 @@ pub mod config_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::CountingCodec::default();
             let path = http::uri::PathAndQuery::from_static("/driftless.v1.Config/Get");
             let mut req = request.into_request();
             req.extensions_mut().insert(GrpcMethod::new("driftless.v1.Config", "Get"));
@@ -668,7 +673,7 @@ pub mod config_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::CountingCodec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/driftless.v1.Config/Report",
             );
@@ -856,7 +861,7 @@ pub mod config_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = WatchSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::CountingCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -902,7 +907,7 @@ pub mod config_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GetSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::CountingCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -945,7 +950,7 @@ pub mod config_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ReportSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::CountingCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
