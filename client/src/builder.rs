@@ -133,9 +133,9 @@ impl ClientBuilder {
         self
     }
 
-    /// The largest range, in bytes of keys and values, with about a hundred more for each key. A larger one is
-    /// refused
-    /// ([`RefusedReason::TooLarge`](crate::RefusedReason::TooLarge)). Default: 256 MiB.
+    /// The largest range, in bytes of keys and values, and 256 more for each key. A larger one is refused
+    /// ([`RefusedReason::TooLarge`](crate::RefusedReason::TooLarge)) while it arrives; what is held stays meanwhile,
+    /// so a range may take twice as much for a moment. Default: 256 MiB.
     pub fn range_limit(mut self, bytes: usize) -> Self {
         self.range_limit = bytes;
         self

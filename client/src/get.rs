@@ -6,9 +6,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use driftless_proto::apply::ApplyError;
 use driftless_proto::v1::{self, watch_response::Frame};
-use driftless_proto::{KeyRange, RangeError};
+use driftless_proto::{Epoch, KeyRange, RangeError};
 
 use crate::error::{Closed, GetError, Refused, RefusedReason, too_large};
 use crate::net::Endpoint;
@@ -120,7 +121,7 @@ async fn get(transport: &Transport, range: KeyRange, limit: usize) -> Result<Ent
         let mut chunks = connection.get(request).await?;
         let mut replica = Replica::new(range.clone(), limit);
         // A single state: the history that it belongs to makes no difference.
-        replica.begin(&v1::Hello::default());
+        replica.begin(Epoch::new(Bytes::new()), Bytes::new());
         while let Some(response) = chunks.next().await? {
             let chunk = response.snapshot.map(Frame::Snapshot);
             match chunk.map(|chunk| replica.apply(chunk)) {

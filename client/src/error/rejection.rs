@@ -1,5 +1,6 @@
 //! Why a state was refused, without quoting it.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use driftless_proto::Key;
@@ -173,12 +174,14 @@ impl fmt::Display for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let facts = &*self.0;
         match (&facts.key, &facts.other) {
-            (Some(key), Some(other)) => write!(f, "keys {key} and {other}: ")?,
-            (Some(key), None) | (None, Some(key)) => write!(f, "key {key}: ")?,
+            (Some(key), Some(other)) => {
+                write!(f, "keys {} and {}: ", key.shortened(), other.shortened())?;
+            }
+            (Some(key), None) | (None, Some(key)) => write!(f, "key {}: ", key.shortened())?,
             (None, None) => {}
         }
         if !facts.path.is_empty() {
-            write!(f, "field `{}`: ", facts.path)?;
+            write!(f, "field `{}`: ", shortened(&facts.path))?;
         }
         if let Some((line, column)) = facts.position {
             write!(f, "line {line}, column {column}: ")?;
@@ -195,10 +198,25 @@ impl fmt::Display for Rejection {
             write!(f, ": {reason}")?;
         }
         if let Some(instead) = &facts.instead {
-            write!(f, "; watch {instead}")?;
+            write!(f, "; watch {}", instead.shortened())?;
         }
         Ok(())
     }
+}
+
+/// How much of a path a message shows, in bytes: segments of keys are a part of it, and may be long.
+const SHOWN_PATH: usize = 1024;
+
+/// The end of a path tells more than its start.
+fn shortened(path: &str) -> Cow<'_, str> {
+    if path.len() <= SHOWN_PATH {
+        return path.into();
+    }
+    let mut start = path.len() - SHOWN_PATH;
+    while !path.is_char_boundary(start) {
+        start += 1;
+    }
+    format!("...{}", &path[start..]).into()
 }
 
 impl fmt::Debug for Rejection {

@@ -52,8 +52,21 @@ impl Disconnect {
         }
     }
 
+    /// The state did not arrive within its time, though something came now and then.
+    pub(super) fn unfinished() -> Self {
+        Self {
+            retire: true,
+            ..Self::transient("the server did not send the whole state in time")
+        }
+    }
+
     pub(super) fn malformed(problem: &str) -> Self {
         Self::transient(format!("the server broke the contract: {problem}"))
+    }
+
+    /// A hello cannot be accepted. What is held is as good as before.
+    pub(super) fn greeting(error: &ApplyError) -> Self {
+        Self::transient(error.to_string())
     }
 
     /// A call failed. `has_choice`: there is another server.
@@ -82,6 +95,10 @@ impl Disconnect {
                 refused: Some(RefusedReason::TooLarge),
                 // Each attempt costs both ends as much as the limit allows.
                 at_least: pause(u32::MAX),
+                ..transient
+            },
+            ApplyError::WentBack { .. } => Self {
+                cause: Cause::Ahead,
                 ..transient
             },
             _ if error.keeps_state() => transient,

@@ -57,10 +57,10 @@ impl Replica {
         self.applier.have(self.token.clone())
     }
 
-    /// Begins a stream.
-    pub(crate) fn begin(&mut self, hello: &v1::Hello) {
-        self.token = hello.token.clone();
-        self.applier.begin(Epoch::new(hello.epoch.clone()));
+    /// Begins a stream in this history. The token is for the next one.
+    pub(crate) fn begin(&mut self, epoch: Epoch, token: Bytes) {
+        self.token = token;
+        self.applier.begin(epoch);
     }
 
     /// Applies one frame: all of it, or nothing.
@@ -91,7 +91,7 @@ impl Replica {
                 let mut changed = false;
                 for edit in edits {
                     changed |= match edit {
-                        Edit::Put(entry) => self.entries.insert(owned(entry)),
+                        Edit::Put(entry) => self.entries.insert(entry),
                         Edit::Delete { key, .. } => self.entries.remove(&key),
                     };
                 }
@@ -131,20 +131,10 @@ impl Replica {
         }
         for entry in entries {
             if self.entries.get(entry.key.as_ref()) != Some(&entry) {
-                changed |= self.entries.insert(owned(entry));
+                changed |= self.entries.insert(entry);
             }
         }
         changed
-    }
-}
-
-/// Copies the entry into memory of its own. What arrives is a slice of its message: without the copy, one small
-/// value would keep a whole chunk in memory.
-fn owned(entry: Entry) -> Entry {
-    Entry {
-        key: Key::new(Bytes::copy_from_slice(entry.key.as_ref())).unwrap_or(entry.key),
-        value: Bytes::copy_from_slice(&entry.value),
-        ..entry
     }
 }
 
@@ -175,11 +165,8 @@ mod tests {
 
     fn replica() -> Replica {
         let mut replica = Replica::new(KeyRange::prefix("/").unwrap(), 1 << 20);
-        replica.begin(&v1::Hello {
-            epoch: Bytes::from_static(b"e"),
-            token: Bytes::from_static(b"t"),
-            ..Default::default()
-        });
+        let epoch = Epoch::new(Bytes::from_static(b"e"));
+        replica.begin(epoch, Bytes::from_static(b"t"));
         replica
     }
 

@@ -22,6 +22,10 @@ const SILENT_INTERVALS: u32 = 3;
 const SILENCE: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(600);
 
+/// How long a state may take to arrive, however often something comes of it. A range of the default limit needs
+/// 300 KB/s for that; a server that is slower is no better than one that is gone.
+const SYNC_LIMIT: Duration = Duration::from_secs(15 * 60);
+
 /// The longest first backoff; the actual one is random.
 const BACKOFF_BASE: Duration = Duration::from_millis(100);
 
@@ -39,8 +43,12 @@ pub(crate) enum Phase {
     Connecting,
     /// Sent the request, and waits for the first frame.
     Requested { until: Instant },
-    /// Has the first frame, and waits for the rest of the state.
-    Syncing { silence: Duration, until: Instant },
+    /// Has the first frame, and waits for the rest of the state, for as long as `by`.
+    Syncing {
+        silence: Duration,
+        until: Instant,
+        by: Instant,
+    },
     /// Holds what the server holds.
     Live {
         silence: Duration,
@@ -79,6 +87,9 @@ pub(crate) enum Cause {
     Discard,
     /// The same, because the state differs from the server's. Counted.
     Diverged,
+    /// The state is newer than the server's: the next request has to mention it. Only a server that knows the
+    /// revision can tell whether etcd ever reached it, and may answer with a state that is older.
+    Ahead,
     /// The server refused the range.
     Refused,
 }
@@ -122,6 +133,11 @@ impl Machine {
         }
     }
 
+    /// Whether the time for the state to arrive is over.
+    pub(crate) fn is_overdue(&self, now: Instant) -> bool {
+        matches!(self.phase, Phase::Syncing { by, .. } if by <= now)
+    }
+
     /// Whether the next request must not mention the state that is held.
     pub(crate) const fn starts_over(&self) -> bool {
         self.starts_over
@@ -154,11 +170,13 @@ impl Machine {
                 Phase::Syncing {
                     silence,
                     until: now + silence,
+                    by: now + SYNC_LIMIT,
                 }
             }
-            (Phase::Syncing { silence, .. }, Event::Frame) => Phase::Syncing {
+            (Phase::Syncing { silence, by, .. }, Event::Frame) => Phase::Syncing {
                 silence,
-                until: now + silence,
+                until: by.min(now + silence),
+                by,
             },
             (Phase::Syncing { silence, .. }, Event::InSync) => {
                 self.starts_over = false;
@@ -210,6 +228,7 @@ impl Machine {
         self.failures = self.failures.saturating_add(1);
         match cause {
             Cause::Transient => {}
+            Cause::Ahead => self.starts_over = false,
             Cause::Discard => self.starts_over = true,
             Cause::Diverged => {
                 self.starts_over = true;
@@ -231,232 +250,4 @@ impl Machine {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const ZERO: Duration = Duration::ZERO;
-
-    fn secs(secs: u64) -> Duration {
-        Duration::from_secs(secs)
-    }
-
-    fn hello(progress_interval: Duration) -> Event {
-        Event::Hello { progress_interval }
-    }
-
-    fn ended(cause: Cause) -> Event {
-        Event::Disconnected {
-            cause,
-            at_least: ZERO,
-        }
-    }
-
-    /// A machine that went through these events at one moment.
-    fn after(now: Instant, events: &[Event]) -> Machine {
-        let mut machine = Machine::new();
-        for event in events {
-            machine.step(*event, now, 0.5);
-        }
-        machine
-    }
-
-    /// Waits of a machine in backoff.
-    fn wait(machine: &Machine, now: Instant) -> Duration {
-        assert!(matches!(
-            machine.phase(),
-            Phase::Backoff { .. } | Phase::Refused { .. }
-        ));
-        machine.deadline().unwrap() - now
-    }
-
-    #[test]
-    fn attempt_goes_from_connecting_to_live() {
-        let now = Instant::now();
-        let silence = secs(6);
-        let steps = [
-            (
-                Event::Requested,
-                Phase::Requested {
-                    until: now + secs(10),
-                },
-            ),
-            (
-                hello(secs(2)),
-                Phase::Syncing {
-                    silence,
-                    until: now + silence,
-                },
-            ),
-            (
-                Event::Frame,
-                Phase::Syncing {
-                    silence,
-                    until: now + silence,
-                },
-            ),
-            (
-                Event::InSync,
-                Phase::Live {
-                    silence,
-                    until: now + silence,
-                    since: now,
-                },
-            ),
-        ];
-        let mut machine = Machine::new();
-        for (event, phase) in steps {
-            machine.step(event, now, 0.0);
-            assert_eq!(machine.phase(), phase, "after {event:?}");
-        }
-        machine.step(Event::Frame, now + secs(1), 0.0);
-        assert_eq!(machine.deadline(), Some(now + secs(7)), "a frame buys time");
-        assert_eq!(machine.reconnects(), 0);
-    }
-
-    #[test]
-    fn silence_limit_is_clamped() {
-        let now = Instant::now();
-        for (interval, silence) in [
-            (ZERO, secs(30)),
-            (Duration::from_millis(1), secs(1)),
-            (secs(10), secs(30)),
-            (secs(4_000_000), secs(600)),
-        ] {
-            let machine = after(now, &[Event::Requested, hello(interval)]);
-            assert_eq!(machine.deadline(), Some(now + silence), "{interval:?}");
-        }
-    }
-
-    #[test]
-    fn every_phase_can_expire_and_end() {
-        let now = Instant::now();
-        let way = [Event::Requested, hello(secs(1)), Event::InSync];
-        for length in 0..=way.len() {
-            for end in [Event::Expired, ended(Cause::Transient)] {
-                let mut machine = after(now, &way[..length]);
-                machine.step(end, now, 0.5);
-                assert_eq!(wait(&machine, now), Duration::from_millis(50));
-                machine.step(Event::Expired, now, 0.5);
-                assert_eq!(machine.phase(), Phase::Connecting);
-                assert!(!machine.starts_over());
-            }
-        }
-    }
-
-    #[test]
-    fn backoff_doubles_to_its_cap_with_full_jitter() {
-        let now = Instant::now();
-        let mut machine = Machine::new();
-        for ceiling in [100, 200, 400, 800, 1600, 3200, 5000, 5000, 5000] {
-            machine.step(ended(Cause::Transient), now, 0.0);
-            assert_eq!(wait(&machine, now), ZERO, "jitter is full");
-            let mut twin = Machine {
-                phase: Phase::Connecting,
-                failures: machine.failures - 1,
-                ..Machine::new()
-            };
-            twin.step(ended(Cause::Transient), now, 0.999_999);
-            let most = wait(&twin, now);
-            let ceiling = Duration::from_millis(ceiling);
-            assert!(most < ceiling && most > ceiling.mul_f64(0.99), "{most:?}");
-            machine.step(Event::Expired, now, 0.0);
-        }
-    }
-
-    #[test]
-    fn only_a_stable_stream_resets_the_backoff() {
-        for (live_for, expected) in [(ZERO, 1600), (secs(9), 1600), (secs(10), 100)] {
-            let now = Instant::now();
-            let mut machine = Machine {
-                failures: 4,
-                ..Machine::new()
-            };
-            for event in [Event::Requested, hello(secs(60)), Event::InSync] {
-                machine.step(event, now, 0.0);
-            }
-            let then = now + live_for;
-            machine.step(ended(Cause::Transient), then, 0.5);
-            assert_eq!(
-                wait(&machine, then),
-                Duration::from_millis(expected / 2),
-                "live for {live_for:?}"
-            );
-        }
-    }
-
-    #[test]
-    fn server_can_lengthen_but_not_shorten_the_wait() {
-        let now = Instant::now();
-        for (cause, least, expected) in [
-            (Cause::Transient, secs(20), Duration::from_millis(20_050)),
-            (Cause::Refused, secs(20), secs(20)),
-            (Cause::Refused, secs(1), Duration::from_millis(3750)),
-        ] {
-            let mut machine = Machine::new();
-            let at_least = least;
-            machine.step(Event::Disconnected { cause, at_least }, now, 0.5);
-            assert_eq!(wait(&machine, now), expected, "{cause:?}");
-        }
-    }
-
-    #[test]
-    fn refusal_is_retried_near_the_cap() {
-        let now = Instant::now();
-        for (jitter, millis) in [(0.0, 2500), (0.5, 3750)] {
-            let mut machine = Machine::new();
-            machine.step(ended(Cause::Refused), now, jitter);
-            assert!(matches!(machine.phase(), Phase::Refused { .. }));
-            assert_eq!(wait(&machine, now), Duration::from_millis(millis));
-            machine.step(Event::Expired, now, jitter);
-            assert_eq!(machine.phase(), Phase::Connecting);
-        }
-    }
-
-    #[test]
-    fn divergence_starts_over_until_in_sync_again() {
-        let now = Instant::now();
-        let mut machine = after(now, &[Event::Requested, hello(secs(1)), Event::InSync]);
-        machine.step(ended(Cause::Diverged), now, 0.0);
-        assert!(machine.starts_over());
-        machine.step(Event::Expired, now, 0.0);
-        machine.step(Event::Requested, now, 0.0);
-        machine.step(ended(Cause::Transient), now, 0.0);
-        assert!(
-            machine.starts_over(),
-            "an attempt that failed changes nothing"
-        );
-        for event in [
-            Event::Expired,
-            Event::Requested,
-            hello(secs(1)),
-            Event::InSync,
-        ] {
-            machine.step(event, now, 0.0);
-        }
-        assert!(!machine.starts_over());
-        assert_eq!((machine.diverged(), machine.reconnects()), (1, 1));
-        machine.step(ended(Cause::Discard), now, 0.0);
-        assert!(machine.starts_over());
-        assert_eq!(machine.diverged(), 1, "what is broken is no difference");
-    }
-
-    #[test]
-    fn repeated_divergence_backs_off() {
-        let now = Instant::now();
-        let mut machine = Machine::new();
-        for (count, ceiling) in [100, 200, 400, 800, 1600, 3200, 5000, 5000]
-            .into_iter()
-            .enumerate()
-        {
-            // The state that is fetched again diverges at once.
-            for event in [Event::Requested, hello(secs(1)), Event::InSync] {
-                machine.step(event, now, 0.5);
-            }
-            machine.step(ended(Cause::Diverged), now, 0.5);
-            assert_eq!(wait(&machine, now), Duration::from_millis(ceiling / 2));
-            assert!(machine.starts_over());
-            assert_eq!(machine.diverged(), count as u64 + 1);
-            machine.step(Event::Expired, now, 0.5);
-        }
-    }
-}
+mod tests;

@@ -8,6 +8,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use driftless_proto::apply::Greeting;
 use driftless_proto::v1::{self, watch_response::Frame};
 use driftless_proto::{KeyRange, Revision};
 use tokio::time::Instant;
@@ -142,7 +143,7 @@ impl Task {
             Some(Frame::Goodbye(goodbye)) => return Err(Disconnect::goodbye(&goodbye)),
             _ => return Err(Disconnect::malformed("the first frame is not a hello")),
         };
-        self.begin(&hello, requested, connection);
+        self.begin(&hello, requested, connection)?;
         loop {
             match self.next(frames).await? {
                 Some(Frame::Hello(_)) => {
@@ -151,15 +152,21 @@ impl Task {
                 Some(Frame::Goodbye(goodbye)) => return Err(Disconnect::goodbye(&goodbye)),
                 Some(frame) => self.apply(frame)?,
                 // Of a kind that is newer than this library: the server is alive.
-                None => self.step(Event::Frame),
+                None => self.alive()?,
             }
         }
     }
 
     /// Takes a stream's hello.
-    fn begin(&mut self, hello: &v1::Hello, requested: Instant, connection: &Connection) {
+    fn begin(
+        &mut self,
+        hello: &v1::Hello,
+        requested: Instant,
+        connection: &Connection,
+    ) -> Result<(), Disconnect> {
         let millis = |millis: u32| Duration::from_millis(millis.into());
-        self.replica.begin(hello);
+        let greeting = Greeting::try_from(hello).map_err(|error| Disconnect::greeting(&error))?;
+        self.replica.begin(greeting.epoch, greeting.token);
         self.clock.begin(hello, requested);
         self.step(Event::Hello {
             progress_interval: millis(hello.progress_interval_ms),
@@ -167,12 +174,22 @@ impl Task {
         self.transport.set_keepalive(millis(hello.ping_interval_ms));
         let report_interval = millis(hello.report_interval_ms);
         let reports = connection.reports();
-        self.report = Some(reports.slot(hello.watch_id.clone(), report_interval));
+        self.report = Some(reports.slot(greeting.watch_id, report_interval));
         self.publisher.publish_connected(
             connection.endpoint().to_string(),
             self.machine.reconnects(),
             self.standing(),
         );
+        Ok(())
+    }
+
+    /// Takes a frame that shows no more than that the server is there.
+    fn alive(&mut self) -> Result<(), Disconnect> {
+        if self.machine.is_overdue(Instant::now()) {
+            return Err(Disconnect::unfinished());
+        }
+        self.step(Event::Frame);
+        Ok(())
     }
 
     /// The next frame; `None` for one of an unknown kind.
@@ -181,6 +198,7 @@ impl Task {
             Some(Ok(Some(response))) => Ok(response.frame),
             Some(Ok(None)) => Err(Disconnect::clean()),
             Some(Err(error)) => Err(Disconnect::failed(error, self.transport.has_choice())),
+            None if self.machine.is_overdue(Instant::now()) => Err(Disconnect::unfinished()),
             None => Err(Disconnect::silent()),
         }
     }
@@ -204,10 +222,7 @@ impl Task {
             self.log_reset(before);
         }
         let changed = match applied {
-            Applied::Nothing => {
-                self.step(Event::Frame);
-                return Ok(());
-            }
+            Applied::Nothing => return self.alive(),
             Applied::Confirmed => false,
             Applied::Changed => true,
         };

@@ -1,7 +1,7 @@
 //! Makes calls on a connection, each with the token that its file holds at that moment.
 
 use driftless_proto::v1::config_client::ConfigClient;
-use driftless_proto::{MAX_CHUNK_BYTES, v1};
+use driftless_proto::{MAX_MESSAGE_BYTES, v1};
 use tonic::{Request, Status, Streaming};
 
 use super::error::CallError;
@@ -9,12 +9,15 @@ use super::requests::Requests;
 use super::token::TokenFile;
 use crate::net::Endpoint;
 
-/// The largest message that is accepted, in bytes: the values that one may hold, and room for their keys
-/// and the other fields.
-const MAX_MESSAGE: usize = MAX_CHUNK_BYTES + 4 * 1024 * 1024;
+/// The largest answer to a report that is accepted, in bytes: the longest ids of as many watches as a report
+/// may have, and some more.
+const MAX_REPORT_ANSWER: usize = 128 * 1024;
 
 /// The header that identifies the caller.
 const AUTHORIZATION: &str = "authorization";
+
+/// The error of a call on a connection that has ended.
+const ENDED: &str = "the connection ended before a call could be made; what is there may not speak HTTP/2, or break it";
 
 /// Makes calls; does not keep the connection open. Cheap to clone.
 #[derive(Clone)]
@@ -27,7 +30,7 @@ pub(super) struct Caller {
 impl Caller {
     pub(super) fn new(endpoint: &Endpoint, requests: Requests, token: Option<TokenFile>) -> Self {
         let client = ConfigClient::with_origin(requests.clone(), endpoint.uri().clone())
-            .max_decoding_message_size(MAX_MESSAGE);
+            .max_decoding_message_size(MAX_MESSAGE_BYTES);
         Self {
             requests,
             client,
@@ -45,6 +48,7 @@ impl Caller {
         request: v1::WatchRequest,
     ) -> Result<Streaming<v1::WatchResponse>, CallError> {
         let request = self.authorized(request).await?;
+        self.still_open()?;
         let response = self.client.clone().watch(request).await;
         self.answer(response.map(tonic::Response::into_inner))
     }
@@ -54,13 +58,17 @@ impl Caller {
         request: v1::GetRequest,
     ) -> Result<Streaming<v1::GetResponse>, CallError> {
         let request = self.authorized(request).await?;
+        self.still_open()?;
         let response = self.client.clone().get(request).await;
         self.answer(response.map(tonic::Response::into_inner))
     }
 
     pub(super) async fn report(&self, request: v1::ReportRequest) -> Result<(), CallError> {
         let request = self.authorized(request).await?;
-        let response = self.client.clone().report(request).await;
+        self.still_open()?;
+        let client = self.client.clone();
+        let mut client = client.max_decoding_message_size(MAX_REPORT_ANSWER);
+        let response = client.report(request).await;
         self.answer(response.map(drop))
     }
 
@@ -72,6 +80,15 @@ impl Caller {
             request.metadata_mut().insert(AUTHORIZATION, value);
         }
         Ok(request)
+    }
+
+    /// A connection may end right after it was opened; the library below would say only that a channel closed.
+    fn still_open(&self) -> Result<(), CallError> {
+        if self.is_closed() {
+            Err(CallError::lost(ENDED.to_owned()))
+        } else {
+            Ok(())
+        }
     }
 
     fn answer<T>(&self, answer: Result<T, Status>) -> Result<T, CallError> {

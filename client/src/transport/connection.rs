@@ -107,6 +107,8 @@ impl<M> Messages<M> {
     /// # Cancel safety
     /// Loses nothing.
     pub(crate) async fn next(&mut self) -> Result<Option<M>, CallError> {
+        // Where messages come without a pause, so that others run between them, timers too.
+        tokio::task::consume_budget().await;
         self.0
             .message()
             .await

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::caller::Caller;
 use super::connection::{Connection, Options};
-use super::error::{CallError, MAX_MESSAGE_TEXT, root_cause, truncate};
+use super::error::{CallError, MAX_MESSAGE_TEXT, printable, root_cause};
 use super::keepalive::Keepalive;
 use super::reports::Reports;
 use super::requests;
@@ -91,7 +91,7 @@ impl Dialer {
         // In the order of the options, so that the same failure reads the same each time.
         failures.sort_unstable();
         let failures: Vec<String> = failures.into_iter().map(|(_, failure)| failure).collect();
-        let message = truncate(failures.join(", "), MAX_MESSAGE_TEXT);
+        let message = printable(failures.join(", "), MAX_MESSAGE_TEXT);
         Err(CallError::lost(message))
     }
 

@@ -1,6 +1,7 @@
 //! Why a call failed or ended: a text for people, and what the subscription has to know.
 
 use std::error::Error as _;
+use std::fmt::{self, Display, Write as _};
 use std::time::Duration;
 
 use tonic::{Code, Status};
@@ -89,7 +90,7 @@ impl From<&Status> for CallError {
             });
         Self {
             refused,
-            message: truncate(text, MAX_MESSAGE_TEXT),
+            message: printable(text, MAX_MESSAGE_TEXT),
             at_least: at_least.min(MAX_PAUSE),
             lost: source.is_some(),
             local: false,
@@ -111,6 +112,42 @@ pub(crate) fn truncate(mut text: String, limit: usize) -> String {
         text.truncate(end);
     }
     text
+}
+
+/// At most `limit` bytes of a text that a server has a part in, for people. Control characters are escaped, so
+/// that a server cannot change a terminal's state or begin a line in a log.
+pub(crate) fn printable(text: impl Display, limit: usize) -> String {
+    let mut shown = Printable {
+        text: String::new(),
+        limit,
+    };
+    // An error only says that the text is cut off.
+    let _ = write!(shown, "{text}");
+    shown.text
+}
+
+/// Ends what is written to it at the limit, however long it would become.
+struct Printable {
+    text: String,
+    limit: usize,
+}
+
+impl fmt::Write for Printable {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for char in text.chars() {
+            let before = self.text.len();
+            if char.is_control() {
+                self.text.extend(char.escape_default());
+            } else {
+                self.text.push(char);
+            }
+            if self.text.len() > self.limit {
+                self.text.truncate(before);
+                return Err(fmt::Error);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The text of the innermost error: those around it say only "transport error".
@@ -169,6 +206,15 @@ mod tests {
                 .insert(PUSHBACK, text.parse().unwrap());
             assert_eq!(error(&status).at_least, Duration::from_millis(millis));
         }
+    }
+
+    #[test]
+    fn control_characters_of_a_server_are_escaped() {
+        let status = Status::unavailable("gone\n\x1b[2JERROR\u{fc}");
+        assert_eq!(error(&status).message, "gone\\n\\u{1b}[2JERROR\u{fc}");
+        // An escape is not cut in half.
+        assert_eq!(printable("abc\n", 4), "abc");
+        assert_eq!(printable("abc\n", 5), "abc\\n");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use driftless_proto::{KeyRange, v1};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::connection::Connection;
@@ -19,6 +20,10 @@ use crate::resources::ResourceTracker;
 /// The error of whoever asks for a connection after the transport was closed.
 const CLOSED: &str = "the client was shut down";
 
+/// How long after a dial began the next one may begin. Each range backs off by itself; however many there are, a
+/// server that ends each connection at once is dialled ten times a second at most.
+const DIAL_SPACING: Duration = Duration::from_millis(100);
+
 /// Dials, and shares the connection.
 pub(crate) struct Transport {
     dialer: Dialer,
@@ -31,6 +36,8 @@ pub(crate) struct Transport {
 struct Slot {
     connection: Weak<Connection>,
     failure: Option<CallError>,
+    /// When the last dial began.
+    dialled: Option<Instant>,
 }
 
 impl Transport {
@@ -55,6 +62,7 @@ impl Transport {
             slot: tokio::sync::Mutex::new(Slot {
                 connection: Weak::new(),
                 failure: None,
+                dialled: None,
             }),
             failures: AtomicU64::new(0),
         }
@@ -152,6 +160,10 @@ impl Transport {
         {
             return Err(failure.clone());
         }
+        if let Some(dialled) = slot.dialled {
+            tokio::time::sleep_until(dialled + DIAL_SPACING).await;
+        }
+        slot.dialled = Some(Instant::now());
         match self.dialer.dial().await {
             Ok(connection) => {
                 slot.connection = Arc::downgrade(&connection);

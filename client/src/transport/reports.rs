@@ -24,6 +24,13 @@ const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
 /// edit to arrive.
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
 
+/// The longest interval, whatever the server sends: an operator should not wait for days.
+const MAX_INTERVAL: Duration = Duration::from_secs(3600);
+
+/// How long a report may take. A server answers from memory; without a limit, one that does not answer would
+/// never get another report on the connection.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// The most watches in one report, by the protocol.
 const MAX_WATCHES: usize = 1024;
 
@@ -86,7 +93,7 @@ impl Reports {
         let mut streams = self.outbox.streams.lock();
         streams.interval = match interval {
             Duration::ZERO => DEFAULT_INTERVAL,
-            interval => interval.max(MIN_INTERVAL),
+            interval => interval.clamp(MIN_INTERVAL, MAX_INTERVAL),
         };
         let id = streams.next;
         streams.next += 1;
@@ -146,14 +153,17 @@ impl Reporter {
             let interval = self.0.streams.lock().interval;
             tokio::time::sleep(interval.mul_f64(1.0 + self.0.jitter.fraction() / 4.0)).await;
             for (request, sent) in self.0.due() {
-                match caller.report(request).await {
-                    Ok(()) => self.0.sent(&sent),
-                    Err(error) => {
-                        tracing::debug!(why = %error.message, "a report was lost");
-                        // Again, after another interval.
-                        self.0.changed.notify_one();
+                let answer = tokio::time::timeout(REPORT_TIMEOUT, caller.report(request)).await;
+                match answer {
+                    Ok(Ok(())) => {
+                        self.0.sent(&sent);
+                        continue;
                     }
+                    Ok(Err(error)) => tracing::debug!(why = %error.message, "a report was lost"),
+                    Err(_) => tracing::debug!("a report was not answered"),
                 }
+                // Again, after another interval.
+                self.0.changed.notify_one();
             }
         }
     }
