@@ -11,6 +11,7 @@ use driftless_server::settings::{DEFAULT_ADMIN, DEFAULT_LISTEN, Setting};
 use driftless_server::{Server, Settings};
 use tempfile::TempDir;
 
+use crate::allocator;
 use crate::etcd_process::{self, EtcdError, EtcdProcess, is_free};
 use crate::exit::Failure;
 use crate::http;
@@ -60,6 +61,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     // Checked before anything is started.
     settings(&prefixes, "http://127.0.0.1:2379", Ports::Free)?;
     limits::raise_descriptors();
+    allocator::return_freed_memory();
     let runtime = tokio::runtime::Runtime::new()
         .map_err(|error| Failure::system("start the runtime", &error))?;
     // On the main thread: the system ends etcd with the thread that started it.

@@ -3,6 +3,7 @@
 //! Each subcommand has a module. Only [`output`] writes to the standard output, and only [`stderr`] to
 //! the standard error.
 
+mod allocator;
 mod color;
 mod dev;
 mod etcd_process;

@@ -8,6 +8,7 @@ use driftless_server::settings::{DEFAULT_ADMIN, Setting};
 use driftless_server::{ServeError, Server, Settings, SettingsError};
 use tokio_util::sync::CancellationToken;
 
+use crate::allocator;
 use crate::exit::Failure;
 use crate::limits;
 use crate::output;
@@ -110,6 +111,7 @@ const ENOUGH_CONNECTIONS: usize = 1000;
 /// Runs until a signal stops it.
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let settings = args.settings()?;
+    allocator::return_freed_memory();
     let descriptors = limits::raise_descriptors();
     let most = limits::connections(descriptors, settings.prefixes().len())?;
     let wanted = settings.max_connections();
