@@ -160,6 +160,11 @@ impl Engine {
         engine.spawn("health", async move { health.keep_health().await });
         let admission = engine.service.clone();
         engine.spawn("admission", async move { admission.run_admission().await });
+        let relief = engine.service.clone();
+        engine.spawn(
+            "memory relief",
+            async move { relief.relieve_memory().await },
+        );
         let service = engine.service.clone();
         engine.spawn("slow consumers", async move {
             service.close_slow_consumers().await;

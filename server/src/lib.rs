@@ -28,6 +28,7 @@ mod encode;
 mod engine;
 mod fanout;
 mod ingest;
+mod memory;
 pub mod metrics;
 mod net;
 mod ops;

@@ -13,10 +13,11 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::Engine;
+use crate::memory::{Monitor, Pressure, Resident, cgroup_limit};
 use crate::metrics::Metrics;
 use crate::net::{self, NamedFile, Reloader, Tls, TlsError, listen};
 use crate::ops;
-use crate::settings::{self, Setting, Settings};
+use crate::settings::{self, MemoryLimit, Setting, Settings};
 use crate::source::SourceHandle;
 use crate::source::etcd::{EtcdConfig, EtcdConfigError, EtcdSource};
 
@@ -87,6 +88,32 @@ pub enum ServeError {
         /// How many.
         connections: usize,
     },
+}
+
+/// What reads the memory of the process, if that has a limit. The gauge says which.
+///
+/// A server has one and an engine has none: the memory is that of the whole process.
+fn memory_monitor(settings: &Settings, pressure: Pressure, metrics: Metrics) -> Option<Monitor> {
+    let limit = match settings.memory_limit() {
+        MemoryLimit::Off => return None,
+        MemoryLimit::Bytes(limit) => limit,
+        MemoryLimit::Cgroup => cgroup_limit().or_else(|| {
+            tracing::debug!(
+                "there is no memory limit: the cgroup has none, and memory_limit is not set"
+            );
+            None
+        })?,
+    };
+    match Resident::open() {
+        Ok(resident) => {
+            tracing::debug!(bytes = limit, "the memory of the process is limited");
+            Some(Monitor::new(resident, limit, pressure, metrics))
+        }
+        Err(error) => {
+            tracing::warn!(%error, "the resident memory cannot be read; there is no memory limit");
+            None
+        }
+    }
 }
 
 /// A server over etcd and TCP, bound and not running yet.
@@ -215,6 +242,10 @@ impl Server {
         if let Some((listener, _)) = self.admin {
             let app = ops::router(engine.service().clone(), engine.metrics().clone());
             engine.spawn("admin", async move { ops::serve(listener, app).await });
+        }
+        let pressure = engine.service().sessions().pressure().clone();
+        if let Some(monitor) = memory_monitor(&self.settings, pressure, engine.metrics().clone()) {
+            engine.spawn("memory", monitor.run());
         }
         let ended = tokio::select! {
             () = shutdown.cancelled() => Ok(()),

@@ -18,13 +18,14 @@ const ALLOWED: &[(&str, &[&str])] = &[
     (
         "session",
         &[
-            "fanout", "encode", "delta", "store", "auth", "net", "metrics",
+            "fanout", "encode", "delta", "store", "auth", "memory", "net", "metrics",
         ],
     ),
     (
         "service",
         &[
-            "session", "ingest", "fanout", "encode", "delta", "store", "auth", "net", "metrics",
+            "session", "ingest", "fanout", "encode", "delta", "store", "auth", "memory", "net",
+            "metrics",
         ],
     ),
     // ingest takes from source and backfill, and hands to fanout
@@ -40,6 +41,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("ops", &["service", "session", "net", "metrics"]),
     // leaves
     ("auth", &[]),
+    ("memory", &["metrics"]),
     ("metrics", &[]),
     ("net", &[]),
     ("settings", &[]),

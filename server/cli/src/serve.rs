@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::pin::pin;
 
 use clap::{Arg, ArgAction};
-use driftless_server::settings::{DEFAULT_ADMIN, Setting};
+use driftless_server::settings::{DEFAULT_ADMIN, MemoryLimit, Setting};
 use driftless_server::{ServeError, Server, Settings, SettingsError};
 use tokio_util::sync::CancellationToken;
 
@@ -92,7 +92,9 @@ fn flag(setting: Setting) -> Arg {
 
 impl Args {
     fn settings(self) -> Result<Settings, SettingsError> {
-        let mut builder = Settings::builder().admin(DEFAULT_ADMIN);
+        let mut builder = Settings::builder()
+            .admin(DEFAULT_ADMIN)
+            .memory_limit(MemoryLimit::Cgroup);
         if let Some(path) = &self.config {
             builder = builder.file(path)?;
         }

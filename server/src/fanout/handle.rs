@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use driftless_proto::digest::Digest;
 use driftless_proto::{KeyRange, Revision};
+use tokio::task::yield_now;
 
 use super::change_log::ChangeLog;
+use super::publisher::SLICE;
 use super::scope::Scope;
 use super::shared::{Ending, Published, Shared};
 use super::subscriber::Subscriber;
@@ -120,6 +122,24 @@ impl Fanout {
         });
         drop(published);
         Ok(Subscriber::new(Arc::clone(&self.0), scope))
+    }
+
+    /// Keeps encoded chunks for later readers, or drops those that are kept and keeps none from now on.
+    /// Those that read them hold them until they are done.
+    ///
+    /// # Cancel safety
+    /// Some may be dropped then and some not; calling it again is harmless.
+    pub async fn keep_chunks(&self, keep: bool) {
+        self.0.chunk_cache.set_closed(!keep);
+        if keep {
+            return;
+        }
+        let mut cursor = self.0.published.lock().scopes.cursor();
+        while !cursor.is_over() {
+            let some = self.0.published.lock().scopes.next_of(&mut cursor, SLICE);
+            some.iter().for_each(|scope| scope.evict_all());
+            yield_now().await;
+        }
     }
 
     /// Ends every stream with a goodbye and refuses new ones.

@@ -20,7 +20,7 @@ use crate::store::{Batch, Proof, Snapshot};
 
 /// How many scopes of a round are visited at a time, so that changes, and those who wait for the
 /// prefix's lock, need not wait for the whole round: some 20 µs.
-const SLICE: usize = 256;
+pub(super) const SLICE: usize = 256;
 
 /// How long the state may be behind a revision that etcd has before that is reported. Longer than the
 /// 30 s that may pass, with etcd versions that do not order progress, until a source has proven that

@@ -389,6 +389,12 @@ impl Scope {
         let expired = self.responses.lock().take_expired(Instant::now());
         drop(expired);
     }
+
+    /// Drops all sync responses. Their readers still hold them.
+    pub(super) fn evict_all(&self) {
+        let all = std::mem::take(&mut *self.responses.lock());
+        drop(all);
+    }
 }
 
 #[cfg(test)]

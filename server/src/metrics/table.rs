@@ -72,6 +72,17 @@ metrics! {
     /// Connections without an open call that were closed to make room for new ones, because all of
     /// `max_connections` were in use.
     connections_evicted: Counter;
+    /// The limit on memory; 0 without one.
+    memory_limit_bytes: Gauge, unit Bytes;
+    /// Resident memory of the process; 0 without a limit.
+    memory_resident_bytes: Gauge, unit Bytes;
+    /// How short memory is: 0 not at all, 1 new snapshots and diffs are refused, 2 new connections wait
+    /// too.
+    memory_level: Gauge;
+    /// Snapshots and conflated diffs that were refused because memory was short.
+    memory_refused: Counter;
+    /// Connections and streams that were ended because memory was nearly used up.
+    memory_ended: Counter;
     /// TLS handshakes that failed.
     tls_handshakes_failed: Counter;
     /// Requests that were refused.

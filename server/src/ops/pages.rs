@@ -29,6 +29,11 @@ async fn ready(State(service): State<Service>) -> impl IntoResponse {
     if !ready {
         text.push_str("shutting down\n");
     }
+    let memory = service.sessions().pressure().level();
+    ready &= memory.allows_connections();
+    if let Some(notice) = memory.notice() {
+        let _ = writeln!(text, "{notice}");
+    }
     for served in service.served() {
         let fanout = &served.fanout;
         let synced = fanout.is_synced();
@@ -88,6 +93,7 @@ mod tests {
     use crate::encode::PinnedStates;
     use crate::fanout::{Limits, Publisher, fanout};
     use crate::ingest;
+    use crate::memory::Level;
     use crate::service::{Intervals, Served};
     use crate::source::SourceHandle;
     use crate::store::Writer;
@@ -170,6 +176,19 @@ mod tests {
         publisher.advance(writer.snapshot().clone());
         let text = "/c/*: in sync at revision 9\n".to_owned();
         assert_eq!(readiness(&service).await, (StatusCode::OK, text));
+
+        let pressure = service.sessions().pressure();
+        for (level, status, notice) in [
+            (Level::Tight, StatusCode::OK, "memory is tight"),
+            (Level::Critical, unready, "memory is nearly used up"),
+        ] {
+            pressure.set(level);
+            let (said, text) = readiness(&service).await;
+            assert_eq!(said, status, "{text}");
+            assert!(text.starts_with(notice), "{text}");
+        }
+        pressure.set(Level::Normal);
+        assert_eq!(readiness(&service).await.0, StatusCode::OK);
 
         service.drain();
         let (status, text) = readiness(&service).await;

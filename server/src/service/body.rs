@@ -117,6 +117,10 @@ impl WatchBody {
         self.sending.stream.end_sync();
         match refused {
             Refused::Closed => self.end(Ending::Drain.goodbye()),
+            Refused::Memory(after) => {
+                self.sending.metrics.memory_refused.inc();
+                self.leave(v1::goodbye::Reason::Rebalance, after);
+            }
             Refused::Later(after) => {
                 self.sending.metrics.syncs_deferred.inc();
                 self.leave(v1::goodbye::Reason::Rebalance, after);

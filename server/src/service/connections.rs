@@ -179,6 +179,12 @@ impl Connections {
     async fn accept_all(&self, listener: TcpListener) {
         let mut listener = Listener::new(listener);
         loop {
+            // One more may come when this changes while the listener is awaited.
+            self.service
+                .sessions()
+                .pressure()
+                .allows_connections()
+                .await;
             let (stream, peer) = listener.next().await;
             // One more than there are places waits here: it decides that another has to go.
             let place = self.places.take().await;

@@ -26,6 +26,7 @@ mod lookup;
 mod patience;
 mod places;
 mod refusals;
+mod relief;
 mod repeated;
 mod report;
 mod resume;

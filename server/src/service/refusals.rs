@@ -68,6 +68,13 @@ pub(super) fn check_client(client: Option<&v1::ClientInfo>) -> Result<(), Status
 pub(super) fn no_permit(refused: Refused, metrics: &Metrics) -> Status {
     match refused {
         Refused::Closed => unavailable(Unavailable::Draining),
+        Refused::Memory(after) => {
+            metrics.memory_refused.inc();
+            let status = Status::resource_exhausted(
+                "the server is short of memory; retry after the time given, or use another server",
+            );
+            grpc::retry_after(after, status)
+        }
         Refused::Later(after) => {
             metrics.syncs_deferred.inc();
             let status = Status::resource_exhausted(

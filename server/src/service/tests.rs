@@ -5,6 +5,7 @@ mod connections;
 mod floods;
 mod guards;
 mod idle;
+mod memory;
 mod permits;
 mod requests;
 mod resume;

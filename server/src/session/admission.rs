@@ -28,6 +28,7 @@ use tokio::time::{Instant, sleep};
 pub(super) use fair_queue::Requester;
 use readers::{Readers, Turn};
 
+use crate::memory::{Pressure, RETRY_TIGHT};
 use crate::metrics::Metrics;
 
 /// How often permits are taken back, while somebody waits.
@@ -49,6 +50,7 @@ pub(crate) struct Admission(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
+    pressure: Pressure,
     state: Mutex<State>,
     /// Notified when a stream begins to wait.
     waiting: Notify,
@@ -65,6 +67,8 @@ struct State {
 pub(crate) enum Refused {
     /// Too many are before it: it should come back after this time.
     Later(Duration),
+    /// Memory is short: it should come back after this time.
+    Memory(Duration),
     /// The server shuts down.
     Closed,
 }
@@ -76,8 +80,9 @@ impl Refused {
 }
 
 impl Admission {
-    pub(super) fn new(metrics: Metrics) -> Self {
+    pub(super) fn new(metrics: Metrics, pressure: Pressure) -> Self {
         Self(Arc::new(Inner {
+            pressure,
             state: Mutex::new(State {
                 readers: Readers::new(metrics, Instant::now()),
                 closed: false,
@@ -96,6 +101,9 @@ impl Admission {
         let mut state = self.lock();
         if state.closed {
             return Err(Refused::Closed);
+        }
+        if !self.0.pressure.level().allows_syncs() {
+            return Err(Refused::Memory(RETRY_TIGHT));
         }
         let number = state.readers.request(who, at_most, now);
         let number = number.map_err(Refused::later)?;
@@ -137,8 +145,13 @@ impl Admission {
 
     /// Gives no more permits.
     pub(crate) fn close(&self) {
+        self.lock().closed = true;
+        self.wake_waiting();
+    }
+
+    /// Lets those that wait look again whether they may.
+    pub(crate) fn wake_waiting(&self) {
         let mut state = self.lock();
-        state.closed = true;
         let woken = state.readers.wake_all();
         drop(state);
         woken.into_iter().for_each(Waker::wake);
@@ -161,9 +174,11 @@ impl Permit {
     pub(super) fn poll(&self, cx: &Context<'_>) -> Poll<Result<(), Refused>> {
         let mut state = self.admission.lock();
         let closed = state.closed;
+        let is_tight = !self.admission.0.pressure.level().allows_syncs();
         match state.readers.turn(self.number, cx, Instant::now()) {
             Turn::Now => Poll::Ready(Ok(())),
             _ if closed => Poll::Ready(Err(Refused::Closed)),
+            _ if is_tight => Poll::Ready(Err(Refused::Memory(RETRY_TIGHT))),
             Turn::Later => Poll::Pending,
             Turn::Never(wait) => Poll::Ready(Err(Refused::later(wait))),
             Turn::Unknown => Poll::Ready(Err(Refused::Closed)),

@@ -23,6 +23,7 @@ mod connection;
 mod control;
 mod kept;
 mod registry;
+mod shedding;
 mod slow_consumers;
 mod stream;
 
@@ -33,6 +34,7 @@ pub(crate) use connection::ConnectionGuard;
 pub use connection::{Connection, ConnectionId};
 pub(crate) use control::ConnectionControl;
 pub use registry::{Connections, Registry, Streams};
+pub(crate) use shedding::Shedding;
 pub(crate) use slow_consumers::SlowConsumers;
 pub use stream::{CallKind, Report, Stream, StreamId, WatchId};
 pub(crate) use stream::{NewStream, StreamGuard};

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::admission::Admission;
 use super::connection::{Connection, ConnectionGuard, ConnectionId};
 use super::stream::{NewStream, Stream, StreamGuard, StreamId, WatchId};
+use crate::memory::Pressure;
 use crate::metrics::Metrics;
 
 /// How many entries are visited at a time before others get the lock: some 20 µs.
@@ -46,6 +47,7 @@ struct Inner {
     next_id: AtomicU64,
     clock: Clock,
     admission: Admission,
+    pressure: Pressure,
     /// A stream was told to end.
     ended: Notify,
     metrics: Metrics,
@@ -64,11 +66,13 @@ struct Open {
 impl Registry {
     /// An empty one.
     pub(crate) fn new(metrics: Metrics) -> Self {
+        let pressure = Pressure::default();
         Self(Arc::new(Inner {
             open: Mutex::default(),
             next_id: AtomicU64::new(0),
             clock: Clock(Instant::now()),
-            admission: Admission::new(metrics.clone()),
+            admission: Admission::new(metrics.clone(), pressure.clone()),
+            pressure,
             ended: Notify::new(),
             metrics,
         }))
@@ -89,6 +93,11 @@ impl Registry {
     /// Who may read a snapshot or conflated diff.
     pub(crate) fn admission(&self) -> &Admission {
         &self.0.admission
+    }
+
+    /// How short memory is.
+    pub(crate) fn pressure(&self) -> &Pressure {
+        &self.0.pressure
     }
 
     /// The open connections, in the order in which they came.
@@ -182,10 +191,6 @@ impl Registry {
     /// Ends one stream, and no other: it says goodbye at the end of the message that it is in. When
     /// that is not read in time, its connection is [closed](super::SlowConsumers). Returns whether the
     /// stream is open.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "for revocation and draining, to come")
-    )]
     pub(crate) fn end_stream(&self, id: StreamId, goodbye: v1::Goodbye) -> bool {
         let stream = self.0.open.lock().streams.get(&id).cloned();
         if let Some(stream) = &stream {

@@ -278,6 +278,15 @@ impl Stream {
         }
     }
 
+    /// Whether it reads a snapshot or conflated diff, or has left a piece unread for so many milliseconds.
+    /// Not once it was told to end.
+    pub(super) fn is_slow(&self, now: u64, behind: u64) -> bool {
+        let unread = self.0.unread_since.load(Ordering::Relaxed);
+        let is_behind = unread > 0 && now.saturating_sub(unread) >= behind;
+        let is_syncing = self.0.sync_until.load(Ordering::Relaxed) > 0;
+        (is_behind || is_syncing) && self.ended_at().is_none()
+    }
+
     /// Whether the connection has to be closed because of it. A stream whose snapshot takes too long
     /// ends by itself when it is asked for more, and is given one more `check` to be asked.
     pub(super) fn is_stalled(&self, now: u64, timeout: u64, check: u64) -> bool {

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use super::check::{check_etcd_url, check_generation, check_prefixes, tls_files};
+use super::check::{
+    check_etcd_url, check_generation, check_memory_limit, check_prefixes, tls_files,
+};
 use super::declare::Fallback;
 use super::error::{Given, Origin, SettingsError};
 use super::settings::Settings;
@@ -71,6 +73,8 @@ impl SettingsBuilder {
         values
             .check_bounds()
             .map_err(|(setting, problem)| self.refuse(setting, problem))?;
+        check_memory_limit(values.memory_limit, values.log_bytes)
+            .map_err(|problem| self.refuse(Setting::MemoryLimit, problem))?;
         if values.listen.port() != 0 && values.admin == Some(values.listen) {
             let problem = format!(
                 "{} is the address of gRPC; choose another port, or \"off\"",

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use driftless_proto::KeyRange;
 
 use super::error::{Given, SettingsError};
+use super::kind::{Bounded as _, Bytes, MemoryLimit};
 use super::settings::TlsFiles;
 use super::table::{Setting, Values};
 
@@ -100,6 +101,21 @@ pub(super) fn check_generation(generation: &str) -> Result<(), String> {
         len => Err(format!(
             "it is {len} bytes long; at most {MAX_GENERATION_BYTES} are allowed"
         )),
+    }
+}
+
+/// Refuses a memory limit that the change log alone would bring near.
+pub(super) fn check_memory_limit(limit: MemoryLimit, log_bytes: usize) -> Result<(), String> {
+    let needed = log_bytes.saturating_mul(2);
+    match limit {
+        MemoryLimit::Bytes(limit) if limit < needed => Err(format!(
+            "{} is below twice log_bytes, which is {}: the change log alone would keep memory tight; \
+             give at least {}, or lower log_bytes",
+            Bytes::show(&limit),
+            Bytes::show(&log_bytes),
+            Bytes::show(&needed),
+        )),
+        _ => Ok(()),
     }
 }
 

@@ -137,6 +137,36 @@ impl Bounded for Bytes {
     }
 }
 
+/// The memory that a server may use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MemoryLimit {
+    /// As much as there is.
+    #[default]
+    Off,
+    /// The limit of the cgroup that the process is in; without one, as much as there is.
+    Cgroup,
+    /// So many bytes.
+    Bytes(usize),
+}
+
+/// A number of bytes, `cgroup` or `off`.
+pub(super) struct Memory;
+
+impl Kind for Memory {
+    type Value = MemoryLimit;
+    const PLACEHOLDER: &'static str = Bytes::PLACEHOLDER;
+
+    fn read(text: &str) -> Result<MemoryLimit, String> {
+        match text {
+            "off" => Ok(MemoryLimit::Off),
+            "cgroup" => Ok(MemoryLimit::Cgroup),
+            text => Bytes::read(text)
+                .map(MemoryLimit::Bytes)
+                .map_err(|problem| format!("{problem}, or cgroup, or off")),
+        }
+    }
+}
+
 /// Units of bytes, the smallest first.
 const BYTE_UNITS: [(&str, usize); 4] = [
     ("", 1),

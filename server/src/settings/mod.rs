@@ -29,7 +29,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 pub use self::builder::SettingsBuilder;
 pub use self::error::{Given, Origin, SettingsError};
-pub use self::kind::parse_duration;
+pub use self::kind::{MemoryLimit, parse_duration};
 pub use self::layers::check_variables;
 pub use self::name::ENVIRONMENT_PREFIX;
 pub use self::settings::{Settings, TlsFiles};

@@ -12,7 +12,8 @@ use super::builder::SettingsBuilder;
 use super::declare::{Bound, Declaration, Fallback, settings};
 use super::error::Origin;
 use super::kind::{
-    Address, Bytes, Count, File, Kind, Off, Prefixes, Text, Time, Urls, at_least, at_most,
+    Address, Bytes, Count, File, Kind, Memory, MemoryLimit, Off, Prefixes, Text, Time, Urls,
+    at_least, at_most,
 };
 use super::settings::Settings;
 
@@ -89,6 +90,14 @@ settings! {
     PinnedBytes, pinned_bytes: usize as Bytes,
         default "256MiB",
         min "1MiB": "a client could not read one large value that changes meanwhile";
+
+    /// Memory that the process may use, `cgroup` for the limit of its cgroup, or `off`.
+    ///
+    /// From 85 % of it the server refuses new snapshots, from 95 % new connections too. At least twice
+    /// `log_bytes`. A cgroup without a limit is the same as `off`.
+    MemoryLimit, memory_limit: MemoryLimit as Memory,
+        default "off",
+        command "cgroup";
 
     /// How often an idle stream tells its client that it is alive.
     ///

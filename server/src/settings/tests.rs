@@ -90,6 +90,28 @@ fn unknown_names_get_the_nearest_known_one() {
 }
 
 #[test]
+fn memory_limit_is_off_the_cgroups_or_a_size_above_the_log() {
+    let given = |value: &str| minimal().flag(Setting::MemoryLimit, [value.to_owned()]);
+    assert_eq!(minimal().build().unwrap().memory_limit(), MemoryLimit::Off);
+    for (value, limit) in [
+        ("off", MemoryLimit::Off),
+        ("cgroup", MemoryLimit::Cgroup),
+        ("128MiB", MemoryLimit::Bytes(128 * 1024 * 1024)),
+    ] {
+        let settings = given(value).unwrap().build().unwrap();
+        assert_eq!(settings.memory_limit(), limit, "{value}");
+    }
+    assert_eq!(
+        refusal(given("127MiB").unwrap().build()),
+        "--memory-limit: 127MiB is below twice log_bytes, which is 64MiB: the change log alone would \
+         keep memory tight; give at least 128MiB, or lower log_bytes"
+    );
+    let small = given("2MiB").unwrap().log_bytes(1024 * 1024);
+    assert_eq!(small.build().unwrap().log_bytes(), 1024 * 1024);
+    assert!(given("half").is_err());
+}
+
+#[test]
 fn foreign_variables_are_ignored() {
     let _ = minimal()
         .environment([

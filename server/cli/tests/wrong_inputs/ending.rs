@@ -283,6 +283,11 @@ fn settings_messages_match_the_page() {
             "generation too long",
             "driftless serve --generation $(printf '%065d' 0)",
         ),
+        (
+            "memory limit below what the log needs",
+            "driftless serve --memory-limit 96MiB",
+        ),
+        ("`cgroup` misspelt", "driftless serve --memory-limit group"),
         ("log too small", "driftless serve --log-bytes 512KiB"),
         ("unknown unit", "driftless serve --log-bytes 64MB"),
         (

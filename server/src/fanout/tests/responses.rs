@@ -35,6 +35,39 @@ async fn idle_response_is_evicted_without_progress() {
     assert!(stream.view().is_some(), "the range is watched still");
 }
 
+#[tokio::test(start_paused = true)]
+async fn chunks_are_dropped_and_not_kept_while_memory_is_tight() {
+    let etcd = ScriptedEtcd::default();
+    etcd.txn((0..100).map(|n| Op::put(format!("/c/{n:02}"), vec![n; 2000])));
+    let hour = Duration::from_secs(3600);
+    let (fanout, _script, _ingest) = ingesting(&etcd, hour).await;
+    let stream = fanout.subscribe(prefix("/c/")).unwrap();
+    let room = fanout.0.chunk_cache.room();
+    let read = || {
+        let view = stream.view().unwrap();
+        let kind = SyncKind::Snapshot { reset: false };
+        let response = stream.sync_response(kind, Revision::NONE, view);
+        let mut reader = SyncReader::new(Arc::clone(&response));
+        let mut chunks = 0;
+        while let Chunk::Ready(_) = reader.next(fanout.metrics()) {
+            chunks += 1;
+        }
+        (Arc::downgrade(&response), chunks)
+    };
+    let (kept, chunks) = read();
+    assert!(kept.upgrade().is_some() && fanout.0.chunk_cache.room() < room);
+    fanout.keep_chunks(false).await;
+    assert!(kept.upgrade().is_none());
+    assert_eq!(fanout.0.chunk_cache.room(), room);
+    // Whoever reads gets the same, and leaves nothing behind.
+    assert_eq!(read().1, chunks);
+    assert_eq!(fanout.0.chunk_cache.room(), room);
+    fanout.keep_chunks(false).await;
+    fanout.keep_chunks(true).await;
+    assert_eq!(read().1, chunks);
+    assert!(fanout.0.chunk_cache.room() < room);
+}
+
 /// Somebody always asks for it, and it pins its state.
 #[tokio::test(start_paused = true)]
 async fn busy_response_is_replaced_when_old() {

@@ -71,7 +71,7 @@ async fn a_crowd_shares_a_snapshot_despite_stalled_readers() {
 }
 
 /// A state of a MiB and a half.
-fn large() -> ScriptedEtcd {
+pub(super) fn large() -> ScriptedEtcd {
     let etcd = ScriptedEtcd::default();
     for key in 0..24 {
         etcd.put(format!("/c/{key:02}"), vec![key; 64 * 1024]);
@@ -81,7 +81,7 @@ fn large() -> ScriptedEtcd {
 
 /// A client whose connection reads something already, so that it is no newcomer: as much as is sent
 /// without being read.
-async fn client_that_reads(engine: &Engine, range: &KeyRange) -> (Client, Call) {
+pub(super) async fn client_that_reads(engine: &Engine, range: &KeyRange) -> (Client, Call) {
     let client = Client::connect(engine, (65_535, 1024 * 1024)).await;
     let reading = client.watch(range, None).await;
     let in_progress = &engine.metrics().syncs_in_progress;

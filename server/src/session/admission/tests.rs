@@ -68,7 +68,7 @@ fn one() -> Requester {
 }
 
 fn admission() -> Admission {
-    Admission::new(Metrics::new())
+    Admission::new(Metrics::new(), Pressure::default())
 }
 
 /// The same, with the task that looks after it.
