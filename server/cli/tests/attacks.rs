@@ -7,8 +7,8 @@
 // The figures are for the table in SECURITY.md.
 #![allow(clippy::print_stderr)]
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use driftless_client::{Client, Watcher};
@@ -127,6 +127,9 @@ impl Attack {
 /// gives no room has ended the attack.
 const WITHIN: Duration = Duration::from_secs(10);
 
+/// How many bytes a connection takes at first, and a call: HTTP/2's default.
+const WINDOW: usize = 65_535;
+
 /// A field of bytes, as protobuf has it.
 fn bytes_field(number: u8, content: &[u8]) -> Vec<u8> {
     let mut field = vec![number << 3 | 2];
@@ -135,11 +138,26 @@ fn bytes_field(number: u8, content: &[u8]) -> Vec<u8> {
     field
 }
 
+/// The window of one call. Closed when the server has ended the call.
+struct CallWindow {
+    stream: u32,
+    room: Arc<Semaphore>,
+}
+
+impl CallWindow {
+    fn of(stream: u32) -> Self {
+        let room = Arc::new(Semaphore::new(WINDOW));
+        Self { stream, room }
+    }
+}
+
 /// A connection that attacks until it is dropped.
 struct Attacker {
     writer: FrameWriter<WriteHalf<TcpStream>>,
     /// How many bytes the server takes, by its updates of the connection's window.
     window: Arc<Semaphore>,
+    /// The same for the call that is being sent.
+    call: Arc<Mutex<CallWindow>>,
     /// Calls that the server has ended.
     ended: Arc<AtomicUsize>,
     /// Told when a ping was answered.
@@ -150,19 +168,30 @@ struct Attacker {
 impl Attacker {
     async fn connect(server: &ServerProcess) -> Self {
         let io = TcpStream::connect(server.addr()).await.unwrap();
+        io.set_nodelay(true).unwrap();
         // Nothing of an answer is read, but for its headers.
         let no_window = [(settings::INITIAL_WINDOW_SIZE, 0)];
         let (writer, mut reader) = connect(io, &no_window).await.unwrap();
-        let window = Arc::new(Semaphore::new(65_535));
+        let window = Arc::new(Semaphore::new(WINDOW));
+        let call = Arc::new(Mutex::new(CallWindow::of(0)));
         let ended = Arc::new(AtomicUsize::new(0));
         let mut reading = JoinSet::new();
         let answered = Arc::new(Notify::new());
         let (more, count, pong) = (window.clone(), ended.clone(), answered.clone());
+        let of_call = call.clone();
         reading.spawn(async move {
             while let Ok(Some(frame)) = reader.next().await {
-                if frame.kind == types::WINDOW_UPDATE && frame.stream == 0 {
-                    let by = u32::from_be_bytes(frame.payload.try_into().unwrap());
-                    more.add_permits(by as usize);
+                if frame.is_end() && frame.stream == of_call.lock().unwrap().stream {
+                    of_call.lock().unwrap().room.close();
+                }
+                if frame.kind == types::WINDOW_UPDATE {
+                    let by = u32::from_be_bytes(frame.payload.try_into().unwrap()) as usize;
+                    let call = of_call.lock().unwrap();
+                    if frame.stream == 0 {
+                        more.add_permits(by);
+                    } else if frame.stream == call.stream {
+                        call.room.add_permits(by);
+                    }
                 } else if frame.kind == types::HEADERS && frame.is_end() {
                     count.fetch_add(1, Ordering::Relaxed);
                 } else if frame.kind == types::PING && frame.flags & flags::ACK != 0 {
@@ -170,10 +199,12 @@ impl Attacker {
                 }
             }
             more.close();
+            of_call.lock().unwrap().room.close();
         });
         Self {
             writer,
             window,
+            call,
             ended,
             answered,
             _reading: reading,
@@ -194,6 +225,9 @@ impl Attacker {
             let stream = 2 * number + 1;
             let (path, body, end) = attack.call(number);
             let pieces: Vec<_> = body.chunks(PIECE).collect();
+            let call = CallWindow::of(stream);
+            let of_call = Arc::clone(&call.room);
+            *self.call.lock().unwrap() = call;
             if self
                 .writer
                 .write(&[Frame::call(stream, path)])
@@ -203,10 +237,15 @@ impl Attacker {
                 return;
             }
             for (n, piece) in pieces.iter().enumerate() {
-                let room = self
-                    .window
-                    .acquire_many(u32::try_from(piece.len()).unwrap());
-                let Ok(Ok(room)) = timeout(WITHIN, room).await else {
+                let len = u32::try_from(piece.len()).unwrap();
+                match timeout(WITHIN, of_call.acquire_many(len)).await {
+                    Ok(Ok(room)) => room.forget(),
+                    // The server has ended the call.
+                    // The server has ended the call.
+                    Ok(Err(_)) => break,
+                    Err(_) => return,
+                }
+                let Ok(Ok(room)) = timeout(WITHIN, self.window.acquire_many(len)).await else {
                     return;
                 };
                 room.forget();

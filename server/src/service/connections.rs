@@ -94,6 +94,12 @@ impl Timeouts {
 /// several times that, for each of thousands of stalled streams.
 const SEND_BUFFER: usize = 64 * 1024;
 
+/// What a client may send ahead of what was read, in bytes: on one stream, and on all of a connection.
+/// Requests are small and read at once, so less than hyper's megabyte for each costs no throughput; what
+/// is sent ahead counts in full among what a connection may cost.
+const STREAM_WINDOW: u32 = 64 * 1024;
+const CONNECTION_WINDOW: u32 = 256 * 1024;
+
 /// Largest headers of a request, in bytes: a token of 16 KiB and the rest. A token of more than
 /// [`BearerToken::MAX_BYTES`](crate::auth::BearerToken::MAX_BYTES) is accepted, but not kept.
 const MAX_HEADERS: u32 = 20 * 1024;
@@ -275,6 +281,8 @@ impl Connections {
             .max_pending_accept_reset_streams(CANCELLED_EARLY.max(self.max_streams as usize))
             .max_local_error_reset_streams(FAILED_CALLS)
             .max_send_buf_size(SEND_BUFFER)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
             .max_header_list_size(MAX_HEADERS)
             // gRPC has no use for it, and each second's would be another entry in the client's table
             // of headers.
