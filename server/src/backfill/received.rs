@@ -173,3 +173,66 @@ impl Received {
         Verification::new(self.span, self.after, self.window, self.last_changes)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::entry;
+
+    fn batch(from: i64, to: i64) -> Batch {
+        Batch {
+            from: Revision::new(from),
+            to: Revision::new(to),
+            conflated: false,
+            changes: vec![Change {
+                edit: Edit::Put(entry("/c/a", "v", to)),
+                sum: Digest::EMPTY,
+            }],
+            replaced: Vec::new(),
+        }
+    }
+
+    /// With a batch for each of the revisions 2 to `last`, and room for `fit` of them.
+    fn window(last: i64, fit: usize) -> Window {
+        let mut window = Window::new(Revision::new(1), batch(1, 2).bytes() * fit);
+        (2..=last).for_each(|to| window.push(batch(to - 1, to)));
+        window
+    }
+
+    #[test]
+    fn window_over_its_budget_drops_the_oldest_batches() {
+        let window = window(6, 3);
+        assert_eq!(window.floor(), Revision::new(3));
+        let batches = window.into_batches();
+        let led_to: Vec<i64> = batches.iter().map(|batch| batch.to.get()).collect();
+        assert_eq!(led_to, [4, 5, 6]);
+    }
+
+    #[test]
+    fn window_drops_what_led_to_a_revision() {
+        let mut window = window(6, 10);
+        window.drop_before(Revision::new(4));
+        assert_eq!(window.floor(), Revision::new(4));
+        assert_eq!(window.bytes, batch(1, 2).bytes() * 2);
+        assert_eq!(window.into_batches().len(), 2);
+    }
+
+    #[test]
+    fn transaction_before_the_answer_is_out_of_order() {
+        let span = Span {
+            after: Revision::new(1),
+            up_to: Revision::new(20),
+            last_put: None,
+        };
+        let mut received = Received::new(span, 1024);
+        // etcd has compacted what was before.
+        received.begin(Revision::new(10));
+        let revision = Revision::new(10);
+        let early = PastTransaction {
+            revision,
+            changes: Vec::new(),
+        };
+        let refused = received.receive(vec![early]);
+        assert_eq!(refused, Err(Mismatch::Order { revision }));
+    }
+}
