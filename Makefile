@@ -1,7 +1,7 @@
 # Each target sets up what it needs; see .ci/setup for what that may install.
 
 .DEFAULT_GOAL := help
-.PHONY: help test deny features long-tests simulation mutants demo bench leak-tests soak
+.PHONY: help test deny features long-tests simulation campaign mutants demo bench leak-tests soak
 
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,11 @@ simulation: SEEDS ?= 5000
 simulation: ## Runs servers and clients on a simulated network that fails (SEEDS=5000)
 	@.ci/setup etcd etcdctl protoc
 	@DRIFTLESS_SEEDS=$(SEEDS) cargo test --locked --workspace --test simulation -- --nocapture
+
+campaign: MINUTES ?= 10
+campaign: ## Writes random frames to a server and watches its memory (MINUTES=10)
+	@.ci/setup etcd etcdctl protoc
+	@DRIFTLESS_MINUTES=$(MINUTES) cargo test --locked --workspace --test campaign -- --nocapture
 
 mutants: ## Takes out clean-up code, one function at a time, and expects a test to fail (hours)
 	@.ci/setup etcd etcdctl protoc
