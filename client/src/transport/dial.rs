@@ -1,7 +1,7 @@
 //! Dials endpoints: a byte stream, TLS where the endpoint asks for it, and the HTTP/2 handshake.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use driftless_proto::v1;
@@ -60,6 +60,8 @@ pub(super) struct Dialer {
     pub(super) closing: CancellationToken,
     /// Index of the endpoint that failed last; it is tried last.
     pub(super) avoid: Arc<AtomicUsize>,
+    /// Whether a dial failed, or a connection ended by itself and was not dropped here.
+    pub(super) lost: Arc<AtomicBool>,
     pub(super) keepalive: Keepalive,
     pub(super) jitter: Jitter,
 }
@@ -118,9 +120,11 @@ impl Dialer {
             .await
             .map_err(|error| root_cause(&error))?;
         let (requests, driver) = requests::serialize_handover(sender, connection);
-        let ending = endpoint.clone();
+        let (ending, lost) = (endpoint.clone(), Arc::clone(&self.lost));
         tasks.spawn(async move {
-            match driver.await {
+            let ended = driver.await;
+            lost.store(true, Ordering::Relaxed);
+            match ended {
                 Ok(()) => tracing::debug!(endpoint = %ending, "a connection ended"),
                 Err(error) => {
                     let error = root_cause(&error);

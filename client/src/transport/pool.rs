@@ -1,7 +1,7 @@
 //! Shares one connection among everything that a client does at the same time.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -20,8 +20,9 @@ use crate::resources::ResourceTracker;
 /// The error of whoever asks for a connection after the transport was closed.
 const CLOSED: &str = "the client was shut down";
 
-/// How long after a dial began the next one may begin. Each range backs off by itself; however many there are, a
-/// server that ends each connection at once is dialled ten times a second at most.
+/// How long after a dial began the next one may begin, if it failed or the other end closed its connection. Each
+/// range backs off by itself; however many there are, a server that ends each connection at once is dialled ten times
+/// a second at most.
 const DIAL_SPACING: Duration = Duration::from_millis(100);
 
 /// Dials, and shares the connection.
@@ -56,6 +57,7 @@ impl Transport {
                 tracker,
                 closing: CancellationToken::new(),
                 avoid: Arc::new(AtomicUsize::new(usize::MAX)),
+                lost: Arc::new(AtomicBool::new(false)),
                 keepalive: Keepalive::new(),
                 jitter: Jitter::default(),
             },
@@ -160,8 +162,11 @@ impl Transport {
         {
             return Err(failure.clone());
         }
-        if let Some(dialled) = slot.dialled {
+        if self.dialer.lost.load(Ordering::Relaxed)
+            && let Some(dialled) = slot.dialled
+        {
             tokio::time::sleep_until(dialled + DIAL_SPACING).await;
+            self.dialer.lost.store(false, Ordering::Relaxed);
         }
         slot.dialled = Some(Instant::now());
         match self.dialer.dial().await {
@@ -172,6 +177,7 @@ impl Transport {
             }
             Err(failure) => {
                 slot.failure = Some(failure.clone());
+                self.dialer.lost.store(true, Ordering::Relaxed);
                 self.failures.fetch_add(1, Ordering::AcqRel);
                 Err(failure)
             }
@@ -318,6 +324,26 @@ mod tests {
         }
         assert_eq!(dials.load(Ordering::Relaxed), 1);
         assert_eq!(transport.tracker().active(), []);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn dial_waits_only_after_a_lost_connection() {
+        let pipes = [(); 3].map(|()| tokio::io::duplex(1024));
+        let (clients, mut servers): (Vec<_>, Vec<_>) = pipes.into_iter().unzip();
+        for server in &mut servers {
+            send_preface(server).await;
+        }
+        let transport = transport_to(clients);
+        let start = Instant::now();
+        drop(transport.connection().await.unwrap());
+        let second = transport.connection().await.unwrap();
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        drop(servers.remove(1));
+        while second.is_usable() {
+            tokio::task::yield_now().await;
+        }
+        transport.connection().await.unwrap();
+        assert!(start.elapsed() >= DIAL_SPACING);
     }
 
     #[tokio::test(start_paused = true)]
