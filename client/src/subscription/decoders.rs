@@ -173,3 +173,37 @@ impl Drop for DecoderGuard {
         drop(decoder);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Nothing;
+
+    impl Decoder for Nothing {
+        fn publish(&self, _: VersionedState<'_>) {}
+
+        fn outcome(&self) -> Outcome {
+            Outcome::default()
+        }
+
+        fn close(&self, _: Closed) {}
+    }
+
+    #[test]
+    fn dropped_guard_drops_its_decoder_and_no_other() {
+        let range = KeyRange::prefix("/c/").unwrap();
+        let decoders = Arc::new(Decoders::new(range));
+        let [stays, goes] = [(); 2].map(|()| Arc::new(Nothing));
+        let attach = |decoder: &Arc<Nothing>| {
+            let decoder: Arc<dyn Decoder> = decoder.clone();
+            decoders.attach(decoder)
+        };
+        let _guard = attach(&stays);
+        drop(attach(&goes));
+        assert_eq!(
+            (Arc::strong_count(&stays), Arc::strong_count(&goes)),
+            (2, 1)
+        );
+    }
+}
