@@ -5,8 +5,8 @@ use crate::memory::Level;
 use crate::session::Shedding;
 
 impl Service {
-    /// Drops caches and refuses those that wait for a permit while memory is tight, and ends connections and streams while it is nearly used up.
-    /// Runs until it is dropped.
+    /// Drops caches and refuses those that wait for a permit while memory is tight, and ends connections
+    /// and streams while it is nearly used up. Runs until it is dropped.
     pub(crate) async fn relieve_memory(&self) {
         let shedding = Shedding::new(self.0.sessions.clone());
         let mut levels = self.0.sessions.pressure().subscribe();
