@@ -7,45 +7,12 @@ use driftless_proto::apply::{
     Action, ApplyError, Greeting, MAX_EPOCH_BYTES, MAX_TOKEN_BYTES, MAX_WATCH_ID_BYTES,
 };
 use driftless_proto::v1::{self, change::Change};
-use driftless_proto::{Entry, KeyRange, MAX_KEY_BYTES};
+use driftless_proto::{Entry, MAX_KEY_BYTES};
 
 use frames::{
-    Client, Cuts, State, change, delete, diff, digest, entry, epoch, key, patch, put, snapshot,
+    Cuts, LIMIT, State, change, delete, diff, digest, empty, entry, holding, key, malformed, patch,
+    put, refused, snapshot, state,
 };
-
-/// Far above the size of every state in these tests.
-const LIMIT: usize = 1 << 16;
-
-fn state(entries: &[Entry]) -> State {
-    let entries = entries.iter().cloned();
-    entries.map(|entry| (entry.key.clone(), entry)).collect()
-}
-
-fn empty(limit: usize) -> Client {
-    let mut client = Client::new(KeyRange::prefix("/r/").expect("is one"), limit);
-    client.begin(epoch(0));
-    client
-}
-
-/// Holds `/r/a` = "old" at revision 5.
-fn holding(limit: usize) -> Client {
-    let mut client = empty(limit);
-    let held = state(&[entry("/r/a", "old", 5)]);
-    let action = client.snapshot(snapshot(5, &held, false, Cuts::none()));
-    assert!(matches!(action, Ok(Action::Replace { .. })));
-    client
-}
-
-/// The error of a diff from 5 to 6 with these changes, at a client of revision 5.
-fn refused(changes: Vec<v1::Change>) -> ApplyError {
-    let mut client = holding(LIMIT);
-    let chunks = diff((5, 6), changes, &State::new(), false, Cuts::none());
-    client.diff(chunks).expect_err("is refused")
-}
-
-fn malformed(what: &'static str) -> ApplyError {
-    ApplyError::Malformed { what }
-}
 
 /// A change or entry whose numbers are not etcd's, and the field that is wrong.
 #[test]

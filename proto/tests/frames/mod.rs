@@ -376,3 +376,37 @@ impl Client {
 pub(crate) fn epoch(number: u64) -> Epoch {
     Epoch::of_cluster(number, "")
 }
+
+/// A client's limit far above the size of every state in the tests of errors.
+pub(crate) const LIMIT: usize = 1 << 16;
+
+pub(crate) fn state(entries: &[Entry]) -> State {
+    let entries = entries.iter().cloned();
+    entries.map(|entry| (entry.key.clone(), entry)).collect()
+}
+
+pub(crate) fn empty(limit: usize) -> Client {
+    let mut client = Client::new(KeyRange::prefix("/r/").expect("is one"), limit);
+    client.begin(epoch(0));
+    client
+}
+
+/// Holds `/r/a` = "old" at revision 5.
+pub(crate) fn holding(limit: usize) -> Client {
+    let mut client = empty(limit);
+    let held = state(&[entry("/r/a", "old", 5)]);
+    let action = client.snapshot(snapshot(5, &held, false, Cuts::none()));
+    assert!(matches!(action, Ok(Action::Replace { .. })));
+    client
+}
+
+/// The error of a diff from 5 to 6 with these changes, at a client of revision 5.
+pub(crate) fn refused(changes: Vec<v1::Change>) -> ApplyError {
+    let mut client = holding(LIMIT);
+    let chunks = diff((5, 6), changes, &State::new(), false, Cuts::none());
+    client.diff(chunks).expect_err("is refused")
+}
+
+pub(crate) fn malformed(what: &'static str) -> ApplyError {
+    ApplyError::Malformed { what }
+}
